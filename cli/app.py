@@ -1,0 +1,81 @@
+"""The `nptool` command: its commands, and what happens to errors.
+
+A user's mistake is one line on stderr and exit code 2; Ctrl-C is one line and 130. `--debug`, anywhere on the line,
+shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from nptool.errors import NptoolError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="nptool",
+    help="Teach a language model to emit several tokens per forward pass, and run it in llama.cpp.",
+    epilog="Add --debug anywhere to see the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def root() -> None:
+    """Teach a language model to emit several tokens per forward pass, and run it in llama.cpp."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not debug:
+        # Third parties' advice to developers; the library's own messages go through logging.
+        warnings.simplefilter("ignore")
+    sys.exit(run(words, debug))
+
+
+def run(words: Sequence[str], debug: bool) -> int:
+    """Run one command and return its exit code."""
+    try:
+        result = app(args=list(words), prog_name="nptool", standalone_mode=False)
+    except NptoolError as error:
+        return _fail(str(error), debug)
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            raise
+        _say(str(interrupt) or "interrupted; finished steps are kept")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) left. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except typer.Abort:
+        _say("interrupted; finished steps are kept")
+        return INTERRUPTED
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            return _fail(f"{error.format_message()} (see `nptool --help`)", debug)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        raise
+    _say(f"error: {' '.join(message.split())}")
+    return BAD_INPUT
+
+
+def _say(message: str) -> None:
+    print(f"nptool: {message}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Paired measurements of decoding methods."""

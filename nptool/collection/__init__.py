@@ -1,0 +1,1 @@
+"""Collection of a model's own responses and Jacobi trajectories (PyTorch)."""

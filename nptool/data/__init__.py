@@ -1,0 +1,1 @@
+"""Data files of any known format, read and rendered to token ids."""

@@ -1,0 +1,1 @@
+"""Parallel decoding in llama.cpp: propose, verify, accept. Never imports training."""

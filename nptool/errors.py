@@ -1,0 +1,40 @@
+"""The exceptions a user's mistake raises.
+
+NptoolError                 anything a user can mend; the command line prints its one line and exits with 2
+├── UsageError              an option or a combination of options that cannot be used
+├── DataError               a data file: missing, empty, malformed
+├── CheckpointError         a Hugging Face directory: missing shard, pickle weights, unknown architecture
+├── GgufError               a GGUF file: no GGUF, truncated, not decodable in parallel
+├── ContextError            a prompt longer than the context, a block wider than the batch limit
+└── DiskFullError           no room left for a file that was being written
+
+A message is one line: what was expected, what came, what to do. `assert` is only for our own invariants.
+"""
+
+
+class NptoolError(Exception):
+    """Base of every mistake a user can mend; `str()` of it is the one line that is printed."""
+
+
+class UsageError(NptoolError):
+    """An option, or a combination of options, that cannot be used."""
+
+
+class DataError(NptoolError):
+    """A data file that is missing, empty or malformed."""
+
+
+class CheckpointError(NptoolError):
+    """A Hugging Face checkpoint that cannot be used."""
+
+
+class GgufError(NptoolError):
+    """A GGUF file that cannot be used."""
+
+
+class ContextError(NptoolError):
+    """A prompt, block or answer that does not fit the context or the batch."""
+
+
+class DiskFullError(NptoolError):
+    """The disk is full; the file that was being written is not there under its final name."""

@@ -1,0 +1,87 @@
+"""Run directories: where a training run keeps its configuration, log, data, checkpoints and GGUF.
+
+DESIGN section 6. Knows names of files, not what is in them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nptool.errors import DataError
+from nptool.files import atomic_file
+
+ROOT = Path("runs")
+LATEST = "latest"
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory and the places of its files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG_NAME
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def collected(self) -> Path:
+        return self.path / "collected.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def gguf(self) -> Path:
+        return self.path / "model.gguf"
+
+    @property
+    def heldout(self) -> Path:
+        return self.path / "heldout.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @classmethod
+    def create(cls, name: str, root: Path = ROOT) -> Run:
+        """Make the directory (an existing one is continued) and let `runs/latest` name it."""
+        run = cls(root / name)
+        run.path.mkdir(parents=True, exist_ok=True)
+        with atomic_file(root / LATEST, "w") as stream:
+            stream.write(name + "\n")
+        return run
+
+
+def latest_run(root: Path = ROOT) -> Run:
+    """The newest run.
+
+    Raises:
+        DataError: there is none yet.
+    """
+    marker = root / LATEST
+    if not marker.is_file():
+        raise DataError(f"no run in {root}/ yet; make one with `nptool train`, or name a model with -m")
+    run = Run(root / marker.read_text(encoding="utf-8").strip())
+    if not run.path.is_dir():
+        raise DataError(
+            f"{marker} names {run.path}, which is gone; run `nptool train`, or name a model with -m"
+        )
+    return run
+
+
+def run_of(path: str | Path) -> Run | None:
+    """The run that a model directory or GGUF file lies in, if it lies in one."""
+    parent = Path(path).resolve().parent
+    return Run(parent) if (parent / CONFIG_NAME).is_file() else None

@@ -1,0 +1,1 @@
+"""Training (PyTorch, Hugging Face Trainer). Never imports decoding."""

@@ -1,0 +1,1 @@
+"""Training on the plain autoregressive loss, from scratch or from a finished model."""
