@@ -23,25 +23,17 @@ ModelGguf = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
-        "--config", metavar="YAML", help="configuration file; flags on the line win", show_default=False
-    ),
+    typer.Option("--config", metavar="YAML", help="configuration file; flags on the line win", show_default=False),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="print the resolved configuration and an estimate, do nothing")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and an estimate, do nothing")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of everything random")]
 BlockLength = Annotated[int, typer.Option("-n", "--block-length", metavar="N", help="block length in tokens")]
 Jacobi = Annotated[bool, typer.Option("--jacobi", help="decode n tokens in parallel by Jacobi iteration")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="longest answer in tokens")]
-Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", help="threads [usable cores]", show_default=False)
-]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="threads [usable cores]", show_default=False)]
 ContextLength = Annotated[
     int | None,
-    typer.Option(
-        "-c", "--ctx-size", help="context in tokens [the model's, at most 4096]", show_default=False
-    ),
+    typer.Option("-c", "--ctx-size", help="context in tokens [the model's, at most 4096]", show_default=False),
 ]
 GpuLayers = Annotated[int, typer.Option("-ngl", "--gpu-layers", help="layers on the GPU; -1 is all")]

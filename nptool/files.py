@@ -30,9 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"no space left on the disk while writing {path}; free some and run again"
-            ) from error
+            raise DiskFullError(f"no space left on the disk while writing {path}; free some and run again") from error
         if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
             raise UsageError(f"cannot write {path}: {error.strerror}; choose another place") from error
         raise

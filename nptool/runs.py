@@ -75,9 +75,7 @@ def latest_run(root: Path = ROOT) -> Run:
         raise DataError(f"no run in {root}/ yet; make one with `nptool train`, or name a model with -m")
     run = Run(root / marker.read_text(encoding="utf-8").strip())
     if not run.path.is_dir():
-        raise DataError(
-            f"{marker} names {run.path}, which is gone; run `nptool train`, or name a model with -m"
-        )
+        raise DataError(f"{marker} names {run.path}, which is gone; run `nptool train`, or name a model with -m")
     return run
 
 
