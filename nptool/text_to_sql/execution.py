@@ -1,0 +1,43 @@
+"""Execution accuracy: does a predicted query give what the gold query gives, on the example's generated rows?
+
+Leaves safety to `database`; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+from nptool.errors import DataError
+from nptool.text_to_sql.database import QueryRefused, is_ordered, open_database, run_query, same_result
+from nptool.text_to_sql.examples import Example
+
+
+def execution_match(example: Example, predicted_sql: str) -> bool:
+    """Whether both queries give the same rows: in order where the gold query has ORDER BY, as multisets otherwise.
+
+    A prediction that fails, is no single SELECT or does too much is wrong, never an error.
+
+    Raises:
+        DataError: when the gold query itself does not run.
+    """
+    schema = example.schema
+    with closing(open_database(schema, schema.rows(example.data_seed))) as connection:
+        try:
+            gold = run_query(connection, example.response)
+        except QueryRefused as error:
+            raise DataError(f"expected a gold query that runs, got {example.response!r}: {error}") from error
+        try:
+            predicted = run_query(connection, predicted_sql)
+        except QueryRefused:
+            return False
+    return same_result(gold, predicted, ordered=is_ordered(example.response))
+
+
+def execution_accuracy(examples: Sequence[Example], predictions: Sequence[str]) -> float:
+    """Share of the predictions that match, in [0, 1]."""
+    if len(examples) != len(predictions) or not examples:
+        counts = f"{len(predictions)} for {len(examples)}"
+        raise ValueError(f"expected one prediction for each of at least one example, got {counts}")
+    matches = sum(execution_match(example, sql) for example, sql in zip(examples, predictions, strict=True))
+    return matches / len(examples)
