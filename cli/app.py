@@ -10,16 +10,38 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
+from nptool.cli.bench import bench
+from nptool.cli.chat import chat
+from nptool.cli.collect import collect
+from nptool.cli.convert import convert
+from nptool.cli.generate import generate
+from nptool.cli.train import train_app
 from nptool.errors import NptoolError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+
+class Interrupted(Exception):
+    """Ctrl-C, with what was kept as message. typer would swallow a KeyboardInterrupt and its message."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(str(interrupt) or "interrupted; finished steps are kept") from interrupt
+
+
 app = typer.Typer(
     name="nptool",
+    cls=_Commands,
     help="Teach a language model to emit several tokens per forward pass, and run it in llama.cpp.",
     epilog="Add --debug anywhere to see the traceback of an error.",
     no_args_is_help=True,
@@ -27,11 +49,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(train_app)
 
 
 @app.callback()
 def root() -> None:
     """Teach a language model to emit several tokens per forward pass, and run it in llama.cpp."""
+
+
+app.command()(bench)
+app.command()(chat)
+app.command()(collect)
+app.command()(convert)
+app.command()(generate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +81,7 @@ def run(words: Sequence[str], debug: bool) -> int:
         result = app(args=list(words), prog_name="nptool", standalone_mode=False)
     except NptoolError as error:
         return _fail(str(error), debug)
-    except KeyboardInterrupt as interrupt:
+    except (Interrupted, KeyboardInterrupt) as interrupt:
         if debug:
             raise
         _say(str(interrupt) or "interrupted; finished steps are kept")

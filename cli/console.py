@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from nptool.progress import Progress
+
+REDRAW_SECONDS = 0.2
 
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Bars on stderr, one for each step, with the time that remains; plain lines when stderr is no terminal."""
+    """Bars on stderr, one for each step, with the time that remains; plain lines when stderr is no terminal.
+
+    They are drawn only when the step reports: a thread that redraws would compete with what is being timed.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -34,13 +42,18 @@ def progress_bars() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Bars(*columns, console=console) as bars:
-        tasks: dict[str, int] = {}
+    with Bars(*columns, console=console, auto_refresh=False) as bars:
+        tasks: dict[str, TaskID] = {}
+        drawn = 0.0
 
         def report(step: str, done: float, total: float, note: str = "") -> None:
+            nonlocal drawn
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=total, note=note)
-            bars.update(bars.task_ids[tasks[step]], completed=done, total=total, note=note)
+            bars.update(tasks[step], completed=done, total=total, note=note)
+            if done >= total or monotonic() - drawn > REDRAW_SECONDS:
+                drawn = monotonic()
+                bars.refresh()
 
         yield report
 
@@ -49,16 +62,11 @@ class _PlainLines:
     """A line for every tenth of a step: what a log file wants instead of a moving bar."""
 
     def __init__(self) -> None:
-        from time import monotonic
-
-        self._clock = monotonic
         self._start: dict[str, float] = {}
         self._tenth: dict[str, int] = {}
 
     def __call__(self, step: str, done: float, total: float, note: str = "") -> None:
-        import sys
-
-        now = self._clock()
+        now = monotonic()
         start = self._start.setdefault(step, now)
         tenth = int(10 * done / total) if total else 10
         if self._tenth.get(step) == tenth:

@@ -1,1 +1,1 @@
-"""Paired measurements of decoding methods."""
+"""Decoding methods measured against each other on one GGUF. Never imports training."""

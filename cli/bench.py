@@ -1,0 +1,87 @@
+"""`nptool bench`: methods of decoding against each other on one GGUF."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nptool.bench.config import BenchConfig
+from nptool.cli.console import progress_bars
+from nptool.cli.decoding_options import MinP, RepeatPenalty, Temperature, TopK, TopP, model_path
+from nptool.cli.options import AsJson, ContextLength, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
+from nptool.errors import UsageError
+
+PROMPTS = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="prompts [what the model's run held out]", show_default=False),
+]
+METHODS = Annotated[str, typer.Option("--methods", metavar="NAMES", help="methods, separated by commas")]
+LENGTHS = Annotated[str, typer.Option("-n", "--block-lengths", metavar="LIST", help="block lengths in tokens")]
+ROUNDS = Annotated[int, typer.Option("--rounds", help="how often each method answers each prompt")]
+COUNT = Annotated[int, typer.Option("--count", help="prompts, from the beginning of the file")]
+DEFAULT_METHODS = ",".join(BenchConfig.methods)
+DEFAULT_LENGTHS = ",".join(map(str, BenchConfig.n))
+
+
+def bench(
+    model: ModelGguf = None,
+    prompts: PROMPTS = None,
+    methods: METHODS = DEFAULT_METHODS,
+    n: LENGTHS = DEFAULT_LENGTHS,
+    max_tokens: MaxTokens = BenchConfig.max_tokens,
+    rounds: ROUNDS = BenchConfig.rounds,
+    count: COUNT = BenchConfig.count,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repeat_penalty: RepeatPenalty = 1.0,
+    seed: Seed = 0,
+    gpu_layers: GpuLayers = 0,
+    context_length: ContextLength = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure decoding methods against autoregressive decoding: speed, tokens per forward, equality of the text."""
+    lengths = _numbers(n)
+    from nptool.bench.benchmark import run_bench
+    from nptool.decoding.sampling import Sampling
+
+    config = BenchConfig(
+        model=model_path(model),
+        prompts=prompts,
+        methods=tuple(_names(methods)),
+        n=lengths,
+        max_tokens=max_tokens,
+        rounds=rounds,
+        count=count,
+        sampling=Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
+        gpu_layers=gpu_layers,
+        context_length=context_length,
+        threads=threads,
+    )
+    try:
+        with progress_bars() as progress:
+            report = run_bench(config, progress)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("interrupted; a comparison is whole or nothing, so nothing was kept") from interrupt
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        return
+    from nptool.cli.bench_output import print_report
+
+    print_report(report)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError as error:
+        raise UsageError(f"-n must be whole numbers separated by commas, such as 4,8,16; got {text!r}") from error

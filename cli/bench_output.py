@@ -1,0 +1,107 @@
+"""How `nptool bench` prints its report: two tables of at most 80 columns, and what stands behind the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import floor
+
+from rich.console import Console
+from rich.table import Table
+
+from nptool.bench.report import BenchReport, MethodReport
+
+# Positions of a draft whose acceptance is shown; --json has them all.
+SHOWN_POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+def print_report(report: BenchReport) -> None:
+    """Print the tables."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    processor = report.machine["processor"]
+    console.print(f"{report.model}: {report.model_description}, {report.model_bytes / 2**20:.1f} MiB")
+    console.print(f"{processor}, {report.threads} threads" + (", layers on the GPU" if report.gpu_layers else ""))
+    console.print(
+        f"{report.prompts} prompts of {report.prompts_file} (about {report.prompt_tokens_median:.0f} tokens each), "
+        f"{report.rounds} rounds, {_sampling(report)}"
+    )
+    console.print()
+    console.print(_speed(report.methods))
+    console.print()
+    console.print(_equality(report.methods))
+    console.print()
+    for method in report.methods:
+        if method.acceptance_by_position:
+            console.print(f"accepted drafts by position, {method.name} {method.n}: {_acceptance(method)}")
+    console.print(f"t(w) behind {report.step_context} tokens, ms: {_steps(report)}")
+    if report.peak_memory_bytes is not None:
+        console.print(f"peak memory of the process: {report.peak_memory_bytes / 2**20:.0f} MiB")
+
+
+def _speed(methods: Sequence[MethodReport]) -> Table:
+    heads = ("tokens/s", "with\nprefill", "speed-up", "with\nprefill", "tokens/\nforward", "t(n)/\nt(1)", "predicted")
+    rows = (
+        (
+            f"{method.tokens_per_second:.1f}",
+            f"{method.tokens_per_second_with_prefill:.1f}",
+            f"{method.speedup:.2f}",
+            f"{method.speedup_with_prefill:.2f}",
+            f"{method.tokens_per_forward:.2f}",
+            f"{method.cost_ratio:.2f}",
+            f"{method.predicted_speedup:.2f}",
+        )
+        for method in methods
+    )
+    return _table("speed (predicted speed-up: tokens per forward / (t(n)/t(1)))", methods, heads, rows)
+
+
+def _equality(methods: Sequence[MethodReport]) -> Table:
+    scored = any(method.accuracy is not None for method in methods)
+    heads = ("= AR of\nwidth n", "= AR of\nwidth 1", "logit margin\nmedian", "\nworst", "first token\nms")
+    rows = (
+        (
+            _share(method.identical_equal_width),
+            _share(method.identical_width_1),
+            _number(method.margin_median),
+            _number(method.margin_worst),
+            f"{method.first_token_ms:.1f}",
+            *([_share(method.accuracy)] if scored else []),
+        )
+        for method in methods
+    )
+    title = "text (margins where it leaves AR of width 1)"
+    return _table(title, methods, (*heads, *(["execution\naccuracy"] if scored else [])), rows)
+
+
+def _table(title: str, methods: Sequence[MethodReport], heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for method, row in zip(methods, rows, strict=True):
+        table.add_row(method.name, str(method.n), *row)
+    return table
+
+
+def _acceptance(method: MethodReport) -> str:
+    shares = method.acceptance_by_position
+    return "  ".join(f"{place}: {shares[place - 1]:.0%}" for place in SHOWN_POSITIONS if place <= len(shares))
+
+
+def _steps(report: BenchReport) -> str:
+    return "  ".join(f"{rows}: {milliseconds:.2f}" for rows, milliseconds in report.step_ms.items())
+
+
+def _sampling(report: BenchReport) -> str:
+    if not report.sampling["temperature"]:
+        return "greedy"
+    return f"temperature {report.sampling['temperature']:g}, seed {report.sampling['seed']}"
+
+
+def _share(value: float | None) -> str:
+    """A share in percent, rounded down: 100 % only where there is no exception."""
+    return "-" if value is None else f"{floor(1000 * value) / 10:g}%"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

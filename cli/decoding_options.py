@@ -1,0 +1,138 @@
+"""What `generate` and `chat` share: their options, the model these name, and the line of figures after an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nptool.errors import DataError, GgufError
+
+if TYPE_CHECKING:
+    from nptool.data.records import Record
+    from nptool.decoding.generate import DecodeConfig, TextModel
+    from nptool.decoding.tally import Tally
+
+BlockLengthOrModels = Annotated[
+    int | None,
+    typer.Option("-n", "--block-length", metavar="N", help="block length in tokens [the model's]", show_default=False),
+]
+BlockMode = Annotated[
+    bool, typer.Option("--block-mode", help="Jacobi iteration block by block, as in the CLLM paper, not sliding")
+]
+Exact = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact/--free-width",
+        help="pad every batch to n rows, so that the text is AR's to the bit [yes with --jacobi]",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[float, typer.Option("--temp", metavar="T", help="temperature; 0 takes the likeliest token")]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="only the K likeliest tokens; 0 is all")]
+TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="only the likeliest tokens of total probability P")]
+MinP = Annotated[
+    float, typer.Option("--min-p", metavar="P", help="only tokens P times as likely as the likeliest, or more")
+]
+RepeatPenalty = Annotated[
+    float, typer.Option("--repeat-penalty", metavar="X", help="penalty of the last 64 tokens; 1 is none")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="end the answer before TEXT; may be repeated", show_default=False),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="take the text as it is, without the chat template")]
+
+
+def model_path(given: Path | None) -> Path:
+    """The GGUF that `-m` names, or the newest run's.
+
+    Raises:
+        DataError: there is no run.
+        GgufError: the newest run has not been converted.
+    """
+    from nptool.runs import latest_run
+
+    if given is not None:
+        return given
+    run = latest_run()
+    if not run.gguf.is_file():
+        raise GgufError(f"{run.path} has no {run.gguf.name} yet; make it with `nptool convert`, or name one with -m")
+    return run.gguf
+
+
+def open_model(path: Path, gpu_layers: int, context_length: int | None, threads: int | None) -> TextModel:
+    """Load a GGUF with the given machine settings."""
+    from nptool.decoding.generate import load
+
+    return load(path, gpu_layers=gpu_layers, context_length=context_length, threads=threads)
+
+
+def decode_config(
+    *,
+    jacobi: bool,
+    block_mode: bool,
+    n: int | None,
+    exact: bool | None,
+    max_tokens: int,
+    stop: list[str] | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    seed: int,
+) -> DecodeConfig:
+    """The options of the line as the library takes them.
+
+    Raises:
+        UsageError, ContextError: one of them cannot be used.
+    """
+    from nptool.decoding.generate import DecodeConfig
+    from nptool.decoding.methods import AUTOREGRESSIVE, JACOBI, JACOBI_BLOCK
+    from nptool.decoding.sampling import Sampling
+
+    method = JACOBI_BLOCK if block_mode else JACOBI if jacobi else AUTOREGRESSIVE
+    sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
+    return DecodeConfig(method, n, exact, max_tokens, tuple(stop or ()), sampling)
+
+
+def held_out(path: Path, seed: int) -> tuple[Record, str]:
+    """A prompt of the split that was held out when the model was trained, and where it stands.
+
+    Raises:
+        DataError: the model lies in no run, or its run has no held-out split.
+    """
+    from nptool.data.records import read_records
+    from nptool.runs import run_of
+
+    run = run_of(path)
+    if run is None or not run.heldout.is_file():
+        raise DataError(f"{path} has no held-out prompts beside it; give a prompt with -p TEXT, -f FILE or a pipe")
+    records = list(read_records(run.heldout))
+    record = records[seed % len(records)]
+    return record, record.source
+
+
+def figures(tally: Tally) -> str:
+    """The line after an answer."""
+    return (
+        f"{tally.tokens_per_second:.1f} tokens/s, {tally.tokens_per_forward:.2f} tokens per forward, "
+        f"{tally.passes} forward passes for {tally.tokens} tokens"
+    )
+
+
+def describe(config: DecodeConfig, n: int) -> str:
+    """A method in a few words."""
+    from nptool.decoding.methods import find_method
+
+    method = find_method(config.method)
+    if method.parallel:
+        return f"{method.name}, n = {n}"
+    return f"{method.name}, width {n if config.exact else 1}"
+
+
+def say(message: str) -> None:
+    """A remark on stderr."""
+    typer.echo(message, err=True)

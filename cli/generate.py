@@ -1,0 +1,232 @@
+"""`nptool generate`: one answer, streamed, with its speed; `--compare` sets it beside autoregressive decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import stat
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nptool.cli.decoding_options import (
+    BlockLengthOrModels,
+    BlockMode,
+    Exact,
+    MinP,
+    Raw,
+    RepeatPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    decode_config,
+    describe,
+    figures,
+    held_out,
+    model_path,
+    open_model,
+    say,
+)
+from nptool.cli.options import AsJson, ContextLength, GpuLayers, Jacobi, MaxTokens, ModelGguf, Seed, Threads
+from nptool.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nptool.decoding.generate import Answer, DecodeConfig, Prompt, TextModel
+
+PROMPT = Annotated[
+    str | None,
+    typer.Option(
+        "-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]", show_default=False
+    ),
+]
+PROMPT_FILE = Annotated[
+    Path | None, typer.Option("-f", "--file", metavar="FILE", help="file with the prompt", show_default=False)
+]
+COMPARE = Annotated[bool, typer.Option("--compare", help="decode autoregressively too and compare; implies --jacobi")]
+# Short answers are timed more than once, in turns: a fifth of a second is easily disturbed.
+COMPARE_ROUNDS = 5
+COMPARE_SECONDS = 3.0
+PATIENCE = 1.0
+
+
+def generate(
+    model: ModelGguf = None,
+    prompt: PROMPT = None,
+    prompt_file: PROMPT_FILE = None,
+    raw: Raw = False,
+    jacobi: Jacobi = False,
+    n: BlockLengthOrModels = None,
+    block_mode: BlockMode = False,
+    exact: Exact = None,
+    compare: COMPARE = False,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repeat_penalty: RepeatPenalty = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    gpu_layers: GpuLayers = 0,
+    context_length: ContextLength = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt."""
+    config = decode_config(
+        jacobi=jacobi or compare,
+        block_mode=block_mode,
+        n=n,
+        exact=exact,
+        max_tokens=max_tokens,
+        stop=stop,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        seed=seed,
+    )
+    path = model_path(model)
+    asked = _prompt(path, prompt, prompt_file, raw, seed)
+    if asked.remark:
+        say(asked.remark)
+    with open_model(path, gpu_layers, context_length, threads) as text_model:
+        ids = text_model.encode(asked.content, raw=asked.raw)
+        if compare:
+            _compare(text_model, ids, config, as_json)
+        else:
+            _answer(text_model, ids, config, as_json)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    content: Prompt
+    raw: bool
+    remark: str = ""
+
+
+def _prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed: int) -> _Prompt:
+    """The prompt from the line, a file, a pipe, or else the model's held-out split."""
+    from nptool.data.rendering import split_turns
+
+    if text is not None and file is not None:
+        raise UsageError("-p and -f are two prompts; give one of them")
+    if file is not None:
+        text = _read(file)
+    if text is None:
+        text = _piped()
+    if text is not None:
+        return _Prompt(text, raw)
+    record, source = held_out(path, seed)
+    if record.text is not None:
+        beginning = record.text[: max(1, len(record.text) // 2)]
+        return _Prompt(beginning, True, f"prompt: the first half of {source} (held out)\n{beginning}")
+    turns, _ = split_turns(record)
+    return _Prompt(turns, raw, f"prompt: {source} (held out)\n{turns[-1].content}")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert it first") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _piped() -> str | None:
+    """What a pipe or a redirected file brings, or None; says so when it has to wait."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return None
+    if stat.S_ISREG(mode):
+        return sys.stdin.read() or None
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return None
+    if not select.select([sys.stdin], [], [], PATIENCE)[0]:
+        say("nptool: reading the prompt from standard input; end it with Ctrl-D, or give it with -p")
+    return sys.stdin.read() or None
+
+
+def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:
+    answer = model.answer(ids, config)
+    for token in answer:
+        if not as_json:
+            typer.echo(token.text, nl=False)
+            sys.stdout.flush()
+    if as_json:
+        typer.echo(json.dumps(_result(model, answer, config), ensure_ascii=False, indent=2))
+        return
+    typer.echo()
+    say(f"[{figures(answer.tally)}]")
+
+
+def _result(model: TextModel, answer: Answer, config: DecodeConfig) -> dict[str, Any]:
+    return {
+        "model": str(model.path),
+        "method": config.method,
+        "n": config.n or model.block_size,
+        "text": answer.text,
+        "finish": answer.finish,
+        **answer.tally.summary(),
+    }
+
+
+def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:
+    """Both ways in turns; the fast autoregressive form is one row wide, so its text may differ at a near tie."""
+    baseline = replace(config, method="ar", exact=False)
+    rounds = [(_run(model, ids, config), _run(model, ids, baseline))]
+    spent = sum(answer.tally.decode_seconds for answer in rounds[0])
+    if spent < COMPARE_SECONDS:
+        rounds += [(_run(model, ids, config), _run(model, ids, baseline)) for _ in range(COMPARE_ROUNDS - 1)]
+    parallel, single = rounds[0]
+    ratio = median(one.tally.tokens_per_second / other.tally.tokens_per_second for one, other in rounds)
+    equal = parallel.tokens == single.tokens
+    padded = None if equal or config.exact is False else _run(model, ids, replace(config, method="ar", exact=True))
+    if as_json:
+        result = {
+            "speedup": ratio,
+            "identical_width_1": equal,
+            "identical_equal_width": True if equal else padded and padded.tokens == parallel.tokens,
+            "answers": [_result(model, parallel, config), _result(model, single, baseline)],
+        }
+        typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+        return
+    typer.echo(parallel.text)
+    n = config.n or model.block_size
+    for pair_index, settings in enumerate((baseline, config)):
+        runs = [pair[1 - pair_index] for pair in rounds]
+        middle = sorted(runs, key=lambda run: run.tally.tokens_per_second)[len(runs) // 2]
+        say(f"{describe(settings, n):>18}: {figures(middle.tally)}")
+    say(f"{ratio:.2f} times as fast (median of {len(rounds)}); {_verdict(parallel, single, padded)}")
+
+
+def _run(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig) -> Answer:
+    answer = model.answer(ids, config)
+    for _ in answer:
+        pass
+    return answer
+
+
+def _verdict(parallel: Answer, single: Answer, padded: Answer | None) -> str:
+    """Whether the texts agree, and if not, whether they do at equal width."""
+    if parallel.tokens == single.tokens:
+        return "the texts are equal"
+    pairs = enumerate(zip(parallel.tokens, single.tokens, strict=False))
+    place = next(
+        (index for index, (one, other) in pairs if one != other), min(len(parallel.tokens), len(single.tokens))
+    )
+    if padded is not None and padded.tokens == parallel.tokens:
+        return f"the texts differ from token {place + 1} on, at a near tie; at equal width they are equal"
+    return f"the texts differ from token {place + 1} on"

@@ -1,0 +1,85 @@
+"""A Hugging Face checkpoint opened for conversion: configuration, tensors on disk, how it was trained.
+
+Knows no architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nptool.convert.weights import StoredTensor, read_index
+from nptool.errors import CheckpointError, DataError
+from nptool.files import read_json
+from nptool.training.checkpoints import check_files, load_config, local_directory
+
+METHOD_FILE = "nptool.json"
+FETCHED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "additional_chat_templates/*")
+# llama.cpp changes how special tokens are cut for models with these in their name, and fails where one is missing.
+SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local checkpoint."""
+
+    name: str
+    """What the user called it."""
+    directory: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    method: Mapping[str, str | int]
+    """`nptool.*` metadata of the GGUF: how the model was trained to decode in parallel."""
+
+    @property
+    def display_name(self) -> str:
+        """A name for people, `general.name`."""
+        name = self.directory.resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]
+        return "model" if any(word in name.lower() for word in SPECIAL_NAMES) else name
+
+
+def open_checkpoint(ref: str | Path) -> Checkpoint:
+    """Open a directory, or fetch a Hub id first.
+
+    Raises:
+        CheckpointError: not there, no safetensors, a shard missing or truncated.
+    """
+    directory = local_directory(ref) or _fetched(str(ref))
+    files = check_files(directory)
+    config = read_json(directory / "config.json")
+    name = str(ref).rstrip("/")
+    return Checkpoint(name, directory, config, read_index(files), read_method(directory))
+
+
+def read_method(directory: Path) -> dict[str, str | int]:
+    """The decoding method and block size that training noted in nptool.json, as GGUF metadata.
+
+    Raises:
+        CheckpointError: the file is there and says something else.
+    """
+    path = directory / METHOD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        noted = read_json(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    method, block = (noted.get("method"), noted.get("block_size")) if isinstance(noted, dict) else (None, None)
+    if not isinstance(method, str) or not isinstance(block, int) or isinstance(block, bool) or block < 1:
+        raise CheckpointError(f'{path} should read like {{"method": "cllm", "block_size": 16}}; it says {noted}')
+    return {"nptool.method": method, "nptool.block_size": block}
+
+
+def _fetched(ref: str) -> Path:
+    """Fetch a checkpoint from the Hub into its cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Says in one line what is wrong with the name or the connection.
+    load_config(ref)
+    try:
+        return Path(snapshot_download(ref, allow_patterns=list(FETCHED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise CheckpointError(f"{ref} could not be fetched from the Hub: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,196 @@
+"""`nptool convert`: a Hugging Face checkpoint becomes a verified GGUF.
+
+Everything that can be wrong with the checkpoint is found before a byte is written, and the file appears under its name
+when it is whole and verified, or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nptool.convert.checkpoint import Checkpoint, open_checkpoint
+from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type
+from nptool.convert.gguf_file import write_gguf
+from nptool.convert.hyperparameters import Hyperparameters, read_hyperparameters
+from nptool.convert.quantize import quantize_gguf
+from nptool.convert.staging import staged_file
+from nptool.convert.tensors import Tensor, gguf_tensors
+from nptool.convert.tokenizer_files import read_tokenizer_files
+from nptool.convert.verification import Verification, verify
+from nptool.convert.vocabulary import Vocabulary, read_vocabulary
+from nptool.errors import UsageError
+from nptool.progress import Progress, silent
+from nptool.runs import run_of
+
+VERIFYING = "verifying"
+MEMORY_LEFT = 1 << 30
+"""Bytes that must stay free beside what the verification needs."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The finished GGUF."""
+
+    source: str
+    path: Path
+    architecture: str
+    file_type: str
+    parameters: int
+    bytes: int
+    seconds: float
+    verification: Verification | None
+    remarks: tuple[str, ...]
+
+
+def convert(
+    ref: str | Path,
+    out: Path | None = None,
+    *,
+    type_name: str = DEFAULT_TYPE,
+    verified: bool = True,
+    pre: str | None = None,
+    progress: Progress = silent,
+) -> Conversion:
+    """Convert a checkpoint.
+
+    Args:
+        ref: Hugging Face directory or Hub id.
+        out: the file; None is the run's `model.gguf`, or NAME-TYPE.gguf here for a checkpoint that is in no run.
+        type_name: one of FILE_TYPES.
+        pre: llama.cpp's pre-tokenizer, instead of the one found from the tokenizer's rules.
+
+    Raises:
+        UsageError: unknown type, unusable output, too little memory to verify.
+        CheckpointError: the checkpoint cannot be converted; the message says why.
+        GgufError: llama.cpp cannot load the result, or it differs from the checkpoint.
+        DiskFullError: the disk filled up.
+    """
+    start = time.monotonic()
+    chosen = file_type(type_name)
+    checkpoint = open_checkpoint(ref)
+    sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
+    tensors = list(gguf_tensors(sizes, checkpoint.tensors, checkpoint.name))
+    vocabulary = read_vocabulary(read_tokenizer_files(checkpoint.directory, checkpoint.config), sizes.vocabulary, pre)
+    target = out or default_output(checkpoint, chosen)
+    if verified:
+        _check_memory(tensors)
+    with staged_file(target) as staged:
+        job = _Job(checkpoint, sizes, vocabulary, tensors, progress)
+        verification, remarks = job.run(staged, chosen, verified)
+        size = staged.stat().st_size
+    return Conversion(
+        source=str(ref),
+        path=target,
+        architecture=sizes.family.arch,
+        file_type=chosen.name,
+        parameters=sum(tensor.size for tensor in tensors),
+        bytes=size,
+        seconds=time.monotonic() - start,
+        verification=verification,
+        remarks=tuple(remarks),
+    )
+
+
+def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
+    """The run's GGUF for a run's model, else a file here named after checkpoint and type."""
+    run = run_of(checkpoint.directory)
+    if run is not None and run.model.resolve() == checkpoint.directory.resolve():
+        return checkpoint.directory.parent / run.gguf.name
+    return Path(f"{checkpoint.name.rpartition('/')[2]}-{chosen.name}.gguf")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that is known before the first byte is written."""
+
+    checkpoint: Checkpoint
+    sizes: Hyperparameters
+    vocabulary: Vocabulary
+    tensors: Sequence[Tensor]
+    progress: Progress
+
+    def run(self, path: Path, chosen: FileType, verified: bool) -> tuple[Verification | None, list[str]]:
+        """Write and verify `path`."""
+        from nptool.convert.reference import Reference
+
+        reference = Reference(self.checkpoint.directory) if verified else None
+        remarks = self._remarks()
+        if chosen.direct:
+            others = self._write(path, chosen)
+            verification = self._verify(path, chosen, reference)
+            return verification, [*remarks, *_others(others, chosen)]
+        # What the quantizer loses is no mistake, so the conversion itself is verified before.
+        exact = FILE_TYPES[_exact_type(self.tensors)]
+        whole = path.with_name(f"{path.name}.{exact.name}")
+        self._write(whole, exact)
+        self._verify(whole, exact, reference)
+        others = quantize_gguf(whole, path, chosen, self.progress)
+        verification = self._verify(path, chosen, reference)
+        return verification, [*remarks, *_others(others, chosen)]
+
+    def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
+        extra = {"general.name": self.checkpoint.display_name, **self.checkpoint.method}
+        return write_gguf(path, self.sizes, self.vocabulary, self.tensors, chosen, extra, self.progress)
+
+    def _verify(self, path: Path, chosen: FileType, reference: Any) -> Verification | None:
+        if reference is None:
+            return None
+        step = f"{VERIFYING} {chosen.name}"
+        self.progress(step, 0, 1)
+        verification = verify(path, reference, self.vocabulary, self.sizes.context, chosen)
+        self.progress(step, 1, 1)
+        return verification
+
+    def _remarks(self) -> list[str]:
+        if self.sizes.sliding_window is None:
+            return []
+        return [
+            f"the model attends to the last {self.sizes.sliding_window} tokens; llama.cpp's graph attends to the whole "
+            "context, so beyond that length it differs"
+        ]
+
+
+def _exact_type(tensors: Sequence[Tensor]) -> str:
+    """The type that holds the checkpoint's own values: the quantizer's input."""
+    stored = {tensor.stored.dtype.lower() for tensor in tensors if tensor.stored is not None and len(tensor.shape) > 1}
+    return stored.pop() if len(stored) == 1 and stored <= {"f32", "f16", "bf16"} else "f32"
+
+
+def _others(others: dict[str, str], chosen: FileType) -> list[str]:
+    if not others:
+        return []
+    kinds = sorted(set(others.values()))
+    return [
+        f"{len(others)} tensors, whose rows do not divide into blocks of {chosen.name}, are {', '.join(kinds)} instead "
+        f"(the first: {next(iter(others))})"
+    ]
+
+
+def _check_memory(tensors: Sequence[Tensor]) -> None:
+    """The verification holds the model in float32; say so before an hour of writing, not after.
+
+    Raises:
+        UsageError: there is not enough memory.
+    """
+    needed = 4 * sum(tensor.size for tensor in tensors) + MEMORY_LEFT
+    free = _free_memory()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"verifying loads the model in transformers, which takes {needed / 2**30:.0f} GiB of memory, and "
+            f"{free / 2**30:.0f} are free; add --no-verify, or convert on a larger machine"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that a process can still get, where the system says it."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,65 @@
+"""The types a GGUF's matrices can be written in, under llama.cpp's names.
+
+Knows numbers and names only, so that the command line can list them without loading numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nptool.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FileType:
+    """One choice of `--type`."""
+
+    name: str
+    number: int
+    """`general.file_type`, llama.cpp's `llama_ftype`."""
+    tolerance: float
+    """Largest difference of a logit from transformers', in standard deviations of the logits, that rounding explains.
+    Beyond it a type written directly is wrong; one of the quantizer's only lost more than usual. Measured on random
+    models, which amplify rounding more than trained ones: up to 6e-4 in f32, 6e-2 in f16, 0.4 in bf16, 1.2 in q8_0
+    (llama.cpp rounds the activations as well). A wrong model differs by 3 and more."""
+    direct: bool = False
+    """Written by nptool row by row; the others go through llama.cpp's quantizer."""
+
+
+FILE_TYPES = {
+    file_type.name: file_type
+    for file_type in (
+        FileType("f32", 0, 5e-3, direct=True),
+        FileType("f16", 1, 0.25, direct=True),
+        FileType("bf16", 32, 1.0, direct=True),
+        FileType("q8_0", 7, 2.0, direct=True),
+        FileType("q6_k", 18, 1.0),
+        FileType("q5_k_m", 17, 1.0),
+        FileType("q5_k_s", 16, 1.0),
+        FileType("q5_1", 9, 1.0),
+        FileType("q5_0", 8, 1.0),
+        FileType("q4_k_m", 15, 2.0),
+        FileType("q4_k_s", 14, 2.0),
+        FileType("iq4_nl", 25, 2.0),
+        FileType("iq4_xs", 30, 2.0),
+        FileType("q4_1", 3, 2.0),
+        FileType("q4_0", 2, 2.0),
+        FileType("q3_k_l", 13, 4.0),
+        FileType("q3_k_m", 12, 4.0),
+        FileType("q3_k_s", 11, 4.0),
+        FileType("q2_k", 10, 8.0),
+    )
+}
+DEFAULT_TYPE = "f16"
+
+
+def file_type(name: str) -> FileType:
+    """The type called `name`, in any case.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    found = FILE_TYPES.get(name.lower())
+    if found is None:
+        raise UsageError(f"--type {name} is not known; choose one of {', '.join(FILE_TYPES)}")
+    return found

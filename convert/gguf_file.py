@@ -1,0 +1,202 @@
+"""Writes a GGUF: metadata first, then one tensor after the other, a few rows in memory at a time.
+
+`gguf.GGUFWriter` lays the file out; it is told the size of every tensor before, and is handed objects that write
+themselves (it asks nothing but `nbytes` and `tofile` of what it writes). Knows no checkpoint. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.convert.file_types import FileType
+from nptool.convert.hyperparameters import LINEAR, YARN, Hyperparameters
+from nptool.convert.tensors import Tensor
+from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
+from nptool.convert.vocabulary import Vocabulary
+from nptool.errors import CheckpointError
+from nptool.progress import Progress
+
+F32 = gguf.GGMLQuantizationType.F32
+F16 = gguf.GGMLQuantizationType.F16
+MATRIX_TYPES = {
+    "f32": F32,
+    "f16": F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+WRITING = "writing tensors"
+
+
+def write_gguf(
+    path: Path,
+    sizes: Hyperparameters,
+    vocabulary: Vocabulary,
+    tensors: Sequence[Tensor],
+    file_type: FileType,
+    extra: Mapping[str, str | int],
+    progress: Progress,
+) -> dict[str, str]:
+    """Write the file.
+
+    Args:
+        file_type: one that is written directly.
+        extra: further metadata by key.
+
+    Returns:
+        Tensors that are not in the type asked for although they are matrices, with the type they got.
+
+    Raises:
+        CheckpointError: a value that the type cannot hold.
+    """
+    writer = gguf.GGUFWriter(path, sizes.family.arch)
+    types = {tensor.name: tensor_type(tensor, file_type) for tensor in tensors}
+    writer.add_type("model")
+    writer.add_size_label(gguf.size_label(sum(tensor.size for tensor in tensors), 0, 0, 0))
+    writer.add_file_type(file_type.number)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, value in extra.items():
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+    _add_sizes(writer, sizes)
+    _add_vocabulary(writer, vocabulary)
+    encoded = [_Encoded(tensor, types[tensor.name]) for tensor in tensors]
+    for tensor, source in zip(encoded, tensors, strict=True):
+        writer.add_tensor_info(source.name, source.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        total, done = sum(tensor.size for tensor in tensors), 0
+        for tensor in encoded:
+            progress(WRITING, done, total, tensor.source.name)
+            writer.write_tensor_data(tensor)
+            done += tensor.source.size
+        progress(WRITING, total, total)
+    finally:
+        writer.close()
+    wanted = MATRIX_TYPES[file_type.name]
+    return {
+        tensor.name: types[tensor.name].name.lower()
+        for tensor in tensors
+        if len(tensor.shape) > 1 and types[tensor.name] != wanted
+    }
+
+
+def tensor_type(tensor: Tensor, file_type: FileType) -> gguf.GGMLQuantizationType:
+    """Norms and biases stay F32; a matrix whose rows do not divide into the type's blocks becomes F16."""
+    if len(tensor.shape) < 2:
+        return F32
+    wanted = MATRIX_TYPES[file_type.name]
+    block, _ = gguf.GGML_QUANT_SIZES[wanted]
+    return wanted if tensor.shape[-1] % block == 0 else F16
+
+
+@dataclass
+class _Encoded:
+    """What `GGUFWriter.write_tensor_data` takes for an array: writes a tensor in its type, row by row."""
+
+    source: Tensor
+    kind: gguf.GGMLQuantizationType
+
+    @property
+    def nbytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.kind]
+        return prod(self.source.shape) // int(block) * int(size)
+
+    def tofile(self, stream: IO[bytes]) -> None:
+        encode = _ENCODERS.get(self.kind, _quantized)
+        for rows in self.source.chunks():
+            if not np.isfinite(rows).all():
+                raise CheckpointError(
+                    f"{_stored_name(self.source)} has values that are not finite; the training diverged"
+                )
+            stream.write(encode(rows, self).data.cast("B"))
+
+
+def _as_f32(rows: NDArray[np.float32], tensor: _Encoded) -> NDArray[Any]:
+    return np.ascontiguousarray(rows, "<f4")
+
+
+def _as_f16(rows: NDArray[np.float32], tensor: _Encoded) -> NDArray[Any]:
+    largest = float(np.abs(rows).max())
+    if largest > float(np.finfo(np.float16).max):
+        raise CheckpointError(
+            f"{_stored_name(tensor.source)} has a value of {largest:.3g}, beyond F16's 65504; use --type bf16 or f32"
+        )
+    return np.ascontiguousarray(rows, "<f2")
+
+
+def _quantized(rows: NDArray[np.float32], tensor: _Encoded) -> NDArray[Any]:
+    return np.ascontiguousarray(gguf.quants.quantize(np.ascontiguousarray(rows), tensor.kind))
+
+
+_ENCODERS: dict[gguf.GGMLQuantizationType, Callable[[NDArray[np.float32], _Encoded], NDArray[Any]]] = {
+    F32: _as_f32,
+    F16: _as_f16,
+}
+
+
+def _stored_name(tensor: Tensor) -> str:
+    return tensor.stored.name if tensor.stored is not None else tensor.name
+
+
+def _add_sizes(writer: gguf.GGUFWriter, sizes: Hyperparameters) -> None:
+    writer.add_vocab_size(sizes.vocabulary)
+    writer.add_context_length(sizes.context)
+    writer.add_embedding_length(sizes.hidden)
+    writer.add_block_count(sizes.layers)
+    writer.add_feed_forward_length(sizes.feed_forward)
+    writer.add_head_count(sizes.heads)
+    writer.add_head_count_kv(sizes.key_value_heads)
+    writer.add_key_length(sizes.head_dim)
+    writer.add_value_length(sizes.head_dim)
+    writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
+    rope = sizes.rope
+    writer.add_rope_dimension_count(sizes.head_dim)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.scaling in (LINEAR, YARN):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope.scaling))
+        writer.add_rope_scaling_factor(rope.factor)
+    if rope.scaling == YARN:
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+        writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    if vocabulary.pre is not None:
+        writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.texts)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
+    if vocabulary.merges is not None:
+        writer.add_token_merges(vocabulary.merges)
+    add_id = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "eot": writer.add_eot_token_id,
+        "eom": writer.add_eom_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+    }
+    for role, number in vocabulary.special_ids.items():
+        add_id[role](number)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    if vocabulary.space_prefix is not None:
+        writer.add_add_space_prefix(vocabulary.space_prefix)
+    templates = [{"name": name, "template": text} for name, text in vocabulary.chat_templates.items()]
+    if len(templates) == 1 and templates[0]["name"] == DEFAULT_TEMPLATE:
+        writer.add_chat_template(templates[0]["template"])
+    elif templates:
+        writer.add_chat_template(templates)

@@ -1,0 +1,127 @@
+"""Logits and intermediate values of a GGUF in llama.cpp, for comparison.
+
+In the closest arithmetic llama.cpp offers: no flash attention (its CPU kernel works in F16) and an F32 KV cache. A
+context of its own, because the sample has a gap in its positions and the graph is looked into; neither is for decoding.
+Shapes: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._ggml import libggml
+from numpy.typing import NDArray
+
+from nptool.errors import GgufError
+from nptool.llama.library import cause, error_lines
+from nptool.llama.model import Model
+from nptool.provenance import usable_cores
+
+CELLS = 256
+"""Context of the comparison, in tokens."""
+NEAR, FAR = 0, 1
+"""Sequences of the tokens before and after the gap."""
+
+
+def sample_logits(
+    model: Model, filler: int, near: Sequence[int], far: Sequence[int], distance: int
+) -> NDArray[np.float32]:
+    """Logits of the tokens `near` at positions 0, 1, ... and of `far` at `distance`, `distance` + 1, ...
+
+    llama.cpp takes no text with a gap. So `filler` alone is put before the gap's end in a second sequence, the first
+    one's cells are given to the second as well, and `far` goes on there: it sees near, filler and itself.
+
+    Returns:
+        (T, V), near's rows first.
+    """
+    with _context(model) as context:
+        _decode(context, [filler], distance - 1, FAR)
+        rows = [_rows(model, context, near, 0, NEAR)]
+        llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(context), NEAR, FAR, -1, -1)
+        rows.append(_rows(model, context, far, distance, FAR))
+    return np.concatenate(rows)
+
+
+def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:
+    """Values of the graph's named tensors for the text `ids`.
+
+    Returns:
+        By name, each (T, rest) with the rest flattened.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def look(tensor: int, asked: bool, _: Any) -> bool:
+        name = libggml.ggml_get_name(ctypes.c_void_p(tensor)).decode()
+        if asked:
+            return wanted(name)
+        found[name] = _tensor_values(tensor).reshape(len(ids), -1)
+        return True
+
+    with _context(model, look) as context:
+        _decode(context, ids, 0, NEAR)
+    return found
+
+
+@contextmanager
+def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None) -> Iterator[Any]:
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CELLS
+    parameters.n_seq_max = 2
+    parameters.kv_unified = True
+    parameters.n_threads = parameters.n_threads_batch = usable_cores()
+    parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
+    callback = llama_cpp.ggml_backend_sched_eval_callback(look) if look is not None else None
+    if callback is not None:
+        parameters.cb_eval = callback
+    with error_lines() as lines:
+        context = llama_cpp.llama_init_from_model(model.pointer, parameters)
+    if not context:
+        raise GgufError(f"llama.cpp cannot run the converted model: {cause(lines)}")
+    try:
+        yield context
+    finally:
+        llama_cpp.llama_free(context)
+
+
+def _rows(model: Model, context: Any, ids: Sequence[int], start: int, sequence: int) -> NDArray[np.float32]:
+    _decode(context, ids, start, sequence)
+    pointer = llama_cpp.llama_get_logits(context)
+    return np.ctypeslib.as_array(pointer, (len(ids), model.vocabulary_size)).copy()
+
+
+def _decode(context: Any, ids: Sequence[int], start: int, sequence: int) -> None:
+    """Evaluate `ids` at positions `start`, ... with logits for each."""
+    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+    try:
+        batch.n_tokens = len(ids)
+        for row, token in enumerate(ids):
+            batch.token[row] = token
+            batch.pos[row] = start + row
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row][0] = sequence
+            batch.logits[row] = 1
+        status = llama_cpp.llama_decode(context, batch)
+    finally:
+        llama_cpp.llama_batch_free(batch)
+    if status:
+        raise GgufError(f"llama.cpp cannot evaluate the converted model (llama_decode returned {status})")
+
+
+def _tensor_values(tensor: int) -> NDArray[np.float32]:
+    """Copy an F32 tensor out of whatever memory it lies in."""
+    pointer = ctypes.c_void_p(tensor)
+    values = np.empty(libggml.ggml_nelements(pointer), np.float32)
+    size = ctypes.c_size_t(values.nbytes)
+    libggml.ggml_backend_tensor_get(pointer, values.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(0), size)
+    return values
+
+
+libggml.ggml_get_name.restype = ctypes.c_char_p
+libggml.ggml_nelements.restype = ctypes.c_int64
+libggml.ggml_backend_tensor_get.restype = None

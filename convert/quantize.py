@@ -1,0 +1,89 @@
+"""Quantisation by llama.cpp's own quantizer, in a process of its own.
+
+A process, because the quantizer cannot be interrupted and aborts where it cannot go on: Ctrl-C ends it at once, and
+what it says becomes progress, the list of tensors it had to write in another type, or the error. Run as a program, this
+module is that process. Knows no checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nptool.convert.file_types import FileType
+from nptool.errors import DiskFullError, GgufError
+from nptool.progress import Progress
+from nptool.provenance import usable_cores
+
+QUANTISING = "quantising"
+FULL_BELOW = 1 << 20
+"""Bytes left on a disk that count as none."""
+SAID = 20
+_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] (\S+)")
+_FALLBACK = re.compile(r"warning: (\S+) .*falling back to +(\S+)")
+
+
+def quantize_gguf(source: Path, target: Path, file_type: FileType, progress: Progress) -> dict[str, str]:
+    """Write `source` (F32, F16 or BF16) as `target` in `file_type`.
+
+    Returns:
+        Tensors whose rows do not divide into the type's blocks, with the type they got instead.
+
+    Raises:
+        DiskFullError: the disk filled up.
+        GgufError: the quantizer failed.
+    """
+    command = [sys.executable, "-m", __name__, str(source), str(target), str(file_type.number)]
+    fallbacks: dict[str, str] = {}
+    said: list[str] = []
+    piped: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, **piped) as run:
+        try:
+            for line in run.stdout or ():
+                said = [*said[-SAID:], line.strip()]
+                if found := _TENSOR.match(line):
+                    progress(QUANTISING, int(found[1]), int(found[2]), found[3])
+                elif found := _FALLBACK.search(line):
+                    fallbacks[found[1]] = found[2].lower()
+        except BaseException:
+            run.kill()
+            raise
+    if run.returncode:
+        if shutil.disk_usage(target.parent).free < FULL_BELOW:
+            raise DiskFullError(
+                f"no space left on the disk while quantising to {file_type.name}; free some and run again"
+            )
+        reason = said[-1] if said else "it gives no reason"
+        raise GgufError(f"llama.cpp's quantizer failed on type {file_type.name}: {reason}")
+    return fallbacks
+
+
+def main(arguments: list[str]) -> int:
+    """The process: source, target and number of the type."""
+    import ctypes
+
+    import llama_cpp
+
+    # Whoever started this process ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def say(level: int, text: bytes, _: Any) -> None:
+        sys.stdout.write(text.decode(errors="replace"))
+        sys.stdout.flush()
+
+    listener = llama_cpp.llama_log_callback(say)
+    llama_cpp.llama_log_set(listener, ctypes.c_void_p())
+    source, target, number = arguments
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = int(number)
+    parameters.nthread = usable_cores()
+    return int(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""The checkpoint in transformers, for comparison: its tokenizer, its logits, its intermediate values.
+
+Float32 throughout. Knows nothing of GGUF beyond the names llama.cpp gives the intermediate values. Shapes: T tokens,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE, TOKENIZER_JSON
+from nptool.data.rendering import end_token_ids
+from nptool.training.checkpoints import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Reference:
+    """A checkpoint as transformers understands it; model and tokenizer are loaded when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._directory)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return load_model(self._directory)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids; `special` adds the tokens that the tokenizer puts around a text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=special))
+
+    def encode_by_file(self, text: str) -> list[int]:
+        """Token ids by tokenizer.json alone; transformers' tokenizer classes put rules of their own over it."""
+        from tokenizers import Tokenizer
+
+        backend: Any = Tokenizer.from_file(str(self._directory / TOKENIZER_JSON))
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_like_sentence_piece(self, text: str, prefix: bool) -> list[int]:
+        """Token ids as SentencePiece itself finds them: with `prefix`, a space before each stretch of text.
+
+        transformers' newer tokenizers put it before the first stretch only, and not where a space stands already.
+        """
+        from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
+        backend: Any = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        blocks: list[Any] = [normalizers.Replace(" ", "▁")]
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *blocks] if prefix else blocks)
+        # A pre-tokenizer cannot be taken away, only replaced by one that does nothing.
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?!)"), "isolated")
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def plain_added_tokens(self) -> tuple[list[str], list[str]]:
+        """Added tokens that are just cut out of the text, and those that also take the spaces beside them."""
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        stripping = [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word]
+        return [token.content for token in tokens if token.content not in stripping], stripping
+
+    def chat_template(self) -> str | None:
+        """The template used where none is named."""
+        template: Any = self.tokenizer.chat_template
+        return template.get(DEFAULT_TEMPLATE) if isinstance(template, dict) else template
+
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a text by the checkpoint's own settings."""
+        return end_token_ids(self.tokenizer, self.model)
+
+    def logits(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> NDArray[np.float32]:
+        """What `graph_values.sample_logits` gives for the same arguments, (T, V)."""
+        import torch
+
+        ids = torch.tensor([[filler, *near, *far]])
+        positions = [distance - 1, *range(len(near)), *range(distance, distance + len(far))]
+        count = ids.shape[1]
+        visible = torch.ones(count, count, dtype=torch.bool).tril()
+        # The filler stands first but at the end of the gap: what is near comes before it and does not see it.
+        visible[1 : 1 + len(near), 0] = False
+        mask = torch.zeros(1, 1, count, count).masked_fill(~visible, torch.finfo(torch.float32).min)
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=ids, position_ids=torch.tensor([positions]), attention_mask=mask, use_cache=False
+            )
+        return np.asarray(output.logits[0, 1:].float().numpy(), np.float32)
+
+    def intermediates(self, ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        """Values at the seams of the model for the text `ids`, under llama.cpp's names, each (T, rest).
+
+        In the order in which they are computed.
+        """
+        import torch
+
+        model: Any = self.model
+        found: dict[str, NDArray[np.float32]] = {}
+        hooks = []
+
+        def keep(name: str, of_input: bool = False) -> Callable[..., None]:
+            def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+                value = inputs[0] if of_input else output
+                value = value[0] if isinstance(value, tuple) else value
+                found[name] = value.detach().float().numpy().reshape(len(ids), -1).copy()
+
+            return hook
+
+        hooks.append(model.model.embed_tokens.register_forward_hook(keep("inp_embd")))
+        for number, layer in enumerate(model.model.layers):
+            hooks.append(layer.input_layernorm.register_forward_hook(keep(f"attn_norm-{number}")))
+            hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_inp-{number}", of_input=True)))
+            hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_norm-{number}")))
+            hooks.append(layer.register_forward_hook(keep(f"l_out-{number}")))
+        hooks.append(model.model.norm.register_forward_hook(keep("result_norm")))
+        hooks.append(model.lm_head.register_forward_hook(keep("result_output")))
+        try:
+            with torch.inference_mode():
+                model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found

@@ -1,0 +1,139 @@
+"""The files that describe a tokenizer in a Hugging Face directory, read as they are.
+
+tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json and the chat
+template, in the spellings of transformers 4 and 5. Knows neither GGUF nor how text is split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nptool.errors import CheckpointError, DataError
+from nptool.files import read_json
+
+TOKENIZER_JSON = "tokenizer.json"
+SENTENCE_PIECE_MODEL = "tokenizer.model"
+DEFAULT_TEMPLATE = "default"
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is cut out of the text before anything else looks at it."""
+
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a directory says about its tokenizer."""
+
+    directory: Path
+    tokenizer: dict[str, Any] | None
+    """tokenizer.json, where there is one."""
+    settings: dict[str, Any]
+    """tokenizer_config.json over special_tokens_map.json."""
+    config: dict[str, Any]
+    """config.json."""
+    generation: dict[str, Any]
+    """generation_config.json."""
+
+    @property
+    def sentence_piece_model(self) -> Path | None:
+        path = self.directory / SENTENCE_PIECE_MODEL
+        return path if path.is_file() else None
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Added tokens by id, from all the files that may name some."""
+        added: dict[int, AddedToken] = {}
+        for content, number in _read_object(self.directory / "added_tokens.json").items():
+            added[int(number)] = AddedToken(content, special=False)
+        for number, entry in (self.settings.get("added_tokens_decoder") or {}).items():
+            added[int(number)] = AddedToken(entry["content"], bool(entry.get("special")))
+        for entry in (self.tokenizer or {}).get("added_tokens") or []:
+            added[int(entry["id"])] = AddedToken(entry["content"], bool(entry.get("special")))
+        return added
+
+    def special_text(self, role: str) -> str | None:
+        """The token for a role (`bos`, `eos`, `pad`, `unk`), as text."""
+        value = self.settings.get(f"{role}_token")
+        return value.get("content") if isinstance(value, dict) else value
+
+    def end_ids(self) -> list[int]:
+        """Ids that end a generation by the model's own configuration."""
+        ids: list[int] = []
+        for settings in (self.generation, self.config):
+            value = settings.get("eos_token_id")
+            ids += value if isinstance(value, list) else [] if value is None else [value]
+        return list(dict.fromkeys(ids))
+
+    def adds(self, role: str) -> bool:
+        """Whether encoding puts the `bos` token before, or the `eos` token behind, every text."""
+        if self.tokenizer is None:
+            return bool(self.settings.get(f"add_{role}_token"))
+        # The rule in tokenizer.json; transformers 5 leaves the flags aside where there is one.
+        template = _single_template(self.tokenizer.get("post_processor"))
+        if not template:
+            return False
+        return "SpecialToken" in template[0 if role == "bos" else -1]
+
+    def chat_templates(self) -> dict[str, str]:
+        """Jinja templates by name; the one used without asking is called `default`."""
+        value = self.settings.get("chat_template")
+        templates: dict[str, str] = {}
+        if isinstance(value, str):
+            templates[DEFAULT_TEMPLATE] = value
+        elif isinstance(value, list):
+            templates = {entry["name"]: entry["template"] for entry in value}
+        for path in sorted((self.directory / "additional_chat_templates").glob("*.jinja")):
+            templates[path.stem] = path.read_text(encoding="utf-8")
+        file = self.directory / "chat_template.jinja"
+        if file.is_file():
+            templates[DEFAULT_TEMPLATE] = file.read_text(encoding="utf-8")
+        return templates
+
+
+def read_tokenizer_files(directory: Path, config: dict[str, Any]) -> TokenizerFiles:
+    """Read what there is.
+
+    Raises:
+        CheckpointError: there is no tokenizer nptool can read, or one of the files is damaged.
+    """
+    has_json = (directory / TOKENIZER_JSON).is_file()
+    if not has_json and not (directory / SENTENCE_PIECE_MODEL).is_file():
+        hint = "expected the tokenizer of a Hugging Face checkpoint"
+        if (directory / "vocab.json").is_file():
+            hint = "load and save it once with transformers' AutoTokenizer, which writes tokenizer.json"
+        raise CheckpointError(f"{directory} has neither {TOKENIZER_JSON} nor {SENTENCE_PIECE_MODEL}; {hint}")
+    special = _read_object(directory / "special_tokens_map.json")
+    return TokenizerFiles(
+        directory=directory,
+        tokenizer=_read_object(directory / TOKENIZER_JSON) if has_json else None,
+        settings=special | _read_object(directory / "tokenizer_config.json"),
+        config=config,
+        generation=_read_object(directory / "generation_config.json"),
+    )
+
+
+def _single_template(processor: dict[str, Any] | None) -> list[dict[str, Any]] | None:
+    """The `single` rule of a post-processor that has one."""
+    if processor is None:
+        return None
+    if processor.get("type") == "Sequence":
+        rules = [_single_template(part) for part in processor["processors"]]
+        return next((rule for rule in rules if rule), None)
+    return processor.get("single") if processor.get("type") == "TemplateProcessing" else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = read_json(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object; the checkpoint is damaged")
+    return value

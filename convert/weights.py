@@ -1,0 +1,103 @@
+"""Safetensors weights, read a few rows at a time.
+
+The file's JSON header says where each tensor lies; rows are mapped from there and widened to float32, so bfloat16 needs
+no torch and memory holds one chunk. Format: https://github.com/huggingface/safetensors. Knows no architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.errors import CheckpointError
+
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header."""
+CHUNK_VALUES = 1 << 22
+"""Values held in memory at once: 16 MiB as float32."""
+BF16 = "BF16"
+STORED: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    BF16: np.dtype("<u2"),
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file, not yet read."""
+
+    name: str
+    file: Path
+    dtype: str
+    """Safetensors' name of the type, a key of STORED."""
+    shape: tuple[int, ...]
+    offset: int
+    """First byte in the file."""
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def chunks(self, order: NDArray[np.intp] | None = None) -> Iterator[NDArray[np.float32]]:
+        """The tensor's rows as float32, at most about CHUNK_VALUES values at a time.
+
+        Args:
+            order: row numbers in the order wanted, or None for the stored one.
+        """
+        if not self.size:
+            return
+        rows = self.shape[0]
+        mapped = np.memmap(self.file, STORED[self.dtype], "r", self.offset, (rows, self.size // rows))
+        step = max(1, CHUNK_VALUES // mapped.shape[1])
+        for start in range(0, rows, step):
+            chosen = slice(start, start + step) if order is None else order[start : start + step]
+            values = _widened(mapped[chosen], self.dtype)
+            yield values.reshape(-1, *self.shape[1:])
+
+
+def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint's (checked) safetensors files, by name.
+
+    Raises:
+        CheckpointError: a tensor of a type that is no plain floating point.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(LENGTH_BYTES))
+            header: dict[str, Any] = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in STORED:
+                raise CheckpointError(
+                    f"{file}: {name} is stored as {entry['dtype']}; nptool converts {', '.join(STORED)}: "
+                    "use the unquantised checkpoint"
+                )
+            start = LENGTH_BYTES + length + entry["data_offsets"][0]
+            tensors[name] = StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), start)
+    return tensors
+
+
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same values."""
+    if one.shape != other.shape:
+        return False
+    return all(np.array_equal(a, b) for a, b in zip(one.chunks(), other.chunks(), strict=True))
+
+
+def _widened(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    if dtype == BF16:
+        # bfloat16 is the upper half of a float32.
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(values, np.float32)

@@ -1,0 +1,161 @@
+"""From measurements to figures: medians over rounds, paired speed-ups, shares of identical answers. Pure.
+
+A speed-up is paired: the ratio of two rates on the same prompt in the same round, of which the median is taken, so
+that neither a slow spell of the machine nor a long prompt weighs on one method alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from nptool.bench.decoder import Variant
+from nptool.bench.report import Difference, MethodReport
+from nptool.decoding.tally import Tally
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One answer of one method to one prompt in one round."""
+
+    variant: Variant
+    prompt: int
+    """Index of the prompt."""
+    round: int
+    tokens: tuple[int, ...]
+    """The answer, its end token included."""
+    tally: Tally
+
+
+Seconds = Callable[[Tally], float]
+Margins = dict[tuple[int, int], float]
+
+
+def summarize(
+    measurements: Sequence[Measurement],
+    baseline: Sequence[Measurement],
+    *,
+    equal_width: Sequence[tuple[int, ...]],
+    width_1: Sequence[tuple[int, ...]],
+    margins: Margins,
+    cost_ratio: float,
+    sources: Sequence[str],
+    accuracy: float | None,
+) -> MethodReport:
+    """The figures of one variant.
+
+    Args:
+        measurements: all of this variant.
+        baseline: all of autoregressive decoding of width 1, on the same prompts in the same rounds.
+        equal_width, width_1: autoregressive answer of every prompt in batches of the variant's width, and of one row.
+        margins: (prompt, position) to the margin of every first difference from `width_1`.
+        cost_ratio: t(n) / t(1).
+        sources: name of every prompt.
+        accuracy: share of right answers, if they can be scored.
+    """
+    variant = measurements[0].variant
+    sums = total(measurements)
+    ratios = speedups(measurements, baseline, decoding)
+    found = differences(measurements, width_1, margins, sources)
+    distances = [difference.margin for difference in found]
+    return MethodReport(
+        name=variant.method,
+        n=variant.n,
+        tokens_per_second=rate(measurements, decoding),
+        tokens_per_second_with_prefill=rate(measurements, whole),
+        speedup=median(ratios.values()),
+        speedup_with_prefill=median(speedups(measurements, baseline, whole).values()),
+        speedup_by_round=by_round(ratios),
+        tokens_per_forward=sums.tokens_per_forward,
+        cost_ratio=cost_ratio,
+        predicted_speedup=sums.tokens_per_forward / cost_ratio,
+        identical_equal_width=identical_share(measurements, equal_width),
+        identical_width_1=identical_share(measurements, width_1),
+        differences=found,
+        margin_median=median(distances) if distances else None,
+        margin_worst=max(distances, default=None),
+        acceptance_by_position=sums.acceptance,
+        accuracy=accuracy,
+        first_token_ms=1e3 * median(item.tally.first_step_seconds for item in measurements),
+        tokens=sums.tokens,
+        forward_passes=sums.passes,
+    )
+
+
+def decoding(tally: Tally) -> float:
+    """Seconds without the prefill."""
+    return tally.decode_seconds
+
+
+def whole(tally: Tally) -> float:
+    """Seconds with the prefill."""
+    return tally.prefill_seconds + tally.decode_seconds
+
+
+def rate(measurements: Iterable[Measurement], seconds: Seconds) -> float:
+    """Tokens/s: all tokens of a round over all its seconds, median over the rounds."""
+    rounds: dict[int, list[Tally]] = defaultdict(list)
+    for measurement in measurements:
+        rounds[measurement.round].append(measurement.tally)
+    return median(
+        sum(tally.tokens for tally in tallies) / sum(seconds(tally) for tally in tallies) for tallies in rounds.values()
+    )
+
+
+def speedups(
+    measurements: Iterable[Measurement], baseline: Iterable[Measurement], seconds: Seconds
+) -> dict[tuple[int, int], float]:
+    """(round, prompt) to the ratio of tokens/s to the baseline's on the same prompt in the same round."""
+
+    def rates(items: Iterable[Measurement]) -> dict[tuple[int, int], float]:
+        return {(item.round, item.prompt): item.tally.tokens / seconds(item.tally) for item in items}
+
+    slow = rates(baseline)
+    return {key: fast / slow[key] for key, fast in rates(measurements).items()}
+
+
+def by_round(ratios: dict[tuple[int, int], float]) -> list[float]:
+    """Median of each round."""
+    rounds: dict[int, list[float]] = defaultdict(list)
+    for (number, _), ratio in ratios.items():
+        rounds[number].append(ratio)
+    return [median(rounds[number]) for number in sorted(rounds)]
+
+
+def total(measurements: Iterable[Measurement]) -> Tally:
+    """The tallies of one method, added up."""
+    tallies = [measurement.tally for measurement in measurements]
+    result = Tally(width=tallies[0].width)
+    for tally in tallies:
+        result.add(tally)
+    return result
+
+
+def identical_share(measurements: Sequence[Measurement], references: Sequence[tuple[int, ...]]) -> float:
+    """Share of the answers that are token by token the reference's, from 0 to 1."""
+    return sum(item.tokens == references[item.prompt] for item in measurements) / len(measurements)
+
+
+def differences(
+    measurements: Iterable[Measurement],
+    references: Sequence[tuple[int, ...]],
+    margins: Margins,
+    sources: Sequence[str],
+) -> list[Difference]:
+    """Every place where an answer leaves its reference, once, in the order of the prompts."""
+    places = set()
+    for item in measurements:
+        position = first_difference(item.tokens, references[item.prompt])
+        if position is not None:
+            places.add((item.prompt, position))
+    return [Difference(sources[prompt], position, margins[prompt, position]) for prompt, position in sorted(places)]
+
+
+def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | None:
+    """Index of the first token that is not the reference's; None where the two are equal."""
+    for position, (token, expected) in enumerate(zip(tokens, reference, strict=False)):
+        if token != expected:
+            return position
+    return None if len(tokens) == len(reference) else min(len(tokens), len(reference))

@@ -1,0 +1,135 @@
+"""`run_bench`: decoding methods of one GGUF against its autoregressive decoding, on the same prompts.
+
+Puts the pieces together: prompts, model, comparison, figures. Prints nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.bench.aggregation import Measurement, summarize
+from nptool.bench.comparison import Comparison, compare
+from nptool.bench.config import BenchConfig
+from nptool.bench.decoder import Decoder, Variant, variants_of
+from nptool.bench.prompts import Prompt, find_prompts, read_prompts
+from nptool.bench.report import BenchReport, MethodReport
+from nptool.decoding.generate import TextModel
+from nptool.errors import ContextError, DataError
+from nptool.llama.context import DEFAULT_WIDTH, Context
+from nptool.llama.gguf_check import check_gguf
+from nptool.llama.model import Model
+from nptool.progress import Progress, silent
+from nptool.provenance import machine, provenance
+from nptool.runs import latest_run
+from nptool.text_to_sql import execution_match
+
+
+def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
+    """Measure what `config` names.
+
+    Raises:
+        GgufError: the model cannot be used.
+        DataError: no run, no held-out split, or a data file that is missing, empty or malformed.
+        ContextError: a prompt does not fit the context, or a block the batch.
+    """
+    path = latest_run().gguf if config.model is None else config.model
+    check_gguf(path)
+    file = find_prompts(path) if config.prompts is None else config.prompts
+    prompts = read_prompts(file, config.count)
+    variants = variants_of(config.methods, config.n)
+    width = max(DEFAULT_WIDTH, *(variant.n for variant in variants))
+    with (
+        TextModel(path, gpu_layers=config.gpu_layers) as model,
+        Context(model.model, config.context_length, width=width, threads=config.threads) as engine,
+    ):
+        ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
+        decoder = Decoder(engine, model.model.end_tokens, config.sampling, max_tokens=config.max_tokens)
+        comparison = compare(decoder, ids, variants, config.rounds, progress)
+        return BenchReport(
+            model=str(path),
+            model_description=model.model.description,
+            model_bytes=path.stat().st_size,
+            machine=machine(),
+            threads=engine.threads,
+            gpu_layers=config.gpu_layers,
+            rounds=config.rounds,
+            prompts=len(prompts),
+            prompts_file=str(file),
+            prompt_tokens_median=median(len(tokens) for tokens in ids),
+            max_tokens=config.max_tokens,
+            sampling=asdict(config.sampling),
+            step_ms={str(rows): 1e3 * seconds for rows, seconds in comparison.costs.seconds().items()},
+            step_context=comparison.costs.context_length,
+            peak_memory_bytes=_peak_memory(),
+            methods=_figures(comparison, variants, prompts, model.model),
+            provenance=provenance(),
+        )
+
+
+def _encode(model: TextModel, prompt: Prompt, capacity: int) -> NDArray[np.int32]:
+    """Token ids of a prompt, certain to fit, so that a long comparison does not fail in its middle."""
+    ids = model.encode(prompt.turns, raw=prompt.raw)
+    if not ids.size:
+        raise DataError(f"{prompt.source}: the prompt is empty; there is no token to continue from")
+    if ids.size >= capacity:
+        raise ContextError(
+            f"{prompt.source}: the prompt has {ids.size} tokens and the context holds {capacity}; "
+            "shorten it or raise -c"
+        )
+    return ids
+
+
+def _figures(
+    comparison: Comparison, variants: Sequence[Variant], prompts: Sequence[Prompt], model: Model
+) -> list[MethodReport]:
+    scorer = _Scorer(prompts, model)
+    answers = {variant: [item for item in comparison.measurements if item.variant == variant] for variant in variants}
+    return [
+        summarize(
+            answers[variant],
+            answers[variants[0]],
+            equal_width=comparison.references[variant.n],
+            width_1=comparison.references[1],
+            margins=comparison.margins,
+            cost_ratio=comparison.costs.ratio(variant.n),
+            sources=[prompt.source for prompt in prompts],
+            accuracy=scorer.accuracy(answers[variant]),
+        )
+        for variant in variants
+    ]
+
+
+class _Scorer:
+    """Executes answers to text-to-SQL prompts, equal ones once."""
+
+    def __init__(self, prompts: Sequence[Prompt], model: Model) -> None:
+        self._examples = {i: prompt.example for i, prompt in enumerate(prompts) if prompt.example is not None}
+        self._model = model
+        self._known: dict[tuple[int, tuple[int, ...]], bool] = {}
+
+    def accuracy(self, measurements: Iterable[Measurement]) -> float | None:
+        """Share of right answers among those that can be executed; None where none can."""
+        scores = [self._score(item.prompt, item.tokens) for item in measurements if item.prompt in self._examples]
+        return sum(scores) / len(scores) if scores else None
+
+    def _score(self, prompt: int, tokens: tuple[int, ...]) -> bool:
+        if (prompt, tokens) not in self._known:
+            text = self._model.detokenize(tokens).decode("utf-8", errors="replace")
+            self._known[prompt, tokens] = execution_match(self._examples[prompt], text)
+        return self._known[prompt, tokens]
+
+
+def _peak_memory() -> int | None:
+    """Largest resident memory of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest

@@ -1,0 +1,59 @@
+"""What `nptool bench` measures, and how often. Loads neither numpy nor llama.cpp until a configuration is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nptool.errors import UsageError
+
+if TYPE_CHECKING:
+    from nptool.decoding.sampling import Sampling
+
+
+def _greedy() -> Sampling:
+    from nptool.decoding.sampling import Sampling
+
+    return Sampling()
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """One comparison. Autoregressive decoding is always in it, as the baseline."""
+
+    model: Path | None = None
+    """GGUF file; None is the newest run's."""
+    prompts: Path | None = None
+    """Data file of any known format; None is what the model's run held out."""
+    methods: tuple[str, ...] = ("ar", "jacobi")
+    """Names of `nptool.decoding.methods.METHODS`."""
+    n: tuple[int, ...] = (4, 8, 16)
+    """Block lengths in tokens; every parallel method is measured at each."""
+    max_tokens: int = 256
+    """The longest answer in tokens."""
+    rounds: int = 3
+    """How often every prompt is answered by every method."""
+    count: int = 20
+    """Prompts taken from the beginning of the file."""
+    sampling: Sampling = field(default_factory=_greedy)
+    gpu_layers: int = 0
+    """Layers on the GPU; negative is all of them."""
+    context_length: int | None = None
+    """Tokens; None is the model's own, at most 4096."""
+    threads: int | None = None
+    """None is every usable core."""
+
+    def __post_init__(self) -> None:
+        from nptool.decoding.generate import DecodeConfig
+
+        for name, value in (("--rounds", self.rounds), ("--count", self.count)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if not self.methods:
+            raise UsageError("--methods names no method; expected names such as ar,jacobi")
+        if not self.n:
+            raise UsageError("-n names no block length; expected whole numbers such as 4,8,16")
+        for method in self.methods:
+            for n in self.n:
+                DecodeConfig(method=method, n=n, max_tokens=self.max_tokens)

@@ -1,0 +1,51 @@
+"""t(w): what a batch of w rows costs, by which tokens per forward turn into tokens per second (DESIGN section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.engine import Engine
+
+# Batches of each width in one measurement; a comparison makes one measurement in each round.
+REPEATS = 10
+
+
+class StepCosts:
+    """Seconds of a batch by its width, measured behind one fixed text."""
+
+    def __init__(self, engine: Engine, context: NDArray[np.int32], widths: Sequence[int]) -> None:
+        """Args: `context` is the text (at least one token, at most the engine's capacity)."""
+        self._engine = engine
+        self._context = context
+        self._seconds: dict[int, list[float]] = {width: [] for width in widths}
+
+    @property
+    def context_length(self) -> int:
+        """Tokens before the batch."""
+        return len(self._context)
+
+    def measure(self, repeats: int = REPEATS) -> None:
+        """Time every width `repeats` times, in turns. The engine's cache holds other things afterwards."""
+        engine, length = self._engine, len(self._context)
+        engine.rollback(0)
+        for start in range(0, length, engine.batch_limit):
+            engine.evaluate(self._context[start : start + engine.batch_limit], start, outputs=False)
+        for _ in range(repeats):
+            for width, seconds in self._seconds.items():
+                before = engine.seconds
+                engine.evaluate(np.resize(self._context, width), length)
+                seconds.append(engine.seconds - before)
+                engine.rollback(length)
+        engine.rollback(0)
+
+    def ratio(self, width: int) -> float:
+        """t(width) / t(1): medians."""
+        return median(self._seconds[width]) / median(self._seconds[1])
+
+    def seconds(self) -> dict[int, float]:
+        """Median by width."""
+        return {width: median(values) for width, values in self._seconds.items()}

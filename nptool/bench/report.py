@@ -1,0 +1,85 @@
+"""The result of a comparison, and its JSON form. Knows no measurement."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an answer leaves that of autoregressive decoding of width 1."""
+
+    source: str
+    """The prompt."""
+    position: int
+    """Index in the answer, from 0."""
+    margin: float
+    """Distance of the two largest logits of autoregressive decoding there."""
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    """One method at one block length, over all prompts and rounds."""
+
+    name: str
+    n: int
+    tokens_per_second: float
+    """Without the prefill; median over rounds, as are the other rates."""
+    tokens_per_second_with_prefill: float
+    speedup: float
+    """Over autoregressive decoding of width 1; median of the ratios on the same prompt in the same round."""
+    speedup_with_prefill: float
+    speedup_by_round: list[float]
+    tokens_per_forward: float
+    cost_ratio: float
+    """t(n) / t(1): time of a batch of n rows over that of one row."""
+    predicted_speedup: float
+    """`tokens_per_forward / cost_ratio`."""
+    identical_equal_width: float
+    """Share of answers equal to those of autoregressive decoding in batches of n rows."""
+    identical_width_1: float
+    """Share of answers equal to those of autoregressive decoding of width 1."""
+    differences: list[Difference]
+    """First differences from autoregressive decoding of width 1."""
+    margin_median: float | None
+    margin_worst: float | None
+    """The largest: the difference that is hardest to call a near tie."""
+    acceptance_by_position: list[float]
+    """Share of passes in which the draft was right up to this position."""
+    accuracy: float | None
+    """Share of queries whose execution gives what the gold query gives; None where prompts have no gold query."""
+    first_token_ms: float
+    """Prefill and first forward pass; median."""
+    tokens: int
+    forward_passes: int
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """One comparison."""
+
+    model: str
+    model_description: str
+    model_bytes: int
+    machine: dict[str, Any]
+    threads: int
+    gpu_layers: int
+    rounds: int
+    prompts: int
+    prompts_file: str
+    prompt_tokens_median: float
+    max_tokens: int
+    sampling: dict[str, Any]
+    step_ms: dict[str, float]
+    """Milliseconds of a batch by its rows, behind `step_context` tokens; median."""
+    step_context: int
+    peak_memory_bytes: int | None
+    """Largest resident memory of the whole process, the mapped part of the file included; None where the system does
+    not tell."""
+    methods: list[MethodReport]
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`."""
+        return asdict(self)

@@ -1,0 +1,183 @@
+"""From records to the prompts of a collection: rendered, checked against the context, without the held-out ones.
+
+Knows no model beyond the length of its context. Everything is held in memory, as token ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nptool.collection.config import CollectConfig
+from nptool.collection.store import Ids, is_collected, read_collected
+from nptool.data.records import Record, read_records
+from nptool.data.rendering import render, tokenizer_digest
+from nptool.errors import ContextError, DataError, UsageError
+from nptool.runs import run_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOO_LONG = "prompt too long"
+HELD_OUT = "held out for testing"
+TOO_SHORT = "empty, or text shorter than a prompt"
+
+
+@dataclass(frozen=True)
+class CollectionPrompt:
+    """A prompt and what the data set has to say about it."""
+
+    ids: Ids
+    reference_ids: Ids | None
+    limit: int
+    """Most new tokens: the configuration's limit, or what the context leaves."""
+    open_ended: bool
+    """Cut from a plain text, whose continuation need not end."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """All prompts of a collection, in the order of the data."""
+
+    prompts: list[CollectionPrompt]
+    left_out: Counter[str]
+    """Records without a prompt here, by reason."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(prompt.ids) for prompt in self.prompts)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether prompts were cut from plain text."""
+        return any(prompt.open_ended for prompt in self.prompts)
+
+    def digest(self, first: int, end: int) -> str:
+        """Tells the prompts `first` .. `end` - 1 from any others."""
+        digest = blake2b(digest_size=16)
+        for prompt in self.prompts[first:end]:
+            digest.update(len(prompt.ids).to_bytes(4, "little") + prompt.ids.tobytes())
+        return digest.hexdigest()
+
+
+def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> PromptSet:
+    """Read and render the data.
+
+    Args:
+        context: the model's context in tokens, None if it has no limit.
+
+    Raises:
+        DataError: a file is missing, malformed or empty, or no prompt is left.
+        ContextError: a prompt does not fit the context together with one block, and `max_prompt_tokens` is not set.
+        UsageError: a collected file holds the tokens of another tokenizer.
+    """
+    held_out = _HeldOut(config, tokenizer)
+    left_out: Counter[str] = Counter()
+    prompts: list[CollectionPrompt] = []
+    for candidate in chain.from_iterable(islice(_records(config, tokenizer), config.limit)):
+        if not candidate.prompt_ids:
+            left_out[TOO_SHORT] += 1
+        elif held_out.has(candidate):
+            left_out[HELD_OUT] += 1
+        elif config.max_prompt_tokens is not None and len(candidate.prompt_ids) > config.max_prompt_tokens:
+            left_out[TOO_LONG] += 1
+        else:
+            prompts.append(_checked(candidate, config, context))
+    if not prompts:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise DataError(f"no prompt is left of {', '.join(map(str, config.data))}: {reasons}")
+    return PromptSet(prompts, left_out)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A prompt that has not been checked."""
+
+    prompt_ids: list[int]
+    reference_ids: list[int] | None
+    source: str
+    is_text: bool = False
+
+
+def _records(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Candidate]]:
+    """The candidates of each record: one, or of a plain text one for each of its pieces."""
+    collected = [path for path in config.data if is_collected(path)]
+    for path in collected:
+        yield from _collected_prompts(path, tokenizer)
+    others = [path for path in config.data if path not in collected]
+    if others:
+        for record in read_records(others, prompt_field=config.prompt_field, response_field=config.response_field):
+            yield _candidates(record, config, tokenizer)
+
+
+def _candidates(record: Record, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[_Candidate]:
+    rendered = render(record, tokenizer, chat=config.chat)
+    if record.text is None:
+        return [_Candidate(rendered.prompt_ids, rendered.response_ids, record.source)]
+    start, ids = rendered.prompt_ids, rendered.response_ids or []
+    size, step = config.text_prompt_tokens, config.text_prompt_tokens + config.max_new_tokens
+    pieces = [ids[first : first + step] for first in range(0, len(ids) - size, step)] or [[]]
+    return [_Candidate(start + piece[:size] if piece else [], piece[size:], record.source, True) for piece in pieces]
+
+
+def _collected_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Candidate]]:
+    """The prompts of an earlier collection: Jacobi Forcing's second round collects from the model of the first."""
+    collected = read_collected(path)
+    if collected.metadata.tokenizer_digest != tokenizer_digest(tokenizer):
+        raise UsageError(
+            f"{path} was collected from {collected.metadata.model}, whose tokenizer is another; "
+            "take a model trained from that one, or the text the prompts came from"
+        )
+    for number, row in enumerate(collected.rows(), start=1):
+        reference = None if row.reference_ids is None else row.reference_ids.tolist()
+        yield [_Candidate(row.prompt_ids.tolist(), reference, f"{path}:{number}")]
+
+
+def _checked(candidate: _Candidate, config: CollectConfig, context: int | None) -> CollectionPrompt:
+    """The prompt, with its limit: whole blocks that the context has room for, at most the configuration's limit."""
+    length, limit = len(candidate.prompt_ids), config.max_new_tokens
+    if context is not None:
+        room = (context - length) // config.n * config.n
+        if room < config.n:
+            raise ContextError(
+                f"{candidate.source}: the prompt has {length} tokens, which with a block of {config.n} does not fit "
+                f"the model's context of {context}; leave such prompts out with --max-prompt-tokens "
+                f"{max(1, context - config.n)}"
+            )
+        limit = min(limit, room)
+    reference = None if candidate.reference_ids is None else np.array(candidate.reference_ids, dtype=np.int32)
+    return CollectionPrompt(np.array(candidate.prompt_ids, dtype=np.int32), reference, limit, candidate.is_text)
+
+
+class _HeldOut:
+    """The prompts that must stay out of the collection."""
+
+    def __init__(self, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        files = [path for path in _excluded_files(config) if not path.exists() or path.stat().st_size]
+        records = list(read_records(files)) if files else []
+        self._tokenizer = tokenizer
+        self._prompts = {tuple(render(record, tokenizer, chat=config.chat).prompt_ids) for record in records}
+        texts = (record.prompt if record.text is None else record.text for record in records)
+        self._texts = [text for text in texts if text]
+
+    def has(self, candidate: _Candidate) -> bool:
+        """Whether a prompt is held out; of plain text, whether a held-out prompt stands anywhere in the piece."""
+        if not candidate.is_text:
+            return tuple(candidate.prompt_ids) in self._prompts
+        text = str(self._tokenizer.decode(candidate.prompt_ids + (candidate.reference_ids or [])))
+        return any(held_out in text for held_out in self._texts)
+
+
+def _excluded_files(config: CollectConfig) -> tuple[Path, ...]:
+    if config.exclude is not None:
+        return config.exclude
+    run = run_of(config.model)
+    return (run.heldout,) if run is not None and run.heldout.is_file() else ()

@@ -1,0 +1,119 @@
+"""Objects of a JSONL file or of a JSON array, one after another, each with its line number.
+
+Memory stays at one object (plus a read buffer), whatever the size of the file. Knows no fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from nptool.errors import DataError
+
+BUFFER_CHARS = 1 << 16
+SPACE = " \t\r\n"
+
+
+def read_json_objects(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, value) of every line of a JSONL file, or of every element of a JSON array.
+
+    Raises:
+        DataError: malformed JSON, with file and line.
+        UnicodeDecodeError: the file is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as stream:
+        head = ""
+        while not head.strip():
+            head = stream.read(BUFFER_CHARS)
+            if not head:
+                return
+    with path.open(encoding="utf-8-sig") as stream:
+        yield from (_Array(path, stream).elements() if head.lstrip().startswith("[") else _lines(path, stream))
+
+
+def _lines(path: Path, stream: IO[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.rstrip("\r\n"))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno}); "
+                "expected one JSON object per line, or one array of objects"
+            ) from error
+
+
+class _Array:
+    """Incremental reader of one top-level array."""
+
+    def __init__(self, path: Path, stream: IO[str]) -> None:
+        self._path = path
+        self._stream = stream
+        self._decoder = json.JSONDecoder()
+        self._buffer = ""
+        self._position = 0
+        self._line = 1
+
+    def elements(self) -> Iterator[tuple[int, Any]]:
+        self._expect("[")
+        if self._next() == "]":
+            self._expect("]")
+        else:
+            while True:
+                self._next()
+                line = self._line
+                yield line, self._value()
+                if self._next() == "]":
+                    self._expect("]")
+                    break
+                self._expect(",")
+        if self._next():
+            raise self._malformed("nothing after the array")
+
+    def _next(self) -> str:
+        """Skip white space; the next character, "" at the end of the file."""
+        while True:
+            while self._position < len(self._buffer) and self._buffer[self._position] in SPACE:
+                self._line += self._buffer[self._position] == "\n"
+                self._position += 1
+            if self._position < len(self._buffer):
+                return self._buffer[self._position]
+            if not self._fill():
+                return ""
+
+    def _expect(self, character: str) -> None:
+        if self._next() != character:
+            raise self._malformed(f"{character!r}")
+        self._position += 1
+
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._position)
+            except json.JSONDecodeError as error:
+                # Perhaps only cut off by the end of the buffer.
+                if self._fill():
+                    continue
+                self._line += self._buffer.count("\n", self._position, error.pos)
+                raise self._malformed("an object") from error
+            # A number may go on in the next read.
+            if end == len(self._buffer) and self._fill():
+                continue
+            self._line += self._buffer.count("\n", self._position, end)
+            self._position = end
+            return value
+
+    def _fill(self) -> bool:
+        """Read on; what is consumed leaves the buffer, which doubles when one value is larger than it."""
+        rest = self._buffer[self._position :]
+        more = self._stream.read(max(BUFFER_CHARS, len(rest)))
+        self._buffer = rest + more
+        self._position = 0
+        return bool(more)
+
+    def _malformed(self, expected: str) -> DataError:
+        found = self._buffer[self._position : self._position + 20] or "the end of the file"
+        return DataError(f"{self._path}:{self._line}: malformed JSON array: expected {expected}, found {found!r}")

@@ -1,0 +1,43 @@
+"""Who drafts the tokens that a step verifies. Pure: arrays in, arrays out; knows neither engine nor sampling.
+
+Here the protocol and the empty proposer, which is autoregressive decoding; Jacobi iteration is in `jacobi`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Proposer(Protocol):
+    """Drafts tokens for one text."""
+
+    width: int
+    """Rows of a full step: the last accepted token and the longest draft."""
+
+    def propose(self, room: int) -> NDArray[np.integer]:
+        """The draft of the next step, at most `room` tokens."""
+
+    def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
+        """Learn what the step gave.
+
+        Args:
+            picks: the tokens picked behind the last accepted token and behind each token of the draft.
+            accepted: how many tokens of the draft were right; `accepted + 1` picks joined the text.
+        """
+
+
+class Autoregressive:
+    """No draft: one token for each forward pass."""
+
+    width = 1
+    _nothing = np.empty(0, dtype=np.int32)
+
+    def propose(self, room: int) -> NDArray[np.integer]:
+        """Nothing."""
+        return self._nothing
+
+    def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
+        """Nothing to learn."""

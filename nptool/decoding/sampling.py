@@ -1,0 +1,162 @@
+"""`pick`: the token that follows, as a pure function of a row of logits, its position and the tokens before it.
+
+Greedy at temperature 0. Above, argmax of (filtered logits / temperature + Gumbel noise), which is an exact sample of
+the softmax; the noise is a counter-based hash of (seed, position, token id), so evaluating a position again picks the
+same token again. That is what makes parallel decoding reproduce autoregressive text token by token at any temperature
+(DESIGN section 3). Filters run in llama.cpp's order with its defaults. Knows nothing of drafts or proposers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.errors import UsageError
+
+# Weyl increment and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+_WEYL = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
+_UNIT = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is picked. The defaults other than the temperature are llama.cpp's."""
+
+    temperature: float = 0.0
+    """0 picks the likeliest token; only the repetition penalty applies then."""
+    top_k: int = 40
+    """Only the k likeliest tokens; 0 is all."""
+    top_p: float = 0.95
+    """The fewest tokens whose probabilities reach this sum; 1 is all."""
+    min_p: float = 0.05
+    """Only tokens at least this probable, relative to the likeliest; 0 is all."""
+    repeat_penalty: float = 1.0
+    """Divides positive logits of recent tokens and multiplies negative ones; 1 is none."""
+    repeat_last: int = 64
+    """How many tokens are recent."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("--temp", self.temperature, 0.0, float("inf")),
+            ("--top-k", self.top_k, 0, float("inf")),
+            ("--top-p", self.top_p, 0.0, 1.0),
+            ("--min-p", self.min_p, 0.0, 1.0),
+            ("the number of recent tokens", self.repeat_last, 0, float("inf")),
+        )
+        for name, value, low, high in ranges:
+            if not low <= value <= high:
+                raise UsageError(f"{name} must be {_range(low, high)}, got {value}")
+        if not 0.0 < self.repeat_penalty < float("inf"):
+            raise UsageError(f"--repeat-penalty must be above 0, got {self.repeat_penalty}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def pick(self, logits_V: NDArray[np.float32], position: int, before: NDArray[np.int32] | None = None) -> int:
+        """The token at `position`.
+
+        Args:
+            before: every token before that position, the last one last; only the repetition penalty looks at them.
+        """
+        before = np.empty(0, dtype=np.int32) if before is None else before
+        return int(self.pick_rows(logits_V[None], position, before)[0])
+
+    def pick_rows(
+        self, logits_RV: NDArray[np.float32], position: int, before: NDArray[np.int32]
+    ) -> NDArray[np.integer]:
+        """The tokens at `position`, `position + 1`, ..., each as if picked alone.
+
+        Args:
+            logits_RV: one row for each position.
+            before: the tokens before the LAST of these positions: the text so far and the drafts between the rows.
+
+        Returns:
+            Token ids (R).
+        """
+        if self.repeat_penalty != 1.0:
+            logits_RV = self._penalized(logits_RV, before)
+        if self.greedy:
+            greedy_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
+            return greedy_R
+        return self._sampled(logits_RV, position)
+
+    def _penalized(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.float32]:
+        logits_RV = logits_RV.copy()
+        first = len(before) - len(logits_RV) + 1
+        for row, logits_V in enumerate(logits_RV):
+            end = max(0, first + row)
+            recent = np.unique(before[max(0, end - self.repeat_last) : end])
+            values = logits_V[recent]
+            logits_V[recent] = np.where(values <= 0, values * self.repeat_penalty, values / self.repeat_penalty)
+        return logits_RV
+
+    def _sampled(self, logits_RV: NDArray[np.float32], position: int) -> NDArray[np.integer]:
+        ids_RK, logits_RK, kept_RK = self.candidates(logits_RV)
+        rows, columns = np.nonzero(kept_RK)
+        noise = gumbel(self.seed, rows + position, ids_RK[rows, columns])
+        scores_RK = np.full(logits_RK.shape, -np.inf)
+        scores_RK[rows, columns] = logits_RK[rows, columns] / self.temperature + noise
+        picks_R: NDArray[np.intp] = ids_RK[np.arange(len(ids_RK)), scores_RK.argmax(axis=1)]
+        return picks_R
+
+    def candidates(
+        self, logits_RV: NDArray[np.float32]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.bool_]]:
+        """The tokens that may be picked: ids (R, K) in rising order, their logits, and which pass the filters."""
+        ids_RK = self._top_k(logits_RV)
+        logits_RK = np.take_along_axis(logits_RV, ids_RK, axis=1).astype(np.float64)
+        kept_RK = self._top_p(logits_RK)
+        if self.min_p > 0.0:
+            kept_RK &= logits_RK >= logits_RK.max(axis=1, keepdims=True) + np.log(self.min_p)
+        return ids_RK, logits_RK, kept_RK
+
+    def _top_k(self, logits_RV: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Ids (R, K) of the likeliest tokens, in the order of their ids."""
+        rows, vocabulary = logits_RV.shape
+        if not 0 < self.top_k < vocabulary:
+            return np.broadcast_to(np.arange(vocabulary), (rows, vocabulary))
+        cut = vocabulary - self.top_k
+        ids_RK = np.argpartition(logits_RV, cut, axis=1)[:, cut:]
+        ids_RK.sort(axis=1)
+        return ids_RK
+
+    def _top_p(self, logits_RK: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which tokens belong to the nucleus; the one that reaches `top_p` still does."""
+        if self.top_p >= 1.0:
+            return np.ones(logits_RK.shape, dtype=np.bool_)
+        order_RK = np.argsort(-logits_RK, axis=1, kind="stable")
+        sorted_RK = np.take_along_axis(logits_RK, order_RK, axis=1)
+        weights_RK = np.exp(sorted_RK - sorted_RK[:, :1])
+        sums_RK = np.cumsum(weights_RK, axis=1)
+        inside_RK = sums_RK - weights_RK < self.top_p * sums_RK[:, -1:]
+        inside_RK[:, 0] = True
+        kept_RK = np.empty(logits_RK.shape, dtype=np.bool_)
+        np.put_along_axis(kept_RK, order_RK, inside_RK, axis=1)
+        return kept_RK
+
+
+def gumbel(seed: int, positions: NDArray[np.integer], tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Standard Gumbel noise, one value for each pair of `positions` and `tokens` (arrays of one shape)."""
+    state = _mix(positions.astype(np.uint64) * _WEYL + np.uint64((seed * 0x9E3779B97F4A7C15 + 1) & _MASK))
+    bits = _mix(state + (tokens.astype(np.uint64) + np.uint64(1)) * _WEYL)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * _UNIT
+    return -np.log(-np.log(uniform))
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finalizer: every bit of the input flips half of the output's."""
+    values = (values ^ (values >> np.uint64(30))) * _MULTIPLY_1
+    values = (values ^ (values >> np.uint64(27))) * _MULTIPLY_2
+    return values ^ (values >> np.uint64(31))
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g} or more" if high == float("inf") else f"from {low:g} to {high:g}"

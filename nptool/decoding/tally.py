@@ -1,0 +1,98 @@
+"""What one answer cost: tokens, forward passes, seconds, drafts accepted. Knows no clock and prints nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Tally:
+    """Counted by the loop while an answer is made. The prefill is kept apart from the decoding."""
+
+    width: int
+    """Rows of a full step."""
+    prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    """Tokens of the prompt that were not in the cache already."""
+    tokens: int = 0
+    """Tokens of the answer, its end token included."""
+    passes: int = 0
+    """Forward passes, the prefill's not counted."""
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    """Time in the loop, from the end of the prefill on; what the consumer does between two steps is not in it."""
+    engine_seconds: float = 0.0
+    """The part of `decode_seconds` spent inside the engine."""
+    first_step_seconds: float = 0.0
+    """Prefill and first step: when the first token was there."""
+    drafted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
+    """Drafts by their place behind the last accepted token."""
+    accepted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
+    """How many of them were right, with all before them right too."""
+
+    def __post_init__(self) -> None:
+        if not self.drafted.size:
+            self.drafted = np.zeros(self.width, dtype=np.int64)
+            self.accepted = np.zeros(self.width, dtype=np.int64)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Without the prefill."""
+        return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def tokens_per_second_with_prefill(self) -> float:
+        seconds = self.prefill_seconds + self.decode_seconds
+        return self.tokens / seconds if seconds else 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Share of the decoding time outside the engine, from 0 to 1."""
+        return 1.0 - self.engine_seconds / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Share of right drafts by place, as far as there were any."""
+        places = int(np.count_nonzero(self.drafted))
+        return [float(value) for value in self.accepted[:places] / self.drafted[:places]]
+
+    def add(self, other: Tally) -> None:
+        """Count another answer's figures in, for the totals of a conversation."""
+        for name in (
+            "prompt_tokens",
+            "prefilled_tokens",
+            "tokens",
+            "passes",
+            "prefill_seconds",
+            "decode_seconds",
+            "engine_seconds",
+            "first_step_seconds",
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, theirs in ((self.drafted, other.drafted), (self.accepted, other.accepted)):
+            mine[: len(theirs)] += theirs[: len(mine)]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures for a JSON object."""
+        return {
+            "tokens": self.tokens,
+            "forward_passes": self.passes,
+            "tokens_per_forward": self.tokens_per_forward,
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_second_with_prefill": self.tokens_per_second_with_prefill,
+            "prompt_tokens": self.prompt_tokens,
+            "prefilled_tokens": self.prefilled_tokens,
+            "prefill_seconds": self.prefill_seconds,
+            "decode_seconds": self.decode_seconds,
+            "first_token_ms": 1e3 * self.first_step_seconds,
+            "share_outside_llama": self.overhead,
+            "acceptance_by_position": self.acceptance,
+        }

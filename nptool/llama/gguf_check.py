@@ -1,0 +1,228 @@
+"""What a GGUF file says of itself, read before llama.cpp is given it, and whether it can be decoded in parallel.
+
+llama.cpp answers a damaged file with a NULL pointer or an aborted process; here the file and the cause are named.
+Reads the header only (metadata without long arrays, tensor sizes), never a weight. Knows no llama.cpp.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nptool.errors import GgufError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+# Arrays up to this length are kept, longer ones (vocabularies) are skipped.
+LONGEST_KEPT_ARRAY = 64
+LARGEST_RANK = 4
+
+# State-space and linear-attention models keep one state per sequence: a rejected draft cannot be taken back.
+RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
+HYBRID = frozenset(
+    {
+        "bailingmoe3",
+        "deepseek4",
+        "falcon-h1",
+        "glm5-next",
+        "granitehybrid",
+        "jamba",
+        "kimi-k3",
+        "kimi-linear",
+        "lfm2",
+        "lfm2moe",
+        "minimax-01",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "plamo2",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "qwen4exp",
+    }
+)
+DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING = 8
+_ARRAY = 9
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of one GGUF file."""
+
+    path: Path
+    version: int
+    metadata: dict[str, Any]
+    """Scalars, strings and short arrays; a long array is its length as `range(length)`."""
+    tensors: dict[str, tuple[tuple[int, ...], int]] = field(repr=False)
+    """Name to (shape in GGUF's order, ggml type number)."""
+    data_start: int
+    """Offset of the tensor data in bytes."""
+    data_end: int
+    """Offset of the first byte behind the last tensor; another GGUF may follow there, aligned."""
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", "unknown"))
+
+
+def check_gguf(path: str | Path) -> Header:
+    """Read the header of `path` and make sure that it can be loaded and decoded in parallel.
+
+    Raises:
+        GgufError: missing, no GGUF, truncated, a part of a split file is missing, or its architecture keeps a
+            recurrent state or is not causal.
+    """
+    header = read_header(path)
+    _check_architecture(header.path, header.architecture)
+    _check_parts(header)
+    return header
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the header of one GGUF file and make sure that its tensor data is all there.
+
+    Raises:
+        GgufError: missing, no GGUF, an unknown version, or truncated.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise GgufError(f"{path} is a directory, not a GGUF file; convert a Hugging Face model with `nptool convert`")
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            if size < len(MAGIC) or stream.read(len(MAGIC)) != MAGIC:
+                raise GgufError(f"{path} is not a GGUF file (it does not begin with GGUF)")
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(path, _Reader(path, data))
+    except FileNotFoundError as error:
+        raise GgufError(f"{path} does not exist; expected a GGUF file") from error
+    except OSError as error:
+        raise GgufError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+class _Reader:
+    """A cursor over the file. Running off its end is the sign of a truncated file."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.data = data
+        self.offset = len(MAGIC)
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack_from(f"<{code}", self.data, self._advance(struct.calcsize(f"<{code}")))[0]
+
+    def string(self) -> str:
+        length = self.scalar("Q")
+        start = self._advance(length)
+        return self.data[start : start + length].decode("utf-8", errors="replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._array()
+        return self.scalar(self._code(kind))
+
+    def _array(self) -> Any:
+        kind, length = self.scalar("I"), self.scalar("Q")
+        if length <= LONGEST_KEPT_ARRAY:
+            return [self.value(kind) for _ in range(length)]
+        if kind == _STRING:
+            for _ in range(length):
+                self._advance(self.scalar("Q"))
+        else:
+            self._advance(length * struct.calcsize(f"<{self._code(kind)}"))
+        return range(length)
+
+    def _code(self, kind: int) -> str:
+        if kind not in _SCALARS:
+            raise GgufError(f"{self.path} is damaged: metadata of unknown type {kind} at byte {self.offset}")
+        return _SCALARS[kind]
+
+    def _advance(self, count: int) -> int:
+        start = self.offset
+        if start + count > len(self.data):
+            raise GgufError(f"{self.path} is truncated: it ends inside its header, at byte {len(self.data)}")
+        self.offset += count
+        return start
+
+
+def _parse(path: Path, reader: _Reader) -> Header:
+    version = reader.scalar("I")
+    if version not in VERSIONS:
+        big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
+        reason = "big-endian" if big_endian else f"version {version}"
+        raise GgufError(f"{path} is a GGUF file of {reason}; llama.cpp reads little-endian versions 2 and 3")
+    tensor_count, entry_count = reader.scalar("Q"), reader.scalar("Q")
+    metadata = {}
+    for _ in range(entry_count):
+        key = reader.string()
+        metadata[key] = reader.value(reader.scalar("I"))
+    tensors, ends = {}, [0]
+    for _ in range(tensor_count):
+        name, rank = reader.string(), reader.scalar("I")
+        if rank > LARGEST_RANK:
+            raise GgufError(f"{path} is damaged: tensor {name!r} has {rank} dimensions")
+        shape = tuple(reader.scalar("Q") for _ in range(rank))
+        kind, offset = reader.scalar("I"), reader.scalar("Q")
+        tensors[name] = (shape, kind)
+        ends.append(offset + _tensor_bytes(path, name, shape, kind))
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    start = -(-reader.offset // alignment) * alignment
+    header = Header(path, version, metadata, tensors, start, start + max(ends))
+    if header.data_end > len(reader.data):
+        raise GgufError(
+            f"{path} is truncated: its tensors need {header.data_end} bytes, the file has {len(reader.data)}; "
+            "copy or convert it again"
+        )
+    return header
+
+
+def _tensor_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    except (ValueError, KeyError) as error:
+        raise GgufError(f"{path}: tensor {name!r} has the unknown type {kind}; a newer gguf may know it") from error
+    count = 1
+    for length in shape:
+        count *= length
+    return int(count // block * size)
+
+
+def _check_architecture(path: Path, name: str) -> None:
+    if name in RECURRENT or name in HYBRID:
+        kind = "recurrent" if name in RECURRENT else "hybrid (partly recurrent)"
+        raise GgufError(
+            f"{path} is a {kind} model ({name}): its state cannot be rolled back in part, so rejected drafts "
+            "cannot be undone; use a transformer model"
+        )
+    if name in DIFFUSION:
+        raise GgufError(f"{path} is a diffusion model ({name}), not a causal one; use a causal transformer model")
+
+
+def _check_parts(header: Header) -> None:
+    """llama.cpp finds the other parts of a split file by their names, from the first part on."""
+    count = int(header.metadata.get("split.count", 0))
+    if count < 2:
+        return
+    path = header.path
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if match is None or int(match[3]) != count:
+        raise GgufError(f"{path} is one of {count} parts; their names must end in -00001-of-{count:05}.gguf and so on")
+    parts = [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    if path != parts[0]:
+        raise GgufError(f"{path} is part {int(match[2])} of {count}; load the first one, {parts[0].name}")
+    for part in parts[1:]:
+        if not part.is_file():
+            raise GgufError(f"{path} is split in {count} parts and {part.name} is missing beside it")
+        read_header(part)

@@ -1,0 +1,70 @@
+"""Scores of a text-to-SQL checkpoint: execution accuracy, and what Jacobi iteration gains, from one decoding.
+
+Jacobi decoding gives the greedy answer, so one run over the held-out prompts yields both. Knows no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nptool.collection.jacobi import JacobiSettings, Prompt, jacobi_trajectories
+from nptool.collection.trajectories import TrajectoryStats, count
+from nptool.data.records import Record
+from nptool.data.rendering import end_token_ids, render
+from nptool.progress import Progress, silent
+from nptool.text_to_sql import Example, execution_match
+from nptool.training.checkpoints import load_model, load_tokenizer
+
+BATCH_SIZE = 48
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the closing table of `nptool train` shows."""
+
+    examples: int
+    execution_accuracy: float
+    """Share of held-out questions whose query gives the gold query's result (0 to 1)."""
+    tokens_per_forward: float
+    """TPF of Jacobi decoding in the paper's blocks."""
+    steps_to_fixed_point: float
+    """Mean forward passes a block takes."""
+    fast_forwarded_per_block: float
+    stationary_per_block: float
+    mean_response_tokens: float
+
+
+def score(
+    checkpoint: Path,
+    heldout: Sequence[Example],
+    block_size: int,
+    *,
+    max_new_tokens: int,
+    progress: Progress = silent,
+    step: str = "scoring",
+) -> Scores:
+    """Answer every held-out question by Jacobi decoding and execute the answers."""
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    ends = end_token_ids(tokenizer, model)
+    prompts = [
+        Prompt(key, render(Record(prompt=example.prompt), tokenizer).prompt_ids) for key, example in enumerate(heldout)
+    ]
+    settings = JacobiSettings(block_size, max_new_tokens, ends, batch_size=BATCH_SIZE)
+    stats, right = TrajectoryStats(), 0
+    progress(step, 0, len(heldout))
+    for run in jacobi_trajectories(model, sorted(prompts, key=lambda prompt: len(prompt.ids)), settings):
+        stats += count(run)
+        answer = tokenizer.decode(run.response_ids, skip_special_tokens=True)
+        right += execution_match(heldout[run.prompt.key], answer)
+        progress(step, stats.responses, len(heldout), f"accuracy {right / stats.responses:.2f}")
+    return Scores(
+        examples=stats.responses,
+        execution_accuracy=right / stats.responses,
+        tokens_per_forward=stats.tokens_per_forward,
+        steps_to_fixed_point=stats.steps_to_fixed_point,
+        fast_forwarded_per_block=stats.fast_forwarded / stats.blocks,
+        stationary_per_block=stats.stationary / stats.blocks,
+        mean_response_tokens=stats.mean_response_tokens,
+    )

@@ -1,0 +1,72 @@
+"""Hugging Face `TrainingArguments` from a `TrainingConfig`: one place for what all trainings share.
+
+Knows the Trainer's options, not the data and not the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from nptool.runs import Run
+from nptool.training.config import Precision, TrainingConfig
+
+# The one being written may be cut short; the one before it is whole.
+CHECKPOINTS_KEPT = 2
+
+
+def training_arguments(config: TrainingConfig, run: Run, steps: int) -> TrainingArguments:
+    """The Trainer's arguments.
+
+    The data set's items are whole batches, already in order (see `nptool.training.trainer`), so the batch size is 1.
+
+    Args:
+        steps: optimizer steps in all.
+    """
+    cuda = torch.cuda.is_available()
+    # Renamed in transformers 5.2x.
+    names = {field.name for field in fields(TrainingArguments)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    options: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
+        warmup_steps=round(config.warmup * steps),
+        optim="adamw_torch_fused",
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        bf16=uses_bfloat16(config.precision),
+        use_cpu=not cuda and not torch.backends.mps.is_available(),
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=CHECKPOINTS_KEPT,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="all",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        log_level="error",
+        **options,
+    )
+
+
+def uses_bfloat16(precision: Precision) -> bool:
+    """Whether forward and backward passes run in bfloat16 (by autocast; the weights stay float32)."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -1,0 +1,144 @@
+"""Configuration of `nptool train base`. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from nptool.errors import UsageError
+from nptool.training.config import TrainingConfig, check_choice, check_range, digest, flag, to_json
+
+LossTokens = Literal["all", "response"]
+
+# What describes a model to be made; a finished model brings its own.
+SHAPE_FIELDS = (
+    "tokenizer",
+    "vocab_size",
+    "digits",
+    "hidden_size",
+    "layers",
+    "attention_heads",
+    "kv_heads",
+    "intermediate_size",
+    "tied",
+    "rope_theta",
+)
+# What does not change the result, and may change when a run is continued.
+FREE_FIELDS = ("name", "save_every", "log_every")
+# 256 bytes and the special tokens.
+SMALLEST_VOCABULARY = 262
+_FROM_SCRATCH_LR = 1e-3
+_CONTINUED_LR = 2e-5
+# Llama's feed-forward layer: 8/3 of the hidden size (arXiv 2302.13971, section 2.2), here in multiples of 32.
+_INTERMEDIATE_RATIO = 8 / 3
+_INTERMEDIATE_MULTIPLE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig(TrainingConfig):
+    """Training on the plain autoregressive loss: a small Llama from scratch, or a finished model (`model`)."""
+
+    data: tuple[Path, ...]
+    """Text and source files, directories of them, JSONL, JSON or Parquet records."""
+    prompt_field: str | None = None
+    response_field: str | None = None
+    """Fields of records whose shape is not recognized."""
+    model: str | None = None
+    """Hugging Face directory or Hub id to go on from; None makes a new Llama."""
+    tokenizer: str | None = None
+    """Directory or Hub id to take the tokenizer from; None trains one on the data."""
+    vocab_size: int = 2048
+    """Tokens of a tokenizer trained here."""
+    digits: bool = False
+    """A tokenizer trained here keeps digits single."""
+    hidden_size: int = 384
+    layers: int = 6
+    attention_heads: int = 6
+    kv_heads: int | None = None
+    """Key and value heads; None is as many as attention heads."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layer; None is 8/3 of the hidden size."""
+    tied: bool = True
+    """One matrix for embedding and unembedding."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position embedding."""
+    context: int = 1024
+    """Longest sequence in tokens; a new model's context."""
+    loss: LossTokens = "all"
+    """Tokens of a record with a response that are trained: all, or those of the response."""
+    heldout: float = 0.05
+    """Share of the data kept out of training."""
+    heldout_data: Path | None = None
+    """File of records to measure on instead of a share of `data`."""
+    name: str | None = None
+    """Run directory under runs/; None makes one of the data's name and a digest of this configuration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise UsageError("--data is missing; name the files to train on")
+        check_choice(self, "loss", get_args(LossTokens))
+        check_range(self, ("heldout",), low=0, high=1, open_high=True)
+        check_range(self, ("hidden_size", "layers", "attention_heads", "kv_heads"), low=1)
+        check_range(self, ("intermediate_size", "rope_theta"), low=1)
+        check_range(self, ("context",), low=2)
+        if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
+            raise UsageError(f"--name is {self.name!r}; it must be the name of a directory in runs/, without slashes")
+        if self.model is None:
+            self._check_shape()
+        else:
+            self._check_no_shape()
+
+    def _check_shape(self) -> None:
+        if self.tokenizer is None:
+            check_range(self, ("vocab_size",), low=SMALLEST_VOCABULARY)
+        if self.hidden_size % self.attention_heads:
+            raise UsageError(
+                f"--hidden-size {self.hidden_size} is no multiple of --attention-heads {self.attention_heads}"
+            )
+        if self.head_size % 2:
+            raise UsageError(
+                f"--hidden-size {self.hidden_size} / --attention-heads {self.attention_heads} is {self.head_size}; "
+                "a head's size must be even (rotary positions turn pairs)"
+            )
+        if self.attention_heads % self.key_value_heads:
+            raise UsageError(f"--attention-heads {self.attention_heads} is no multiple of --kv-heads {self.kv_heads}")
+
+    def _check_no_shape(self) -> None:
+        for field in fields(self):
+            default = None if field.default is MISSING else field.default
+            if field.name in SHAPE_FIELDS and getattr(self, field.name) != default:
+                raise UsageError(f"{flag(field.name)} describes a new model; {self.model} (-m) brings its own")
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate: 1e-3 from scratch, 2e-5 from a finished model, unless given."""
+        if self.lr is not None:
+            return self.lr
+        return _FROM_SCRATCH_LR if self.model is None else _CONTINUED_LR
+
+    @property
+    def head_size(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.attention_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Key and value heads, resolved."""
+        return self.kv_heads if self.kv_heads is not None else self.attention_heads
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the feed-forward layer, resolved."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        return -(-int(self.hidden_size * _INTERMEDIATE_RATIO) // _INTERMEDIATE_MULTIPLE) * _INTERMEDIATE_MULTIPLE
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory: the same for the same configuration, so that a repeated command continues."""
+        if self.name is not None:
+            return self.name
+        values = {name: value for name, value in to_json(self).items() if name not in FREE_FIELDS}
+        return f"base-{self.data[0].resolve().stem}-{digest(values)}"

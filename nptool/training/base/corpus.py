@@ -1,0 +1,180 @@
+"""Data files split into training and held-out parts, before any tokenizer is involved.
+
+A unit (a record, a file, or a piece of a file where there are few) is held out when the hash of its text falls under
+the wanted share: the same unit always lands on the same side, whatever is added to the data, and two copies never land
+on different sides. Records are hashed by their prompt, so no question is on both sides. Everything is held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nptool.data.records import Record, read_records
+from nptool.data.rendering import split_turns
+from nptool.errors import DataError
+from nptool.files import atomic_file
+from nptool.training.base.config import BaseConfig
+
+# With fewer texts than this, texts are cut into pieces, so that a share of them can be held out.
+FEW_TEXTS = 40
+PIECE_CHARS = 4000
+# Prompts cut from held-out text for `nptool bench`.
+PROMPT_CHARS = 400
+RESPONSE_CHARS = 800
+MOST_PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A record, or a piece of a text that may begin or end in the middle of it."""
+
+    record: Record
+    opens: bool = True
+    closes: bool = True
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The two sides of the data."""
+
+    train: list[Unit]
+    heldout: list[Unit]
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any record has a prompt, so that a chat template has a use."""
+        return any(unit.record.text is None for unit in self.train)
+
+    @property
+    def train_digest(self) -> str:
+        """Tells one set of training data from another."""
+        digest = blake2b(digest_size=8)
+        for unit in self.train:
+            digest.update(blake2b("\0".join(unit_texts(unit)).encode(), digest_size=8).digest())
+        return digest.hexdigest()
+
+
+def load_corpus(config: BaseConfig) -> Corpus:
+    """Read and split the data.
+
+    Raises:
+        DataError: a file is missing, malformed or empty, or too small for the held-out share.
+    """
+    units = cut_texts(_read(config.data, config))
+    if config.heldout_data is not None:
+        return Corpus(units, cut_texts(_read((config.heldout_data,), config)))
+    train, heldout = split_units(units, config.heldout)
+    if not train or (config.heldout and not heldout):
+        raise DataError(
+            f"{_names(config.data)} holds {len(units)} record{'s' * (len(units) != 1)}, too few to hold out "
+            f"{config.heldout:.0%} of them; give more data, or --heldout 0"
+        )
+    return Corpus(train, heldout)
+
+
+def cut_texts(records: Sequence[Record]) -> list[Unit]:
+    """Records as units; texts are cut at line ends into pieces of about `PIECE_CHARS` where there are few."""
+    texts = sum(record.text is not None for record in records)
+    units: list[Unit] = []
+    for record in records:
+        if record.text is None or texts >= FEW_TEXTS:
+            units.append(Unit(record))
+            continue
+        pieces = list(_pieces(record.text, PIECE_CHARS))
+        last = len(pieces) - 1
+        units += [
+            Unit(Record(text=piece, source=record.source), opens=index == 0, closes=index == last)
+            for index, piece in enumerate(pieces)
+        ]
+    return units
+
+
+def split_units(units: Sequence[Unit], share: float) -> tuple[list[Unit], list[Unit]]:
+    """Training and held-out units. Chance may leave a small side empty: then the unit nearest to it goes there."""
+    if not share:
+        return list(units), []
+    places = [_place(unit) for unit in units]
+    border = share if min(places) < share else math.nextafter(min(places), 1)
+    return (
+        [unit for unit, place in zip(units, places, strict=True) if place >= border],
+        [unit for unit, place in zip(units, places, strict=True) if place < border],
+    )
+
+
+def unit_texts(unit: Unit) -> Iterator[str]:
+    """The texts in a unit, as the tokenizer is trained on them."""
+    record = unit.record
+    if record.text is not None:
+        yield record.text
+        return
+    prompt, response = split_turns(record)
+    yield from (message.content for message in prompt)
+    if response is not None:
+        yield response
+
+
+def write_heldout(units: Sequence[Unit], path: Path) -> None:
+    """Write held-out records as JSONL; texts become prompts with the text that follows them."""
+    with atomic_file(path, "w") as stream:
+        for line in heldout_lines(units):
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def heldout_lines(units: Iterable[Unit]) -> Iterator[dict[str, Any]]:
+    """The lines of a held-out file: all records, and at most `MOST_PROMPTS` prompts cut from texts."""
+    units = list(units)
+    for unit in units:
+        record = unit.record
+        if record.messages is not None:
+            yield {"messages": [{"role": turn.role, "content": turn.content} for turn in record.messages]}
+        elif record.text is None:
+            yield {"prompt": record.prompt, "response": record.response}
+    texts = (unit.record.text for unit in units if unit.record.text is not None)
+    yield from islice((line for text in texts for line in _prompts(text)), MOST_PROMPTS)
+
+
+def _prompts(text: str) -> Iterator[dict[str, str]]:
+    """Prompt and continuation of every piece of a text that has both; the white space between belongs to the latter."""
+    for piece in _pieces(text, PROMPT_CHARS + RESPONSE_CHARS):
+        parts = list(_pieces(piece, PROMPT_CHARS))
+        prompt = parts[0].rstrip()
+        if len(parts) > 1 and prompt:
+            yield {"prompt": prompt, "response": piece[len(prompt) :]}
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    """Cut a text at line ends into pieces of at most `size` characters, or at `size` where a line is longer."""
+    start = 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            newline = text.rfind("\n", start, end)
+            end = newline + 1 if newline >= start else end
+        yield text[start:end]
+        start = end
+
+
+def _read(paths: tuple[Path, ...], config: BaseConfig) -> list[Record]:
+    return list(read_records(paths, prompt_field=config.prompt_field, response_field=config.response_field))
+
+
+def _place(unit: Unit) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    record = unit.record
+    if record.text is not None:
+        key = record.text
+    else:
+        prompt, _ = split_turns(record)
+        key = "\0".join(message.content for message in prompt)
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) / 2**64
+
+
+def _names(paths: tuple[Path, ...]) -> str:
+    return ", ".join(map(str, paths))

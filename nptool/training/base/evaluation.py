@@ -1,0 +1,71 @@
+"""Loss on held-out sequences.
+
+Knows no Trainer: a model, sequences, and how much fits in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nptool.progress import Progress
+from nptool.training.base.sequences import Sequences
+from nptool.training.batches import cut_batches
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well held-out text is predicted."""
+
+    tokens: int
+    """Predicted tokens."""
+    loss: float
+    """Mean cross-entropy, nats per token."""
+    text_bytes: int
+    """UTF-8 bytes of the predicted tokens, special tokens left out."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that is no number."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss in bits for each byte of text: comparable between tokenizers."""
+        return self.loss * self.tokens / math.log(2) / self.text_bytes if self.text_bytes else None
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any, sequences: Sequences, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int, progress: Progress
+) -> Evaluation:
+    """Mean loss over all targets of `sequences`.
+
+    Args:
+        model: a causal language model, in evaluation mode when this returns.
+        batch_tokens: padded tokens of one pass.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    lengths = sequences.lengths
+    batches = cut_batches(lengths, np.argsort(lengths, kind="stable"), batch_tokens)
+    total = 0.0
+    for index, rows in enumerate(batches):
+        progress("held-out loss", index, len(batches))
+        batch = {name: tensor.to(device) for name, tensor in sequences.batch(rows, pad=0).items()}
+        total += float(model(**batch).loss) * len(batch["shift_labels"])
+    progress("held-out loss", len(batches), len(batches))
+    return Evaluation(sequences.targets, total / sequences.targets, sum(_target_bytes(sequences, tokenizer)))
+
+
+def _target_bytes(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+    for start, end, first in zip(sequences.starts, sequences.ends, sequences.first_targets, strict=True):
+        ids = sequences.ids[start + first : end].tolist()
+        # A character cut at a row's border decodes to a replacement character of 3 bytes; the error is negligible.
+        yield len(str(tokenizer.decode(ids, skip_special_tokens=True)).encode())

@@ -1,0 +1,151 @@
+"""Token sequences to train on, and batches of them.
+
+Texts are joined, each closed by the end token, and cut into rows of the context's length; a record with a prompt is a
+row of its own. A row of L tokens has L - 1 inputs and L - 1 targets. Knows no files.
+
+Legend: B rows of a batch, T inputs of its longest row, N targets that are trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from nptool.data.records import Record
+from nptool.data.rendering import render
+from nptool.progress import Progress, silent
+from nptool.training.base.config import LossTokens
+from nptool.training.base.corpus import Unit
+from nptool.training.trainer import Batch
+
+logger = logging.getLogger(__name__)
+
+# Reports of progress while tokenizing.
+_REPORTS = 200
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows of token ids in one flat array; neighbouring rows of a text share the token at their border."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    first_targets: NDArray[np.int64]
+    """Place in each row of the first token that is trained, at least 1."""
+    skipped: int
+    """Records that are longer than the context, or have nothing to train on."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Inputs of each row."""
+        return self.ends - self.starts - 1
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are trained, of all rows."""
+        return int((self.ends - self.starts - self.first_targets).sum())
+
+    def batch(self, rows: Sequence[int] | NDArray[np.int64], pad: int) -> Batch:
+        """The rows as a batch for a transformers model.
+
+        Returns:
+            `input_ids` (B, T), padded on the right; `shift_labels` (N), the targets in the order of the rows;
+            `logits_to_keep` (B, T), true where a target is, so that no other logits are computed.
+        """
+        lengths = self.lengths[rows]
+        ids_BT = np.full((len(rows), int(lengths.max())), pad, dtype=np.int64)
+        keep_BT = np.zeros(ids_BT.shape, dtype=bool)
+        targets = []
+        for index, row in enumerate(rows):
+            ids = self.ids[self.starts[row] : self.ends[row]]
+            first = self.first_targets[row]
+            ids_BT[index, : len(ids) - 1] = ids[:-1]
+            keep_BT[index, first - 1 : len(ids) - 1] = True
+            targets.append(ids[first:])
+        labels_N = torch.from_numpy(np.concatenate(targets).astype(np.int64))
+        return {
+            "input_ids": torch.from_numpy(ids_BT),
+            # transformers computes a loss where `labels` is there, and takes `shift_labels` for it.
+            "labels": labels_N,
+            "shift_labels": labels_N,
+            "logits_to_keep": torch.from_numpy(keep_BT),
+        }
+
+
+def make_sequences(
+    units: Sequence[Unit],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    loss: LossTokens,
+    progress: Progress = silent,
+    step: str = "tokenizing",
+) -> Sequences:
+    """Tokenize units.
+
+    Args:
+        context: inputs in a row of text, and tokens in a record, at most.
+        loss: whether a record's prompt is trained too.
+        step: name of this step in progress reports.
+    """
+    text: list[NDArray[np.int32]] = []
+    records: list[NDArray[np.int32]] = []
+    record_targets: list[int] = []
+    skipped = 0
+    for index, unit in enumerate(units):
+        if index % max(1, len(units) // _REPORTS) == 0:
+            progress(step, index, len(units))
+        if unit.record.text is not None:
+            text.append(_text_ids(unit, tokenizer))
+            continue
+        ids, prompt_length = _record_ids(unit.record, tokenizer)
+        first = max(1, prompt_length if loss == "response" else 1)
+        if len(ids) > context or first >= len(ids):
+            skipped += 1
+            continue
+        records.append(ids)
+        record_targets.append(first)
+    progress(step, len(units), len(units))
+    if skipped:
+        logger.warning("%d of %d records left out: longer than %d tokens, or empty", skipped, len(units), context)
+    return _join(text, records, record_targets, context, skipped)
+
+
+def _join(
+    text: list[NDArray[np.int32]], records: list[NDArray[np.int32]], targets: list[int], context: int, skipped: int
+) -> Sequences:
+    stream = np.concatenate([*text, np.empty(0, np.int32)])
+    text_starts = np.arange(0, max(0, len(stream) - 1), context, dtype=np.int64)
+    text_ends = np.minimum(text_starts + context + 1, len(stream))
+    sizes = np.array([len(ids) for ids in records], dtype=np.int64)
+    ends = len(stream) + np.cumsum(sizes, dtype=np.int64)
+    return Sequences(
+        ids=np.concatenate([stream, *records]),
+        starts=np.concatenate([text_starts, ends - sizes]),
+        ends=np.concatenate([text_ends, ends]),
+        first_targets=np.concatenate([np.ones(len(text_starts), np.int64), np.array(targets, dtype=np.int64)]),
+        skipped=skipped,
+    )
+
+
+def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+    rendered = render(unit.record, tokenizer)
+    response = rendered.response_ids or []
+    if not unit.closes and response[-1:] == [tokenizer.eos_token_id]:
+        response = response[:-1]
+    return np.array((rendered.prompt_ids if unit.opens else []) + response, dtype=np.int32)
+
+
+def _record_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[NDArray[np.int32], int]:
+    """Ids of prompt and response, and the length of the prompt; there may be no response."""
+    rendered = render(record, tokenizer)
+    if rendered.response_ids is None:
+        return np.array(rendered.prompt_ids, dtype=np.int32), len(rendered.prompt_ids)
+    return np.array(rendered.prompt_ids + rendered.response_ids, dtype=np.int32), len(rendered.prompt_ids)

@@ -1,0 +1,214 @@
+"""From `--data` to trajectories that fit the model: collected first if need be, read, checked.
+
+Knows files, models' limits and the collection's format; no tensor and no loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nptool.collection.config import CollectConfig
+from nptool.collection.store import Collected, CollectionMetadata, Trajectory, is_collected, read_collected
+from nptool.data.records import read_records
+from nptool.data.rendering import tokenizer_digest
+from nptool.errors import CheckpointError, DataError, UsageError
+from nptool.files import atomic_file
+from nptool.runs import Run, run_of
+from nptool.training.base.corpus import cut_texts, split_units, write_heldout
+from nptool.training.cllm.config import BLOCK_SIZE, CllmConfig
+from nptool.training.processes import process_count
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `--data` and `-m` name together."""
+
+    model: str
+    """Hugging Face directory or Hub id of the model to train."""
+    collected: Path | None
+    """The file of trajectories; None where the data are prompts."""
+
+
+def find_source(config: CllmConfig) -> Source:
+    """Tell trajectories from prompts, and find the model.
+
+    Raises:
+        DataError: a file is missing.
+        UsageError: no model is named, trajectories are mixed with other files, or their block length is not `-n`.
+    """
+    if missing := [path for path in config.data if not path.exists()]:
+        raise DataError(f"{missing[0]} does not exist; expected a file of `nptool collect`, or prompts")
+    collected = [path for path in config.data if path.is_file() and is_collected(path)]
+    if not collected:
+        if config.model is None:
+            raise UsageError("-m is missing; name the model that is to answer the prompts in --data and be trained")
+        if process_count() > 1:
+            raise UsageError("--data holds prompts; with several processes, run `nptool collect` first")
+        return Source(config.model, None)
+    if len(config.data) > 1:
+        raise UsageError(f"--data holds {collected[0]}, a file of `nptool collect`, and others; give that one alone")
+    metadata = read_collected(collected[0]).metadata
+    if config.n is not None and config.n != metadata.n:
+        raise UsageError(f"-n is {config.n}, but {collected[0]} was collected with {metadata.n}; leave -n out")
+    return Source(config.model or metadata.model, collected[0])
+
+
+def data_digest(paths: tuple[Path, ...]) -> str:
+    """Tells one set of files from another by their contents."""
+    digest = blake2b(digest_size=8)
+    for file in (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])):
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def keep_heldout(config: CllmConfig, source: Source, run: Run) -> None:
+    """Put the prompts for testing into the run: those of the model's or the collection's run, or a share of the data.
+
+    A share is drawn by a hash of the prompt, so the same prompt always lands on the same side. Trajectories alone give
+    none: what would be held out has been collected already.
+
+    Raises:
+        DataError: the data cannot be read, or is too small for the share.
+    """
+    if run.heldout.is_file():
+        return
+    for place in (source.model, source.collected):
+        origin = run_of(place) if place is not None and Path(place).exists() else None
+        if origin is not None and origin.heldout.is_file():
+            with atomic_file(run.heldout) as stream:
+                stream.write(origin.heldout.read_bytes())
+            return
+    if source.collected is not None or not config.heldout:
+        logger.info("%s has no held-out prompts; name some to `nptool bench` with --prompts", run.path)
+        return
+    records = read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field)
+    train, heldout = split_units(cut_texts(list(records)), config.heldout)
+    if not train:
+        raise DataError(
+            f"{config.data[0]} holds {len(heldout)} record{'s' * (len(heldout) != 1)}, too few to hold out "
+            f"{config.heldout:.0%} of them; give more data, or --heldout 0"
+        )
+    write_heldout(heldout, run.heldout)
+
+
+def collect_config(config: CllmConfig, source: Source, run: Run) -> CollectConfig:
+    """The collection that a training on prompts begins with."""
+    return CollectConfig(
+        model=source.model,
+        data=config.data,
+        output=run.collected,
+        n=config.n or BLOCK_SIZE,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.collect_batch_size,
+        limit=config.limit,
+        seed=config.seed,
+        prompt_field=config.prompt_field,
+        response_field=config.response_field,
+        exclude=(run.heldout,) if run.heldout.is_file() else (),
+        precision=config.precision,
+    )
+
+
+def position_limit(described: PretrainedConfig, config: CllmConfig) -> int | None:
+    """Longest prompt and response together, in tokens; None if nothing limits it.
+
+    A model with sliding-window attention is trained on what fits one window: the packed mask has no window.
+    """
+    text = described.get_text_config()
+    limits = (config.max_length, getattr(text, "max_position_embeddings", None), getattr(text, "sliding_window", None))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def check_match(
+    metadata: CollectionMetadata,
+    path: Path,
+    described: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+) -> None:
+    """Check that the trajectories' token ids mean the same to the model.
+
+    Raises:
+        CheckpointError: the model's vocabulary has another size, or its tokenizer other tokens.
+    """
+    remedy = f"collect again with `nptool collect -m {model}`"
+    rows = described.get_text_config().vocab_size
+    if rows != metadata.vocab_size:
+        raise CheckpointError(
+            f"{path} was collected from {metadata.model}, whose vocabulary has {metadata.vocab_size} tokens; "
+            f"{model} has {rows}; {remedy}"
+        )
+    if tokenizer_digest(tokenizer) != metadata.tokenizer_digest:
+        raise CheckpointError(
+            f"{path} was collected from {metadata.model}, whose tokenizer has other tokens than {model}'s; {remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What is trained on, in memory."""
+
+    rows: list[Trajectory]
+    left_out: int
+    """Trajectories longer than the limit."""
+
+
+def load_trajectories(collected: Collected, limit: int | None, *, references: bool) -> Trajectories:
+    """Read and check all rows.
+
+    Args:
+        limit: leave out trajectories of more tokens, prompt and response together.
+        references: every row must have the data set's own answer.
+
+    Raises:
+        DataError: a row is damaged or has no reference, or none is left.
+    """
+    rows = []
+    for number, row in enumerate(collected.rows(), start=1):
+        where = f"{collected.path}, row {number}"
+        _check_row(row, collected.metadata, where)
+        answers = [row.response_ids]
+        if references:
+            if row.reference_ids is None or not len(row.reference_ids):
+                raise DataError(f"{where}: no reference answer, which --ar-target reference needs; take response")
+            answers.append(row.reference_ids)
+        length = len(row.prompt_ids) + max(map(len, answers))
+        if limit is None or length <= limit:
+            rows.append(row)
+    if not rows:
+        reason = f"all {collected.row_count} rows are longer than {limit} tokens" if collected.row_count else "no rows"
+        raise DataError(f"nothing to train on in {collected.path}: {reason}")
+    if left_out := collected.row_count - len(rows):
+        logger.warning("%d of %d trajectories left out: longer than %d tokens", left_out, collected.row_count, limit)
+    return Trajectories(rows, left_out)
+
+
+def _check_row(row: Trajectory, metadata: CollectionMetadata, where: str) -> None:
+    """Check that a row is what packing takes for granted."""
+    n, response = metadata.n, row.response_ids
+    if not len(row.prompt_ids) or not len(response):
+        raise DataError(f"{where}: an empty prompt or response; collect again")
+    whole = len(row.states) == -(-len(response) // n) and all(
+        len(states) and states.shape[1] == n for states in row.states
+    )
+    if not whole or not np.array_equal(
+        np.concatenate([states[-1] for states in row.states])[: len(response)], response
+    ):
+        raise DataError(f"{where}: the fixed points do not spell the response; collect again")
+    references = [] if row.reference_ids is None else [row.reference_ids]
+    largest = max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.states, *references))
+    if largest >= metadata.vocab_size:
+        raise DataError(f"{where}: token {largest} in a vocabulary of {metadata.vocab_size}; collect again")

@@ -1,0 +1,80 @@
+"""The loss of a batch of packed trajectories in one forward pass.
+
+The model is called as a whole, so it may be wrapped (DDP, FSDP, DeepSpeed, peft); it is asked for logits of those rows
+only that carry or teach a loss. Legend: B batch, S packed sequence, K rows with logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nptool.training.cllm.batching import Batch, attention_mask
+from nptool.training.cllm.losses import Rows, weighted_sums
+from nptool.training.cllm.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PackedLoss:
+    """The loss, and what it is made of."""
+
+    loss: Tensor
+    """Scalar with gradient."""
+    sums: Tensor
+    """Sum of divergences (nats), sum of cross-entropies (nats), taught rows that pick the fixed point's token; (3,)."""
+    counts: Tensor
+    """Taught rows and autoregressive labels in this batch; shape (2,)."""
+
+
+def count_rows(batch: Batch) -> Tensor:
+    """Taught rows and autoregressive labels of a batch, shape (2,)."""
+    return torch.tensor([len(batch["student_rows_M"]), len(batch["ar_rows_A"])])
+
+
+def packed_loss(
+    model: nn.Module, batch: Batch, recipe: Recipe, counts: Tensor | None = None, attention: str = "sdpa"
+) -> PackedLoss:
+    """Run one forward pass over a batch.
+
+    Args:
+        counts: taught rows and labels to average over, shape (2,); None takes this batch's own. An optimizer step of
+            several batches (accumulation, several processes) passes the totals of the step.
+        attention: the model's attention implementation, "sdpa" or "eager".
+
+    Returns:
+        The loss: consistency sum / counts[0] + ar_weight * cross-entropy sum / counts[1].
+    """
+    own = count_rows(batch).to(batch["input_ids"].device)
+    counts = own if counts is None else counts
+    kept_BS, numbers = _kept_rows(batch)
+    output = cast(
+        Any,
+        model(
+            input_ids=batch["input_ids"],
+            attention_mask=attention_mask(batch, attention),
+            position_ids=batch["positions_BS"],
+            logits_to_keep=kept_BS,
+            use_cache=False,
+        ),
+    )
+    rows = Rows(
+        ar_A=numbers[batch["ar_rows_A"]],
+        ar_labels_A=batch["ar_labels_A"],
+        student_M=numbers[batch["student_rows_M"]],
+        teacher_M=numbers[batch["teacher_rows_M"]],
+        fixed_labels_M=batch["fixed_labels_M"],
+    )
+    shares = 1 / counts.clamp(min=1).to(torch.promote_types(output.logits.dtype, torch.float32))
+    loss, sums = weighted_sums(output.logits, rows, recipe, shares[0], recipe.ar_weight * shares[1])
+    return PackedLoss(loss, sums, own)
+
+
+def _kept_rows(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which tokens need logits, boolean (B, S), and the number of each among them, (B * S,)."""
+    kept_BS = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    for name in ("ar_rows_A", "student_rows_M", "teacher_rows_M"):
+        kept_BS.view(-1)[batch[name]] = True
+    return kept_BS, kept_BS.view(-1).cumsum(0) - 1

@@ -1,0 +1,195 @@
+"""One packed sequence per trajectory: all its noisy blocks are taught in one forward pass.
+
+The *clean stream* is prompt + response, an ordinary causal sequence, so row p of it stands at position p. A *branch* is
+a run of noisy tokens that leaves the clean stream at its first wrong token and keeps the positions of the tokens it
+replaces. One rule is the whole attention mask: a token sees the tokens of its own stream up to its position, and a
+branch token also the clean stream before the point where its branch leaves. The context says what one branch is:
+
+    clean    every block is a branch of its own: clean blocks before it (CLLM)
+    noisy    one branch holds all blocks: noisy blocks before it (Jacobi Forcing)
+    window   one branch per window of the schedule: noisy blocks of its window, clean ones before
+
+Tokens before a branch's first wrong one would equal the clean ones, context included, and are not stored twice.
+
+Which rows are taught. Row r (of response token r) predicts token r + 1. Let d be the first index at which a block's
+state differs from its target. The row that predicts the wrong token, d - 1, has seen only right tokens of the block: in
+clean context it is the clean row itself. Row d has seen the wrong token. So rows d, d + 1, ... to the block's end are
+taught (the last of them predicts the next block's first token), each by the teacher's row at the same position. A row
+whose label lies after the response's last token, the end token, is not, nor is it stored.
+
+Knows no model and no randomness. Legend: S packed sequence, A rows of the autoregressive term, M taught noisy rows,
+R response tokens, N block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nptool.training.cllm.recipe import Recipe
+
+Ints = npt.NDArray[np.int64]
+
+CLEAN = 0
+"""Segment of the clean stream; branches are numbered from 1."""
+
+
+class TrajectoryLike(Protocol):
+    """What packing reads of a collected trajectory."""
+
+    @property
+    def prompt_ids(self) -> npt.NDArray[np.int32]:
+        """Prompt, shape (P,), P >= 1."""
+
+    @property
+    def response_ids(self) -> npt.NDArray[np.int32]:
+        """The model's response with its end token, shape (R,), R >= 1."""
+
+    @property
+    def reference_ids(self) -> npt.NDArray[np.int32] | None:
+        """The data set's own answer with an end token."""
+
+    @property
+    def states(self) -> Sequence[npt.NDArray[np.int32]]:
+        """For each block its states, shape (k + 1, N), the last one the fixed point."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One trajectory as arrays; row numbers index the packed sequence."""
+
+    ids_S: Ints
+    positions_S: Ints
+    segments_S: Ints
+    """0 for the clean stream, the branch's number otherwise."""
+    leaves_S: Ints
+    """Position at which the token's branch leaves the clean stream; 0 for clean tokens."""
+    ar_rows_A: Ints
+    ar_labels_A: Ints
+    student_rows_M: Ints
+    teacher_rows_M: Ints
+    """Row that teaches the student row: a clean one, or one of the next state's branch (local consistency)."""
+    fixed_labels_M: Ints
+    """The fixed point's token that the student row should predict."""
+
+    def __len__(self) -> int:
+        return len(self.ids_S)
+
+
+def pack(trajectory: TrajectoryLike, chosen: Sequence[int], recipe: Recipe, phase: int = 0) -> Packed:
+    """Pack a trajectory with one state of each block.
+
+    Args:
+        chosen: for each block the number of its state (0 is the random guess).
+        phase: place of the first block in the schedule's window; read in `window` context only.
+    """
+    prompt, response_R = (ids.astype(np.int64) for ids in (trajectory.prompt_ids, trajectory.response_ids))
+    noisy_R = noisy_response(trajectory, chosen)
+    taught_R = taught_rows(noisy_R != response_R, trajectory.states[0].shape[1])
+    edges = _edges(trajectory, recipe, phase)
+    streams = _Streams(np.concatenate([prompt, response_R[:-1]]), len(prompt))
+
+    student_row_R = np.full(len(response_R), -1)
+    streams.branch_off(noisy_R, response_R, taught_R, edges, student_row_R)
+    teacher_row_R = len(prompt) + np.arange(len(response_R))
+    if recipe.consistency == "local":
+        following = [min(state + 1, len(block) - 1) for state, block in zip(chosen, trajectory.states, strict=True)]
+        next_R = noisy_response(trajectory, following)
+        streams.branch_off(next_R, response_R, taught_R, edges, teacher_row_R)
+    ar_rows_A, ar_labels_A = _ar_rows(streams, trajectory, recipe)
+    r = np.flatnonzero(taught_R)
+    return Packed(
+        *streams.arrays(),
+        ar_rows_A=ar_rows_A,
+        ar_labels_A=ar_labels_A,
+        student_rows_M=student_row_R[r],
+        teacher_rows_M=teacher_row_R[r],
+        fixed_labels_M=response_R[r + 1],
+    )
+
+
+def noisy_response(trajectory: TrajectoryLike, chosen: Sequence[int]) -> Ints:
+    """The response with every block at its chosen state, shape (R,): what runs past the end token is cut off."""
+    states = [block[state] for block, state in zip(trajectory.states, chosen, strict=True)]
+    return np.concatenate(states)[: len(trajectory.response_ids)].astype(np.int64)
+
+
+def taught_rows(wrong_R: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.bool_]:
+    """Response rows that carry consistency loss, shape (R,): in each block from its first wrong token on.
+
+    The last row is not among them: its label lies after the end token.
+    """
+    padded = np.pad(wrong_R, (0, -len(wrong_R) % block)).reshape(-1, block)
+    taught_R = np.logical_or.accumulate(padded, axis=1).reshape(-1)[: len(wrong_R)]
+    taught_R[-1] = False
+    return taught_R
+
+
+class _Streams:
+    """The packed sequence while it grows: the clean stream, then branches behind it."""
+
+    def __init__(self, clean_ids: Ints, prompt_length: int) -> None:
+        self._prompt_length = prompt_length
+        self._length = len(clean_ids)
+        self._parts = [(clean_ids, 0, 0)]  # ids, first position, position at which it leaves the clean stream
+
+    def add(self, ids: Ints, first: int) -> Ints:
+        """Append a branch of response tokens `first`, `first` + 1, ...; returns its rows."""
+        rows = self._length + np.arange(len(ids))
+        self._parts.append((ids, self._prompt_length + first, self._prompt_length + first))
+        self._length += len(ids)
+        return rows
+
+    def branch_off(
+        self,
+        noisy_R: Ints,
+        response_R: Ints,
+        taught_R: npt.NDArray[np.bool_],
+        edges: Sequence[int],
+        row_R: Ints,
+    ) -> None:
+        """Append a branch between each two `edges` and enter its rows in `row_R`.
+
+        A branch runs from its first wrong token to the last taught row; where no row is taught there is none.
+        """
+        for begin, end in pairwise(edges):
+            wrong = np.flatnonzero(noisy_R[begin:end] != response_R[begin:end])
+            taught = np.flatnonzero(taught_R[begin:end])
+            if len(wrong) and len(taught):
+                span = slice(begin + wrong[0], begin + taught[-1] + 1)
+                row_R[span] = self.add(noisy_R[span], span.start)
+
+    def arrays(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Ids, positions, segments and leaving points of all tokens, each of shape (S,)."""
+        lengths = [len(ids) for ids, _, _ in self._parts]
+        return (
+            np.concatenate([ids for ids, _, _ in self._parts]),
+            np.concatenate([first + np.arange(len(ids)) for ids, first, _ in self._parts]),
+            np.repeat(np.arange(len(lengths)), lengths),
+            np.repeat([leaves for _, _, leaves in self._parts], lengths),
+        )
+
+
+def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
+    """Response indices between which one branch lies, first 0, last R."""
+    response, block = len(trajectory.response_ids), trajectory.states[0].shape[1]
+    if recipe.context == "noisy":
+        return [0, response]
+    size, shift = (block, 0) if recipe.context == "clean" else (recipe.window * block, phase * block)
+    return [0, *range(size - shift, response, size), response]
+
+
+def _ar_rows(streams: _Streams, trajectory: TrajectoryLike, recipe: Recipe) -> tuple[Ints, Ints]:
+    """Rows and labels of the autoregressive term; the data set's answer becomes one more branch."""
+    prompt = len(trajectory.prompt_ids)
+    if recipe.ar_target == "response":
+        labels_A = trajectory.response_ids.astype(np.int64)
+        return prompt - 1 + np.arange(len(labels_A)), labels_A
+    assert trajectory.reference_ids is not None, "the data is checked for references when it is read"
+    labels_A = trajectory.reference_ids.astype(np.int64)
+    return np.concatenate([[prompt - 1], streams.add(labels_A[:-1], 0)]), labels_A

@@ -1,0 +1,92 @@
+"""All batches of a training, planned before it starts: which trajectories, and which states of them.
+
+Every pass over the data draws new states; a batch holds packed sequences of similar length. The plan depends on data,
+recipe and seed only, so a run that is continued, and every process of several, sees the same. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nptool.collection.store import Trajectory
+from nptool.progress import Progress, silent
+from nptool.training.batches import Rows, plan_pass
+from nptool.training.cllm.batching import Batch, collate
+from nptool.training.cllm.packing import Packed, pack
+from nptool.training.cllm.recipe import Recipe
+from nptool.training.cllm.schedule import choose, generator
+
+STEP = "planning batches"
+# Reports of progress in a pass.
+_REPORTS = 100
+_ORDER_STREAM = 2**32
+"""Stands for the trajectory's number where a pass draws its order."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Batches in the order of training."""
+
+    trajectories: Sequence[Trajectory]
+    recipe: Recipe
+    seed: int
+    batches: list[tuple[int, Rows]]
+    """For each batch its pass over the data, and its trajectories."""
+    tokens: list[int]
+    """Tokens of each batch, padding not counted."""
+
+    def batch(self, number: int, pad_id: int) -> Batch:
+        """The batch, packed and padded."""
+        epoch, rows = self.batches[number]
+        return collate([draw(self.trajectories, int(row), self.recipe, self.seed, epoch) for row in rows], pad_id)
+
+
+def draw(trajectories: Sequence[Trajectory], row: int, recipe: Recipe, seed: int, epoch: int) -> Packed:
+    """A trajectory with the states that it shows in a pass over the data."""
+    trajectory = trajectories[row]
+    choice = choose(trajectory.states, len(trajectory.response_ids), recipe, generator(seed, epoch, row))
+    return pack(trajectory, choice.states, recipe, choice.phase)
+
+
+def plan(
+    trajectories: Sequence[Trajectory],
+    recipe: Recipe,
+    seed: int,
+    batch_tokens: int,
+    count: Callable[[int], int],
+    progress: Progress = silent,
+) -> Plan:
+    """Plan a training.
+
+    Args:
+        batch_tokens: padded tokens of a batch; one that is longer is a batch of its own.
+        count: from the number of batches in the first pass to that of the training.
+    """
+    batches: list[tuple[int, Rows]] = []
+    tokens: list[int] = []
+    wanted = epoch = 0
+    while not epoch or len(batches) < wanted:
+        lengths = _lengths(trajectories, recipe, seed, epoch, progress)
+        of_pass = plan_pass(lengths, batch_tokens, generator(seed, epoch, _ORDER_STREAM))
+        wanted = wanted or count(len(of_pass))
+        batches += [(epoch, rows) for rows in of_pass]
+        tokens += [int(lengths[rows].sum()) for rows in of_pass]
+        epoch += 1
+    return Plan(trajectories, recipe, seed, batches[:wanted], tokens[:wanted])
+
+
+def _lengths(
+    trajectories: Sequence[Trajectory], recipe: Recipe, seed: int, epoch: int, progress: Progress
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Packed length of every trajectory in a pass."""
+    lengths = np.empty(len(trajectories), dtype=np.int64)
+    every = max(1, len(trajectories) // _REPORTS)
+    for row in range(len(trajectories)):
+        lengths[row] = len(draw(trajectories, row, recipe, seed, epoch))
+        if row % every == 0:
+            progress(STEP, row, len(trajectories), f"pass {epoch + 1}")
+    progress(STEP, len(trajectories), len(trajectories), f"pass {epoch + 1}")
+    return lengths

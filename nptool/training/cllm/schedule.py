@@ -1,0 +1,84 @@
+"""Which state of its trajectory each block shows in a training step.
+
+`uniform` is CLLM's choice (arXiv 2403.00835): any state but the fixed point, all alike. `progressive` is Jacobi
+Forcing's (arXiv 2512.14681): over a window of w blocks the wanted share of noise rises from `min_noise` to `max_noise`,
+and a block shows the state whose share of tokens from its first wrong one on is nearest. `random` and `reverse` are the
+ablation's: the same levels drawn at random for every block, or falling. The paper writes t_i = i / w; its released
+command spaces the levels from 0 to 1 inclusive, which is what the defaults do, so that the all-noise guess with which
+decoding starts is taught too (max_noise = (w - 1) / w gives the paper's formula).
+
+Pure: the same generator gives the same choice. Knows no tensor and no packing. Legend: N block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nptool.training.cllm.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One state for every block of a trajectory."""
+
+    states: tuple[int, ...]
+    """For each block the number of its state, 0 being the random guess."""
+    phase: int
+    """Place of the first block in the schedule's window."""
+
+
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of trajectory `index` in `epoch`: the same in every process and after a resume."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+def choose(
+    states: Sequence[npt.NDArray[np.int32]], response_length: int, recipe: Recipe, rng: np.random.Generator
+) -> Choice:
+    """Draw a state for each block.
+
+    Args:
+        states: for each block its states, shape (k + 1, N), the last one the fixed point.
+        response_length: tokens of the response with its end token; what a block holds beyond them does not count.
+    """
+    block = states[0].shape[1]
+    noise = [
+        noise_shares(trajectory, min(block, response_length - number * block))
+        for number, trajectory in enumerate(states)
+    ]
+    if recipe.schedule == "uniform":
+        return Choice(tuple(_uniform(shares, rng) for shares in noise), 0)
+    phase = int(rng.integers(recipe.window)) if recipe.random_phase and len(states) < recipe.window else 0
+    wanted = noise_levels(len(states), recipe, phase, rng)
+    return Choice(tuple(_nearest(shares, level) for shares, level in zip(noise, wanted, strict=True)), phase)
+
+
+def noise_shares(states: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.float64]:
+    """For each state the share of the block's first `length` tokens from the first wrong one on, in [0, 1]."""
+    wrong = states[:, :length] != states[-1, :length]
+    first = np.where(wrong.any(axis=1), wrong.argmax(axis=1), length)
+    return (length - first) / length
+
+
+def noise_levels(blocks: int, recipe: Recipe, phase: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """The wanted noise share of each block, shape (blocks,), for the schedules that go by levels."""
+    levels = np.linspace(recipe.min_noise, recipe.max_noise, recipe.window)
+    if recipe.schedule == "random":
+        return levels[rng.integers(recipe.window, size=blocks)]
+    place = (phase + np.arange(blocks)) % recipe.window
+    return levels[::-1][place] if recipe.schedule == "reverse" else levels[place]
+
+
+def _uniform(shares: npt.NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Any state that still has a wrong token; the fixed point where none has."""
+    unfinished = int(np.count_nonzero(shares))
+    return int(rng.integers(unfinished)) if unfinished else len(shares) - 1
+
+
+def _nearest(shares: npt.NDArray[np.float64], level: float) -> int:
+    """The state nearest to the level, the noisier of two equally near."""
+    return int(np.argmin(np.abs(shares - level)))

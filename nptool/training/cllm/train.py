@@ -1,0 +1,237 @@
+"""Consistency training: from a finished model and its trajectories to a CLLM in a run directory.
+
+The order of work: held-out prompts, collection (where the data are prompts), trajectories, model, a plan of all
+batches, training, checkpoint. Interrupted anywhere, the same call goes on; what is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from nptool.collection.store import Collected, read_collected
+from nptool.errors import CheckpointError
+from nptool.files import read_json, write_json
+from nptool.progress import Progress, silent
+from nptool.provenance import provenance
+from nptool.runs import Run
+from nptool.training.arguments import training_arguments
+from nptool.training.checkpoints import check_vocabulary, load_config, load_model, load_tokenizer, save_model
+from nptool.training.cllm.config import FREE_FIELDS, CllmConfig
+from nptool.training.cllm.data import (
+    Source,
+    check_match,
+    collect_config,
+    data_digest,
+    find_source,
+    keep_heldout,
+    load_trajectories,
+    position_limit,
+)
+from nptool.training.cllm.planning import Plan, plan
+from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
+from nptool.training.continuation import open_run
+from nptool.training.lora import add_adapters, merge_adapters
+from nptool.training.processes import is_main_process, main_process_first, process_count
+from nptool.training.trainer import BatchList, remove_checkpoints, run_trainer, state_dict_of
+
+logger = logging.getLogger(__name__)
+
+KIND = "cllm"
+METHOD_FILE = "nptool.json"
+"""Beside the checkpoint's weights: what `nptool convert` writes into the GGUF."""
+ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class CllmResult:
+    """What a training gave; saved as the run's results. First and last figures are means of a stretch of the log."""
+
+    run: str
+    model: str
+    parameters: int
+    trained_parameters: int
+    block_size: int
+    """n, in tokens."""
+    trajectories: int
+    left_out: int
+    """Trajectories longer than the limit."""
+    steps: int
+    tokens: int
+    """Of all packed sequences, padding not counted."""
+    consistency_first: float
+    consistency_last: float
+    """Nats per taught row."""
+    ar_first: float
+    ar_last: float
+    """Nats per label."""
+    right_first: float
+    right_last: float
+    """Share of taught rows whose greedy pick is the fixed point's token."""
+    tokens_per_second: float | None
+    """Of the training itself, in the process that finished it."""
+    seconds: float
+    """Of the training itself, in the process that finished it."""
+
+
+def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None = None) -> CllmResult:
+    """Train, or go on with, the run that `config` describes; a finished run's result is returned as it is.
+
+    Args:
+        run: where to work instead of `runs/<config.run_name>`.
+
+    Raises:
+        DataError: the data cannot be used.
+        CheckpointError: the model cannot be used, or is not the one of the trajectories.
+        UsageError: options contradict each other or the data, or the run directory holds another configuration.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    set_seed(config.seed)
+    source = find_source(config)
+    described, tokenizer = load_config(source.model), load_tokenizer(source.model)
+    check_vocabulary(described, tokenizer, source.model)
+    if source.collected is not None:
+        check_match(read_collected(source.collected).metadata, source.collected, described, tokenizer, source.model)
+    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=FREE_FIELDS, run=run)
+    if finished:
+        logger.info("%s is finished already", run.path)
+        return _read_result(run)
+    collected = _collected(config, source, run, progress)
+    trajectories = load_trajectories(
+        collected, position_limit(described, config), references=config.ar_target == "reference"
+    )
+    batches = plan(
+        trajectories.rows,
+        config,
+        config.seed,
+        config.batch_tokens,
+        lambda batches_in_pass: count_steps(config, batches_in_pass) * config.accumulation * process_count(),
+        progress,
+    )
+    model = load_model(source.model)
+    check_attention(model, source.model)
+    parameters = model.num_parameters()
+    if config.lora_rank is not None:
+        model = add_adapters(model, config.lora_rank)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    trainer = _trainer(config, model, batches, tokenizer, run)
+    seconds = run_trainer(trainer, run, progress, "consistency training").metrics["train_runtime"]
+    trainer.log_rest()
+    _save(trainer, config, source, tokenizer, collected.metadata.n, run)
+    result = CllmResult(
+        run=str(run.path),
+        model=str(run.model),
+        parameters=parameters,
+        trained_parameters=trained,
+        block_size=collected.metadata.n,
+        trajectories=len(trajectories.rows),
+        left_out=trajectories.left_out,
+        steps=trainer.state.max_steps,
+        tokens=sum(batches.tokens),
+        seconds=seconds,
+        **_figures(trainer, batches, seconds),
+    )
+    if is_main_process():
+        write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
+    remove_checkpoints(run)
+    return result
+
+
+def count_steps(config: CllmConfig, batches_in_pass: float) -> int:
+    """Optimizer steps of the training, when one pass over the data takes so many batches."""
+    if config.steps is not None:
+        return config.steps
+    passes = 1.0 if config.epochs is None else config.epochs
+    return max(1, math.ceil(passes * batches_in_pass / (config.accumulation * process_count())))
+
+
+def _collected(config: CllmConfig, source: Source, run: Run, progress: Progress) -> Collected:
+    """The trajectories' file; where the data are prompts, the model answers them now."""
+    with main_process_first():
+        if is_main_process():
+            keep_heldout(config, source, run)
+    if source.collected is not None:
+        return read_collected(source.collected)
+    from nptool.collection.collect import collect
+
+    return read_collected(collect(collect_config(config, source, run), progress).path)
+
+
+def check_attention(model: PreTrainedModel, ref: str) -> None:
+    """Check that the model's attention takes a mask of ours.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if model.config._attn_implementation not in ATTENTION:
+        raise CheckpointError(
+            f"{ref} runs with {model.config._attn_implementation} attention; packed training needs one of "
+            f"{', '.join(ATTENTION)}"
+        )
+
+
+def _trainer(
+    config: CllmConfig, model: Any, batches: Plan, tokenizer: PreTrainedTokenizerBase, run: Run
+) -> CllmTrainer:
+    pad_id = int(tokenizer.pad_token_id or 0)
+    count = len(batches.batches)
+    return CllmTrainer(
+        config,
+        model=model,
+        args=training_arguments(config, run, count // (config.accumulation * process_count())),
+        train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad_id))),
+    )
+
+
+def _save(
+    trainer: CllmTrainer,
+    config: CllmConfig,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    run: Run,
+) -> None:
+    """Write the plain model, adapters merged, and what `nptool convert` needs to know."""
+    weights = state_dict_of(trainer)
+    if not is_main_process():
+        return
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if config.lora_rank is not None:
+        model, weights = merged_model(model, config.lora_rank, source, weights), None
+    save_model(model, tokenizer, run.model, weights)
+    write_json(run.model / METHOD_FILE, {"method": KIND, "block_size": block_size})
+
+
+def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:
+    """The plain model with the adapters added.
+
+    Args:
+        weights: of the adapted model, where `model` itself holds only a share of them (FSDP, DeepSpeed).
+    """
+    if weights is not None:
+        model = add_adapters(load_model(source.model), rank)
+        model.load_state_dict(weights)
+    return merge_adapters(model)
+
+
+def _figures(trainer: CllmTrainer, batches: Plan, seconds: float) -> dict[str, Any]:
+    """First and last line of the log, and speed since the checkpoint the training went on from."""
+    lines = [line for line in trainer.state.log_history if CONSISTENCY in line]
+    per_step = len(batches.batches) // trainer.state.max_steps
+    seen = sum(batches.tokens[trainer.first_step * per_step :])
+    names = (("consistency", CONSISTENCY), ("ar", AUTOREGRESSIVE), ("right", RIGHT))
+    return {
+        "tokens_per_second": seen / seconds if seen else None,
+        **{f"{name}_first": float(lines[0][key]) for name, key in names},
+        **{f"{name}_last": float(lines[-1][key]) for name, key in names},
+    }
+
+
+def _read_result(run: Run) -> CllmResult:
+    saved = read_json(run.results)
+    return CllmResult(**{name: saved[name] for name in CllmResult.__dataclass_fields__})

@@ -1,0 +1,61 @@
+"""Run directories that are opened a second time: the same training goes on, another one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nptool.errors import UsageError
+from nptool.files import read_json, write_json
+from nptool.provenance import provenance
+from nptool.runs import ROOT, Run
+from nptool.training.config import flag, to_json
+from nptool.training.processes import is_main_process, main_process_first
+
+
+def open_run(
+    config: Any, kind: str, *, data_digest: str, free: tuple[str, ...] = (), run: Run | None = None
+) -> tuple[Run, bool]:
+    """Open the run directory of a training, made at first, and write its configuration with provenance.
+
+    Args:
+        config: a configuration dataclass with a `run_name`.
+        kind: of training, "base" or "cllm".
+        data_digest: tells one set of training data from another.
+        free: fields that may differ when a run is continued.
+        run: the directory to use instead of `runs/<config.run_name>`.
+
+    Returns:
+        The run, and whether it is finished (its results are there).
+
+    Raises:
+        UsageError: the directory holds another kind, configuration or data set.
+    """
+    with main_process_first():
+        if run is None:
+            run = Run.create(config.run_name) if is_main_process() else Run(ROOT / config.run_name)
+        if run.config.is_file():
+            _check_same(read_json(run.config), config, kind, data_digest, free, run.path)
+        elif is_main_process():
+            write_json(
+                run.config,
+                {"kind": kind, "config": to_json(config), "data_digest": data_digest, "provenance": provenance()},
+            )
+    return run, run.results.is_file()
+
+
+def _check_same(
+    saved: dict[str, Any], config: Any, kind: str, data_digest: str, free: tuple[str, ...], path: Path
+) -> None:
+    remedy = "choose another --name, or remove that directory"
+    if saved.get("kind") != kind:
+        raise UsageError(f"{path} holds a run of kind {saved.get('kind')!r}, not {kind!r}; {remedy}")
+    before, now = saved.get("config", {}), to_json(config)
+    for name in now:
+        if name not in free and before.get(name) != now[name]:
+            raise UsageError(
+                f"{path} holds a run with {flag(name)} {before.get(name)}, now it is {now[name]}; "
+                f"give the same to go on, or {remedy}"
+            )
+    if saved.get("data_digest") != data_digest:
+        raise UsageError(f"{path} holds a run on other data than {flag('data')} now has; {remedy}")

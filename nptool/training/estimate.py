@@ -1,0 +1,105 @@
+"""How much memory a training takes, before anything is loaded.
+
+Bytes = weights + gradients + optimizer + activations + logits, with P parameters in all, P_t trained ones, T tokens in
+a forward pass of which R are trained, L layers, hidden size D, feed-forward size F, key/value size K, V tokens, and a
+bytes per activation (4 in float32, 2 in bfloat16):
+
+    weights      4 P                                in bfloat16 2 P more: autocast's copies
+    gradients    4 P_t
+    optimizer    8 P_t                              AdamW's two averages
+    activations  T L (16 D + a (4 D + 2 K + 4 F))   what a Llama block keeps for its backward pass: of both norms the
+                                                    input and the normalized value (float32); inputs of q/k/v and of
+                                                    gate/up, q, attention's output 4 D; k and v 2 K; gate, silu(gate),
+                                                    up and their product 4 F
+                 T (4 L D + one block's)            with gradient checkpointing
+    logits       12 R V                             logits, their softmax, and the gradient, in float32
+
+Attention itself adds nothing quadratic: torch's fused kernels keep no T x T matrix. Allocator overhead is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT32 = 4
+BFLOAT16 = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder-only transformer of the Llama family."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    attention_heads: int
+    kv_heads: int
+    head_size: int
+    intermediate_size: int
+    tied: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of a Llama (no biases) of this shape."""
+        attention = 2 * self.hidden_size * self.head_size * (self.attention_heads + self.kv_heads)
+        feed_forward = 3 * self.hidden_size * self.intermediate_size
+        norms = 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        return embeddings + self.layers * (attention + feed_forward + norms) + self.hidden_size
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of LoRA adapters of `rank` on all linear layers of the blocks."""
+        queries, keys = self.attention_heads * self.head_size, self.kv_heads * self.head_size
+        sides = 2 * (self.hidden_size + queries) + 2 * (self.hidden_size + keys)
+        sides += 3 * (self.hidden_size + self.intermediate_size)
+        return self.layers * rank * sides
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training on one device, by what they are for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def estimate_memory(
+    shape: Shape,
+    tokens: int,
+    *,
+    trained_rows: int | None = None,
+    trained_parameters: int | None = None,
+    bfloat16: bool = False,
+    checkpointing: bool = False,
+) -> Memory:
+    """Memory of one forward and backward pass and the optimizer's step (see the module's formula).
+
+    Args:
+        tokens: in one forward pass on one device, padding counted.
+        trained_rows: rows whose logits are computed; None is all.
+        trained_parameters: of adapters; None trains all weights.
+        bfloat16: passes by autocast; the weights stay float32.
+    """
+    width = BFLOAT16 if bfloat16 else FLOAT32
+    trained = shape.parameters if trained_parameters is None else trained_parameters
+    # Adapters come on top of the weights they are put on.
+    parameters = shape.parameters + (0 if trained_parameters is None else trained_parameters)
+    keys = shape.kv_heads * shape.head_size
+    block = 4 * FLOAT32 * shape.hidden_size + width * (4 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size)
+    kept = shape.layers * FLOAT32 * shape.hidden_size + block if checkpointing else shape.layers * block
+    rows = tokens if trained_rows is None else trained_rows
+    return Memory(
+        weights=(FLOAT32 + (BFLOAT16 if bfloat16 else 0)) * parameters,
+        gradients=FLOAT32 * trained,
+        optimizer=2 * FLOAT32 * trained,
+        activations=tokens * kept,
+        logits=3 * FLOAT32 * rows * shape.vocab_size,
+    )

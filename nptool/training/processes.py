@@ -1,0 +1,33 @@
+"""One process or several: who writes and prints, and who goes first.
+
+Under `accelerate launch` every process runs the same program; only the main one may write files or print.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def process_count() -> int:
+    """Processes that train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process runs the block, then the others: what it writes, they read."""
+    if process_count() == 1:
+        yield
+        return
+    import torch
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        yield

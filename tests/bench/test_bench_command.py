@@ -1,0 +1,171 @@
+"""`nptool bench` on a random model in llama.cpp."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nptool.bench.benchmark import run_bench
+from nptool.bench.config import BenchConfig
+from nptool.cli.app import run
+from nptool.decoding.sampling import Sampling
+from nptool.llama.random_model import Shape, write_random_model
+from nptool.text_to_sql import generate_examples
+
+KEYS = {
+    "name": str,
+    "n": int,
+    "tokens_per_second": float,
+    "tokens_per_second_with_prefill": float,
+    "speedup": float,
+    "tokens_per_forward": float,
+    "identical_equal_width": float,
+    "identical_width_1": float,
+    "first_token_ms": float,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model in a run directory with held-out text-to-SQL prompts."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_text("{}")
+    lines = (json.dumps(example.to_record()) for example in generate_examples("heldout", 3, seed=0))
+    (folder / "heldout.jsonl").write_text("\n".join(lines))
+    return write_random_model(folder / "model.gguf", Shape(hidden=32, heads=2, key_value_heads=1, feed_forward=64))
+
+
+def words(model: Path, *more: str) -> list[str]:
+    small = ["--rounds", "2", "--count", "2", "--max-tokens", "12", "-t", "1"]
+    return ["bench", "-m", str(model), *small, *more]
+
+
+def test_json_is_one_object_with_the_promised_keys(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words(model, "-n", "3,8", "--json"), debug=True) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert result["model"] == str(model)
+    assert result["machine"]["cores"] >= 1
+    assert result["rounds"] == 2
+    assert [(method["name"], method["n"]) for method in result["methods"]] == [("ar", 1), ("jacobi", 3), ("jacobi", 8)]
+    for method in result["methods"]:
+        assert {key: type(method[key]) for key in KEYS} == KEYS
+        assert method["identical_equal_width"] == 1.0
+        assert method["tokens_per_second"] > method["tokens_per_second_with_prefill"] > 0
+        assert method["first_token_ms"] > 0
+        assert method["accuracy"] == 0.0
+        assert len(method["differences"]) == 0 or method["identical_width_1"] < 1.0
+    baseline = result["methods"][0]
+    assert (baseline["speedup"], baseline["tokens_per_forward"], baseline["identical_width_1"]) == (1.0, 1.0, 1.0)
+    assert set(result["step_ms"]) == {"1", "3", "8"}
+    assert result["peak_memory_bytes"] > result["model_bytes"] == model.stat().st_size
+    assert result["provenance"]["packages"]["llama-cpp-python"]
+
+
+@pytest.mark.parametrize("method", ["jacobi", "jacobi-block"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+def test_every_method_gives_the_text_of_equal_width(
+    model: Path, tmp_path: Path, kind: str, temperature: float, method: str
+) -> None:
+    file = write_random_model(
+        tmp_path / f"{kind}.gguf", Shape(hidden=32, heads=2, key_value_heads=1, feed_forward=64), kind=kind, seed=1
+    )
+    config = BenchConfig(
+        model=file,
+        prompts=model.with_name("heldout.jsonl"),
+        methods=(method,),
+        n=(4, 16),
+        max_tokens=16,
+        rounds=1,
+        count=2,
+        sampling=Sampling(temperature=temperature, seed=7),
+        threads=1,
+    )
+    report = run_bench(config)
+    assert [item.identical_equal_width for item in report.methods] == [1.0, 1.0, 1.0]
+    for item in report.methods:
+        assert (item.identical_width_1 == 1.0) == (item.margin_worst is None)
+
+
+def test_tables_fit_80_columns(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words(model, "-n", "4"), debug=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tables = [line for line in lines if line.startswith(("method", "ar ", "jacobi "))]
+    assert len(tables) == 6
+    assert max(map(len, tables)) <= 80
+    assert lines[0].startswith(f"{model}: llama")
+    assert any("accepted drafts by position, jacobi 4: 1: " in line for line in lines)
+    assert any(line.startswith("peak memory of the process: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "warp"], "unknown method 'warp'; known are ar, jacobi, jacobi-block"),
+        (["--methods", ","], "--methods names no method; expected names such as ar,jacobi"),
+        (["-n", "0"], "-n must be at least 1, got 0"),
+        (["-n", "8,513"], "-n 513 is above the batch limit of 512 rows; choose a smaller n"),
+        (["-n", "8,x"], "-n must be whole numbers separated by commas, such as 4,8,16; got '8,x'"),
+        (["-n", ""], "-n names no block length; expected whole numbers such as 4,8,16"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--count", "0"], "--count must be at least 1, got 0"),
+        (["--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
+    ],
+)
+def test_bad_options(model: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+    assert run(words(model, *more), debug=False) == 2
+    assert capsys.readouterr().err == f"nptool: error: {message}\n"
+
+
+def test_bad_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lonely = tmp_path / "lonely.gguf"
+    lonely.write_bytes(model.read_bytes())
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "a"}\n{"prompt": \n')
+    missing = tmp_path / "missing.gguf"
+    cases = [
+        (words(missing), f"{missing} does not exist; expected a GGUF file"),
+        (words(empty), f"{empty} is not a GGUF file (it does not begin with GGUF)"),
+        (words(lonely), f"{lonely} has no held-out prompts beside it; name a file with --prompts FILE"),
+        (words(model, "--prompts", str(empty)), f"the data set is empty: no record in {empty}"),
+        (words(model, "--prompts", str(broken)), f"{broken}:2: malformed JSON"),
+        (words(model, "--prompts", "none.jsonl"), "none.jsonl does not exist; expected a JSONL"),
+    ]
+    for line, message in cases:
+        assert run(line, debug=False) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"nptool: error: {message}")
+        assert printed.err.count("\n") == 1
+        assert printed.out == ""
+
+
+def test_a_prompt_longer_than_the_context_is_named_before_anything_is_measured(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words(model, "-c", "20"), debug=False) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nptool: error: {model.with_name('heldout.jsonl').resolve()}:1: the prompt has ")
+    assert error.endswith(" tokens and the context holds 20; shorten it or raise -c\n")
+
+
+def test_an_interruption_is_one_line(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nptool.bench.benchmark.compare", interrupted)
+    assert run(words(model), debug=False) == 130
+    expected = "nptool: interrupted; a comparison is whole or nothing, so nothing was kept\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_library_imports_no_training_framework() -> None:
+    program = "import nptool.bench.benchmark, sys\nprint({'torch', 'transformers'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert result.stdout == "set()\n"

@@ -1,0 +1,177 @@
+"""The measurement on a scripted engine whose clock only its batches move."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nptool.bench.aggregation import summarize
+from nptool.bench.comparison import Comparison, compare, in_turn
+from nptool.bench.cost import StepCosts
+from nptool.bench.decoder import Answer, Decoder, Variant
+from nptool.bench.report import MethodReport
+from nptool.decoding.sampling import Sampling
+
+END = 15
+ANSWER = (5, 6, 7, 8, 9, 10, 11, 12, 13, END)
+PROMPT = np.array([1, 2, 3, 4, 1], dtype=np.int32)
+PREFILL_SECONDS = 0.5
+AR = Variant("ar", 1)
+JACOBI = Variant("jacobi", 4)
+
+
+class ScriptedEngine:
+    """Says `ANSWER` behind a prompt of five tokens; a batch of w rows takes 1 + (w - 1) / 4 seconds.
+
+    At `tie`, an index of the answer, a batch of one row says 14 instead, by 0.25.
+    """
+
+    capacity = 64
+    width = 8
+    batch_limit = 16
+    vocabulary_size = 16
+
+    def __init__(self, tie: int | None = None) -> None:
+        self.seconds = 0.0
+        self.widths: list[int] = []
+        self._tie = tie
+        self._cached = 0
+
+    def clock(self) -> float:
+        return self.seconds
+
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+        assert start == self._cached
+        rows = len(tokens)
+        self._cached += rows
+        self.seconds += 1 + (rows - 1) / 4 if outputs else PREFILL_SECONDS
+        if not outputs:
+            return np.empty((0, self.vocabulary_size), dtype=np.float32)
+        self.widths.append(rows)
+        return np.stack([self._row(start + row + 1 - len(PROMPT), rows) for row in range(rows)])
+
+    def rollback(self, position: int) -> None:
+        self._cached = min(self._cached, position)
+
+    def _row(self, index: int, rows: int) -> NDArray[np.float32]:
+        logits = np.zeros(self.vocabulary_size, dtype=np.float32)
+        logits[ANSWER[index] if 0 <= index < len(ANSWER) else 0] = 1.0
+        if index == self._tie and rows == 1:
+            logits[14] = 1.25
+        return logits
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    scripted = ScriptedEngine()
+    monkeypatch.setattr("nptool.decoding.loop.perf_counter", scripted.clock)
+    return scripted
+
+
+def decoder_of(engine: ScriptedEngine, kind: type[Decoder] = Decoder) -> Decoder:
+    return kind(engine, {END}, Sampling(), max_tokens=20, clock=engine.clock)
+
+
+def report_of(comparison: Comparison, variant: Variant) -> MethodReport:
+    answers = {kind: [item for item in comparison.measurements if item.variant == kind] for kind in (AR, variant)}
+    return summarize(
+        answers[variant],
+        answers[AR],
+        equal_width=comparison.references[variant.n],
+        width_1=comparison.references[1],
+        margins=comparison.margins,
+        cost_ratio=comparison.costs.ratio(variant.n),
+        sources=["one"],
+        accuracy=None,
+    )
+
+
+def test_jacobi_against_the_baseline_to_the_digit(engine: ScriptedEngine) -> None:
+    """Its passes alternate between one right token (nothing known) and four (all picks of the pass before)."""
+    report = report_of(compare(decoder_of(engine), [PROMPT], [AR, JACOBI], rounds=2), JACOBI)
+    assert report.tokens_per_forward == 2.5
+    assert report.tokens_per_second == 10 / (4 * 1.75)
+    assert report.tokens_per_second_with_prefill == 10 / (4 * 1.75 + PREFILL_SECONDS)
+    assert report.speedup == pytest.approx(10 / 7)
+    assert report.speedup_with_prefill == pytest.approx(10.5 / 7.5)
+    assert report.cost_ratio == 1.75
+    assert report.predicted_speedup == pytest.approx(report.speedup)
+    assert report.acceptance_by_position == [0.5, 0.5, 0.5]
+    assert report.first_token_ms == 2250.0
+    assert (report.identical_equal_width, report.identical_width_1) == (1.0, 1.0)
+
+
+def test_a_near_tie_of_width_1_is_reported_with_its_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = ScriptedEngine(tie=3)
+    monkeypatch.setattr("nptool.decoding.loop.perf_counter", scripted.clock)
+    comparison = compare(decoder_of(scripted), [PROMPT], [AR, JACOBI], rounds=2)
+    report = report_of(comparison, JACOBI)
+    assert comparison.references[4] == [ANSWER]
+    assert comparison.references[1] == [(*ANSWER[:3], 14, *ANSWER[4:])]
+    assert (report.identical_equal_width, report.identical_width_1) == (1.0, 0.0)
+    assert [(tie.source, tie.position, tie.margin) for tie in report.differences] == [("one", 3, 0.25)]
+    assert report_of(comparison, AR).identical_width_1 == 1.0
+
+
+def test_autoregressive_references_have_the_width_of_the_method(engine: ScriptedEngine) -> None:
+    answer = decoder_of(engine).answer(PROMPT, Variant("ar", 4))
+    assert answer.tokens == ANSWER
+    assert engine.widths == [4] * 10
+    assert answer.tally.prefilled_tokens == 4
+
+
+def test_every_answer_prefills_its_prompt_anew(engine: ScriptedEngine) -> None:
+    decoder = decoder_of(engine)
+    prefilled = [decoder.answer(PROMPT, variant).tally.prefilled_tokens for variant in (AR, JACOBI, AR)]
+    assert prefilled == [4, 4, 4]
+
+
+def test_a_shorter_limit_ends_an_answer(engine: ScriptedEngine) -> None:
+    assert decoder_of(engine).answer(PROMPT, JACOBI, 3).tokens == ANSWER[:3]
+
+
+def test_methods_take_turns_and_nobody_is_always_first(engine: ScriptedEngine) -> None:
+    asked: list[Variant] = []
+
+    class Recording(Decoder):
+        def answer(self, prompt: NDArray[np.int32], variant: Variant, max_tokens: int | None = None) -> Answer:
+            asked.append(variant)
+            return super().answer(prompt, variant, max_tokens)
+
+    variants = [AR, JACOBI, Variant("jacobi", 8)]
+    steps: dict[str, tuple[float, float]] = {}
+    compare(
+        decoder_of(engine, Recording),
+        [PROMPT, PROMPT],
+        variants,
+        rounds=3,
+        progress=lambda step, done, total, note="": steps.update({step: (done, total)}),
+    )
+    warm_up, references, turns = asked[:3], asked[3:9], asked[9:]
+    assert warm_up == variants
+    assert references == [Variant("ar", width) for width in (1, 4, 8)] * 2
+    assert [set(turns[start : start + 3]) for start in range(0, 18, 3)] == [set(variants)] * 6
+    assert [turns[start] for start in range(0, 18, 3)] == [AR, JACOBI, JACOBI, variants[2], variants[2], AR]
+    assert steps == {"AR at equal width": (6, 6), "methods in turns": (18, 18)}
+
+
+def test_in_turn_rotates() -> None:
+    variants = [AR, JACOBI, Variant("jacobi", 8)]
+    assert in_turn(variants, 4) == [JACOBI, variants[2], AR]
+
+
+def test_costs_are_measured_behind_the_whole_context(engine: ScriptedEngine) -> None:
+    context = np.ones(40, dtype=np.int32)
+    costs = StepCosts(engine, context, [1, 8])
+    costs.measure(repeats=3)
+    assert costs.context_length == 40
+    assert costs.seconds() == {1: 1.0, 8: 2.75}
+    assert costs.ratio(8) == 2.75
+    assert engine.widths == [1, 8] * 3
+
+
+def test_sampled_answers_are_compared_at_the_same_seed(engine: ScriptedEngine) -> None:
+    sampling = Sampling(temperature=2.0, seed=3)
+    decoder = Decoder(engine, {END}, sampling, max_tokens=20, clock=engine.clock)
+    report = report_of(compare(decoder, [PROMPT], [AR, JACOBI], rounds=1), JACOBI)
+    assert report.identical_equal_width == 1.0
+    assert decoder.answer(PROMPT, AR).tokens != ANSWER

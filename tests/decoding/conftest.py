@@ -1,0 +1,79 @@
+"""Random two-layer GGUFs, and a scripted engine that needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nptool.llama.random_model import Shape, write_random_model
+
+
+class ScriptedEngine:
+    """An `Engine` whose logits are a function of the tokens in its cache; it insists on the contract of the cache."""
+
+    def __init__(
+        self,
+        logits: Callable[[Sequence[int]], Sequence[float]],
+        *,
+        vocabulary: int = 8,
+        capacity: int = 200,
+        width: int = 32,
+        batch_limit: int = 16,
+    ) -> None:
+        """Args: `logits` gives a row from all the tokens up to and including the row's own."""
+        self._logits = logits
+        self.vocabulary_size = vocabulary
+        self.capacity = capacity
+        self.width = width
+        self.batch_limit = batch_limit
+        self.seconds = 0.0
+        self.cache: list[int] = []
+        self.batches: list[tuple[int, int, bool]] = []
+        """(start, rows, outputs) of every call."""
+
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+        assert start == len(self.cache), "the cache does not end where the batch begins"
+        assert 0 < len(tokens) <= (self.width if outputs else self.batch_limit)
+        assert start + len(tokens) <= self.capacity + self.width
+        assert all(0 <= token < self.vocabulary_size for token in tokens.tolist())
+        self.batches.append((start, len(tokens), outputs))
+        self.seconds += 0.001
+        rows = []
+        for token in tokens.tolist():
+            self.cache.append(token)
+            if outputs:
+                rows.append(self._logits(self.cache))
+        return np.asarray(rows, dtype=np.float32).reshape(len(rows), self.vocabulary_size)
+
+    def rollback(self, position: int) -> None:
+        del self.cache[position:]
+
+    @property
+    def widths(self) -> list[int]:
+        """Rows of every decoding step."""
+        return [rows for _, rows, outputs in self.batches if outputs]
+
+
+@pytest.fixture(scope="session")
+def scripted() -> type[ScriptedEngine]:
+    """The class, because test modules cannot import each other."""
+    return ScriptedEngine
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Path of a random GGUF with the given type and options; one file for each combination."""
+    folder = tmp_path_factory.mktemp("gguf")
+    written: dict[str, Path] = {}
+
+    def make(kind: str = "f32", **options: object) -> Path:
+        key = f"{kind}{sorted(options.items())}"
+        if key not in written:
+            written[key] = write_random_model(folder / f"{len(written)}.gguf", Shape(), kind=kind, **options)
+        return written[key]
+
+    return make

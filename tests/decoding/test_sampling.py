@@ -1,0 +1,169 @@
+"""`pick`: pure, distributed as the softmax, filtered as llama.cpp filters."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+
+import llama_cpp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from nptool.decoding.sampling import Sampling, gumbel
+from nptool.errors import UsageError
+
+EVERYTHING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+NO_TOKENS = np.empty(0, dtype=np.int32)
+
+
+def chi_square(counts: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    expected = probabilities * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+def test_temperature_zero_takes_the_likeliest_and_of_equals_the_first() -> None:
+    rows = np.array([[0.0, 3.0, 1.0], [2.0, 2.0, -1.0], [-5.0, -4.0, -3.0]], dtype=np.float32)
+    assert Sampling().pick_rows(rows, 7, NO_TOKENS).tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_picks_follow_the_softmax(temperature: float, seed: int) -> None:
+    """20,000 positions with one row of logits: chi-square with 9 degrees of freedom, 0.1 % bound."""
+    logits = np.linspace(-1.5, 1.5, 10).astype(np.float32)
+    sampling = Sampling(temperature, **EVERYTHING, seed=seed)
+    rows = np.broadcast_to(logits, (20_000, 10))
+    counts = np.bincount(sampling.pick_rows(rows, 0, NO_TOKENS), minlength=10)
+    assert chi_square(counts, softmax(logits / temperature)) < 27.9
+
+
+def test_picks_follow_the_softmax_over_seeds_at_one_position() -> None:
+    logits = np.array([0.0, 1.0, 2.0, 0.5], dtype=np.float32)
+    counts = Counter(Sampling(1.0, **EVERYTHING, seed=seed).pick(logits, 41) for seed in range(4000))
+    # 3 degrees of freedom, 0.1 % bound.
+    assert chi_square(np.array([counts[token] for token in range(4)]), softmax(logits)) < 16.3
+
+
+def test_neighbouring_positions_are_independent() -> None:
+    rows = np.zeros((20_000, 4), dtype=np.float32)
+    picks = Sampling(1.0, **EVERYTHING).pick_rows(rows, 0, NO_TOKENS)
+    pairs = np.bincount(4 * picks[:-1] + picks[1:], minlength=16)
+    # 9 degrees of freedom beyond the margins, 0.1 % bound.
+    assert chi_square(pairs, np.full(16, 1 / 16)) < 27.9 + 16.3
+
+
+def test_noise_is_standard_gumbel_and_depends_on_nothing_else() -> None:
+    positions, tokens = np.divmod(np.arange(100_000), 1000)
+    noise = gumbel(3, positions, tokens)
+    assert abs(noise.mean() - np.euler_gamma) < 0.02
+    assert abs(noise.std() - np.pi / np.sqrt(6)) < 0.02
+    assert gumbel(3, positions[777:778], tokens[777:778])[0] == noise[777]
+    assert gumbel(4, positions[777:778], tokens[777:778])[0] != noise[777]
+    assert len(np.unique(noise)) == len(noise)
+    assert np.isfinite(gumbel(-1, positions, tokens)).all()
+
+
+sampling_settings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.3, 0.8, 1.5]),
+    top_k=st.sampled_from([0, 1, 3, 40]),
+    top_p=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.6, 1.0]),
+    repeat_penalty=st.sampled_from([1.0, 1.3]),
+    repeat_last=st.sampled_from([0, 2, 64]),
+    seed=st.integers(-5, 5),
+)
+
+
+@given(
+    sampling_settings,
+    st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=6),
+    st.lists(st.integers(0, 5), max_size=5),
+    st.lists(st.integers(0, 5), min_size=5, max_size=5),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_row_is_picked_as_if_alone(
+    sampling: Sampling, values: list[list[int]], text: list[int], draft: list[int]
+) -> None:
+    """The same token from a batch as from its row, its position and the tokens before it; ties everywhere."""
+    rows = np.array(values, dtype=np.float32)
+    before = np.array([*text, *draft[: len(rows) - 1]], dtype=np.int32)
+    together = sampling.pick_rows(rows, len(text), before)
+    alone = [sampling.pick(row, len(text) + i, before[: len(text) + i]) for i, row in enumerate(rows)]
+    assert together.tolist() == alone
+
+
+def llama_candidates(logits: NDArray[np.float32], recent: list[int], sampling: Sampling) -> dict[int, float]:
+    """What llama.cpp's own sampler chain leaves of the vocabulary: token to logit."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    for sampler in (
+        llama_cpp.llama_sampler_init_penalties(
+            len(logits), sampling.repeat_last, sampling.repeat_penalty, 0.0, 0.0
+        ),
+        llama_cpp.llama_sampler_init_top_k(sampling.top_k),
+        llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1),
+        llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1),
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    for token in recent:
+        llama_cpp.llama_sampler_accept(chain, token)
+    data = (llama_cpp.llama_token_data * len(logits))()
+    for token, logit in enumerate(logits):
+        data[token].id, data[token].logit = token, float(logit)
+    array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
+    llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
+    left = {array.data[i].id: array.data[i].logit for i in range(array.size)}
+    llama_cpp.llama_sampler_free(chain)
+    return left
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 5},
+        {"top_k": 0},
+        {"top_k": 0, "top_p": 0.5, "min_p": 0.0},
+        {"top_k": 10, "top_p": 1.0, "min_p": 0.3},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.01},
+        {"repeat_penalty": 1.5},
+        {"repeat_penalty": 0.7, "repeat_last": 3, "top_k": 12},
+    ],
+)
+def test_the_filters_are_llama_cpps(options: dict[str, float]) -> None:
+    generator = np.random.default_rng(5)
+    sampling = Sampling(0.8, **options)
+    for _ in range(20):
+        logits = generator.normal(0, 2, 200).astype(np.float32)
+        recent = generator.integers(0, 200, 30)
+        expected = llama_candidates(logits, recent.tolist(), sampling)
+        rows = sampling._penalized(logits[None], recent.astype(np.int32))
+        ids, values, kept = sampling.candidates(rows)
+        assert set(ids[0][kept[0]].tolist()) == set(expected)
+        for token, value in zip(ids[0][kept[0]].tolist(), values[0][kept[0]].tolist(), strict=True):
+            assert value == pytest.approx(expected[token], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "--temp must be 0 or more, got -0.1"),
+        ({"temperature": float("nan")}, "--temp must be 0 or more, got nan"),
+        ({"top_k": -1}, "--top-k must be 0 or more, got -1"),
+        ({"top_p": 1.1}, "--top-p must be from 0 to 1, got 1.1"),
+        ({"min_p": -1.0}, "--min-p must be from 0 to 1, got -1.0"),
+        ({"repeat_penalty": 0.0}, "--repeat-penalty must be above 0, got 0.0"),
+    ],
+)
+def test_values_out_of_range(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        Sampling(**options)
+    assert str(raised.value) == message

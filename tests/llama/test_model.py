@@ -1,0 +1,88 @@
+"""Loading, vocabulary and metadata of a GGUF through llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from nptool.errors import GgufError
+from nptool.llama.model import Model
+from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_level_vocabulary
+
+
+@pytest.fixture(scope="module")
+def model(tiny_gguf: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load(tiny_gguf("f16", metadata={"nptool.block_size": 16})) as model:
+        yield model
+
+
+def test_what_the_file_says(model: Model) -> None:
+    assert model.vocabulary_size == 320
+    assert model.context_length == 1024
+    assert model.description.startswith("llama")
+    assert model.metadata["general.architecture"] == "llama"
+    assert model.metadata["nptool.block_size"] == "16"
+    assert model.header.metadata["nptool.block_size"] == 16
+    assert model.chat_template == CHAT_TEMPLATE
+    assert (model.bos, model.eos, model.adds_bos) == (0, 1, False)
+    assert model.end_tokens == {1}
+    assert [model.token_text(token) for token in range(6)] == list(SPECIAL_TOKENS)
+
+
+@given(st.text(max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_every_text_comes_back(model: Model, text: str) -> None:
+    ids = model.tokenize(text)
+    assert ids.dtype == np.int32
+    assert model.detokenize(ids) == text.encode()
+
+
+def test_tokenization_is_that_of_tokenizers(model: Model) -> None:
+    tokens, merges = byte_level_vocabulary(320)
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    reference = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, pairs))
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.decoder = decoders.ByteLevel()
+    for text in ("a cab and a bad idea", "naïve café\n\tdéjà vu 漢字 😀", "x = [1, 22, 333]\n", "  a  b   c"):
+        assert model.tokenize(text).tolist() == reference.encode(text).ids
+
+
+def test_special_tokens_are_read_only_on_request(model: Model) -> None:
+    assert model.tokenize("<|user|>a<|end|>", parse_special=True).tolist() == [2, model.tokenize("a")[0], 1]
+    assert model.detokenize(model.tokenize("<|end|>")) == b"<|end|>"
+    assert model.piece(1) == b""
+    assert model.piece(1, special=True) == b"<|end|>"
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.piece(320)
+
+
+def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "strange.gguf"
+    writer = gguf.GGUFWriter(path, "abacus")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GgufError, match=r"cannot load .*strange\.gguf: .*unknown model architecture: 'abacus'"):
+        Model.load(path)
+
+
+def test_closing_twice_is_harmless_and_use_after_it_is_an_error(tiny_gguf: Callable[..., Path]) -> None:
+    model = Model.load(tiny_gguf())
+    model.close()
+    model.close()
+    with pytest.raises(ValueError, match="closed"):
+        _ = model.pointer
+
+
+def test_nothing_is_printed(tiny_gguf: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    Model.load(tiny_gguf()).close()
+    assert capfd.readouterr() == ("", "")
