@@ -80,6 +80,10 @@ def train_cllm(
         float | None,
         typer.Option(help=f"largest noise level of the schedule [{DEFAULTS.max_noise:g}]", show_default=False),
     ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help=f"choices of states a sequence shows at once [{DEFAULTS.draws}]", show_default=False),
+    ] = None,
     context: Annotated[
         Literal["noisy", "window", "clean"] | None,
         typer.Option(help=f"what a block sees of the blocks before it [{DEFAULTS.context}]", show_default=False),

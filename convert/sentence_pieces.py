@@ -60,7 +60,8 @@ def read_pieces(files: TokenizerFiles) -> TokenTable:
         ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
     # A token that no merge makes comes last.
     scores = {number: -float(ranks.get(text, len(model["merges"]))) for text, number in vocabulary.items()}
-    types = {number: _type(text, model.get("unk_token")) for text, number in vocabulary.items()}
+    unknown = model.get("unk_token") or files.special_text("unk")
+    types = {number: _type(text, unknown) for text, number in vocabulary.items()}
     _check_bytes(types, str(files.directory / "tokenizer.json"))
     texts = {number: text for text, number in vocabulary.items()}
     return TokenTable("llama", texts, types, scores=scores, space_prefix=_has_space_prefix(files))

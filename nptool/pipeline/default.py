@@ -67,6 +67,7 @@ class DefaultConfig:
         default_factory=lambda: {
             "schedule": "uniform",
             "context": "clean",
+            "draws": 4,
             "batch_tokens": 3584,
             "lr": 7e-4,
         }

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from nptool.training.checkpoints import save_model
 
 VOCABULARY = 61
 SIZES: dict[str, Any] = {
@@ -68,3 +74,39 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 def llama() -> PreTrainedModel:
     """A float64 Llama."""
     return build_model("llama")
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]
+END = 1
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory: a random Llama with a context of 128 and a byte tokenizer with a chat template."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|end|>", chat_template=TEMPLATE
+    )
+    torch.manual_seed(1)
+    sizes = SIZES | {"vocab_size": len(vocabulary), "max_position_embeddings": 128, "eos_token_id": END}
+    model = LlamaForCausalLM(LlamaConfig(**sizes))
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    save_model(model, tokenizer, path)
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """150 questions, answered."""
+    path = tmp_path / "questions.jsonl"
+    lines = (json.dumps({"question": f"What is {number}?", "answer": f"It is {number}."}) for number in range(150))
+    path.write_text("\n".join(lines))
+    return path

@@ -88,29 +88,48 @@ def pack(trajectory: TrajectoryLike, chosen: Sequence[int], recipe: Recipe, phas
         chosen: for each block the number of its state (0 is the random guess).
         phase: place of the first block in the schedule's window; read in `window` context only.
     """
-    prompt, response_R = (ids.astype(np.int64) for ids in (trajectory.prompt_ids, trajectory.response_ids))
-    noisy_R = noisy_response(trajectory, chosen)
-    taught_R = taught_rows(noisy_R != response_R, trajectory.states[0].shape[1])
-    edges = _edges(trajectory, recipe, phase)
-    streams = _Streams(np.concatenate([prompt, response_R[:-1]]), len(prompt))
+    return pack_draws(trajectory, [(chosen, phase)], recipe)
 
-    student_row_R = np.full(len(response_R), -1)
-    streams.branch_off(noisy_R, response_R, taught_R, edges, student_row_R)
-    teacher_row_R = len(prompt) + np.arange(len(response_R))
-    if recipe.consistency == "local":
-        following = [min(state + 1, len(block) - 1) for state, block in zip(chosen, trajectory.states, strict=True)]
-        next_R = noisy_response(trajectory, following)
-        streams.branch_off(next_R, response_R, taught_R, edges, teacher_row_R)
+
+def pack_draws(trajectory: TrajectoryLike, draws: Sequence[tuple[Sequence[int], int]], recipe: Recipe) -> Packed:
+    """Pack a trajectory with several draws of one state of each block, which share its clean stream.
+
+    Prompt and clean response are most of a packed sequence, so a second draw costs little beside a second sequence.
+
+    Args:
+        draws: for each draw what `pack` takes as `chosen` and `phase`.
+    """
+    prompt, response_R = (ids.astype(np.int64) for ids in (trajectory.prompt_ids, trajectory.response_ids))
+    streams = _Streams(np.concatenate([prompt, response_R[:-1]]), len(prompt))
+    rows = [_branches(streams, trajectory, response_R, chosen, recipe, phase) for chosen, phase in draws]
     ar_rows_A, ar_labels_A = _ar_rows(streams, trajectory, recipe)
-    r = np.flatnonzero(taught_R)
+    student_rows, teacher_rows, taught = zip(*rows, strict=True)
     return Packed(
         *streams.arrays(),
         ar_rows_A=ar_rows_A,
         ar_labels_A=ar_labels_A,
-        student_rows_M=student_row_R[r],
-        teacher_rows_M=teacher_row_R[r],
-        fixed_labels_M=response_R[r + 1],
+        student_rows_M=np.concatenate(student_rows),
+        teacher_rows_M=np.concatenate(teacher_rows),
+        fixed_labels_M=response_R[np.concatenate(taught) + 1],
     )
+
+
+def _branches(
+    streams: _Streams, trajectory: TrajectoryLike, response_R: Ints, chosen: Sequence[int], recipe: Recipe, phase: int
+) -> tuple[Ints, Ints, Ints]:
+    """Append the branches of one draw; returns student rows, teacher rows and response rows of what is taught."""
+    noisy_R = noisy_response(trajectory, chosen)
+    taught_R = taught_rows(noisy_R != response_R, trajectory.states[0].shape[1])
+    edges = _edges(trajectory, recipe, phase)
+    student_row_R = np.full(len(response_R), -1)
+    streams.branch_off(noisy_R, response_R, taught_R, edges, student_row_R)
+    teacher_row_R = len(trajectory.prompt_ids) + np.arange(len(response_R))
+    if recipe.consistency == "local":
+        following = [min(state + 1, len(block) - 1) for state, block in zip(chosen, trajectory.states, strict=True)]
+        next_R = noisy_response(trajectory, following)
+        streams.branch_off(next_R, response_R, taught_R, edges, teacher_row_R)
+    taught = np.flatnonzero(taught_R)
+    return student_row_R[taught], teacher_row_R[taught], taught
 
 
 def noisy_response(trajectory: TrajectoryLike, chosen: Sequence[int]) -> Ints:

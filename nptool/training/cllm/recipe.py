@@ -39,6 +39,8 @@ class Recipe:
     """Smallest noise level of the schedule, a share of a block's tokens (0 to 1)."""
     max_noise: float = 1.0
     """Largest noise level of the schedule, a share of a block's tokens (0 to 1)."""
+    draws: int = 1
+    """Times a sequence shows its trajectory, each time with newly chosen states behind the same clean tokens."""
     context: Context = "noisy"
     """What a noisy block sees before it: noisy blocks, noisy blocks of its window only, or clean blocks."""
     consistency: Consistency = "global"

@@ -36,7 +36,7 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 512,
     "initializer_range": 0.5,
     "pad_token_id": None,
     "bos_token_id": None,

@@ -17,7 +17,7 @@ from nptool.collection.store import Trajectory
 from nptool.training.cllm import losses
 from nptool.training.cllm.batching import collate
 from nptool.training.cllm.one_pass import count_rows, packed_loss
-from nptool.training.cllm.packing import pack
+from nptool.training.cllm.packing import pack, pack_draws
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.cllm.reference import plain_loss
 from nptool.training.cllm.schedule import choose, generator
@@ -194,3 +194,23 @@ def test_the_teacher_gets_no_gradient(make_trajectory: Make, llama: PreTrainedMo
     expected_KV[rows.student_M] = weight * (student_MV - teacher_MV)
     torch.testing.assert_close(gradient_KV, expected_KV.detach())
     assert not gradient_KV[rows.teacher_M].any()
+
+
+@pytest.mark.parametrize("context", ["noisy", "window", "clean"])
+@pytest.mark.parametrize("consistency", ["global", "local"])
+def test_draws_that_share_a_clean_stream_give_the_loss_of_separate_sequences(
+    make_trajectory: Make, llama: PreTrainedModel, context: str, consistency: str
+) -> None:
+    recipe = Recipe(context=context, consistency=consistency, window=2, draws=3, ar_target="reference")
+    sequences, separate = [], []
+    for index, (prompt, response) in enumerate(LENGTHS):
+        trajectory = make_trajectory(index, prompt, response, 4)
+        rng = generator(0, 0, index)
+        choices = [choose(trajectory.states, response, recipe, rng) for _ in range(recipe.draws)]
+        draws = [(choice.states, choice.phase) for choice in choices]
+        sequences.append(pack_draws(trajectory, draws, recipe))
+        separate += [(trajectory, *one) for one in draws]
+    fast, slow = packed_loss(llama, collate(sequences), recipe).loss, plain_loss(llama, separate, recipe)
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(gradients(llama, fast), gradients(llama, slow), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)

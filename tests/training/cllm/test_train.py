@@ -2,22 +2,166 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
+from nptool.errors import UsageError
+from nptool.progress import silent
+from nptool.runs import Run
+from nptool.training.checkpoints import load_model
 from nptool.training.cllm.config import CllmConfig
-from nptool.training.cllm.train import train_cllm
+from nptool.training.cllm.data import Source
+from nptool.training.cllm.train import CllmResult, merged_model, train_cllm
+from nptool.training.lora import add_adapters
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_training_lowers_both_terms(collected: Path, checkpoint: Path) -> None:
-    config = CllmConfig(data=(collected,), lr=1e-2, epochs=20, batch_tokens=200, log_every=5, name="one")
-    result = train_cllm(config)
-    print(result)
+@pytest.fixture
+def config(collected: Path) -> CllmConfig:
+    return CllmConfig(data=(collected,), lr=1e-2, steps=6, batch_tokens=250, log_every=2, save_every=2, name="one")
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters())
+
+
+def assert_equal(one: PreTrainedModel, other: PreTrainedModel, **tolerance: float) -> None:
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weight, weights(other)[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+def test_a_training_lowers_both_terms_and_leaves_a_run(config: CllmConfig, checkpoint: Path) -> None:
+    result = train_cllm(replace(config, steps=80))
+    assert result.consistency_last < 0.8 * result.consistency_first
+    assert result.ar_last < 0.5 * result.ar_first
+    assert (result.parameters, result.trained_parameters) == (12_304, 12_304)
+    assert (result.block_size, result.trajectories, result.left_out, result.steps) == (4, 30, 0, 80)
+    run = Run(Path("runs/one"))
+    assert (run.path.parent / "latest").read_text() == "one\n"
+    assert json.loads((run.model / "nptool.json").read_text()) == {"method": "cllm", "block_size": 4}
+    saved = json.loads(run.results.read_text())
+    assert saved["kind"] == "cllm"
+    assert {name: saved[name] for name in asdict(result)} == asdict(result)
+    assert "packages" in saved["provenance"]
+    assert json.loads(run.config.read_text())["config"]["context"] == "noisy"
+    assert list(run.log.glob("events*"))
+    assert not run.checkpoints.exists()
+    assert load_model(run.model).config.use_cache
+
+
+def test_a_finished_run_is_not_trained_again(config: CllmConfig) -> None:
+    first = train_cllm(config)
+    reports: list[str] = []
+    again = train_cllm(config, lambda step, *_, **__: reports.append(step))
+    assert again == first
+    assert not reports
+
+
+def test_an_interrupted_training_ends_as_if_nothing_had_happened(config: CllmConfig) -> None:
+    def interrupt(step: str, done: float, total: float, note: str = "") -> None:
+        if step == "consistency training" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cllm(config, interrupt)
+    assert not Path("runs/one/results.json").exists()
+    resumed = train_cllm(config)
+    whole = train_cllm(replace(config, name="two"))
+    assert_equal(load_model(resumed.model), load_model(whole.model))
+    assert (resumed.consistency_first, resumed.tokens) == (whole.consistency_first, whole.tokens)
+
+
+def test_another_configuration_does_not_go_on_in_the_same_run(config: CllmConfig) -> None:
+    train_cllm(config)
+    with pytest.raises(UsageError) as caught:
+        train_cllm(replace(config, context="clean"))
+    assert str(caught.value) == (
+        "runs/one holds a run with --context noisy, now it is clean; "
+        "give the same to go on, or choose another --name, or remove that directory"
+    )
+
+
+def test_two_batches_in_a_step_are_one_batch_of_twice_the_size(collected: Path) -> None:
+    """Every row weighs the same, however the step is cut: the trajectories are one pass either way."""
+    one = CllmConfig(data=(collected,), lr=1e-2, steps=1, batch_tokens=10_000, warmup=0.0, clip=0.0, name="one")
+    several = replace(one, batch_tokens=400, accumulation=2, name="several")
+    first, second = train_cllm(one), train_cllm(several)
+    assert first.tokens == second.tokens
+    assert first.consistency_first == pytest.approx(second.consistency_first, rel=1e-5)
+    # Adam's first step is the sign of the gradient: only where it is tiny may rounding show.
+    assert_equal(load_model(first.model), load_model(second.model), rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_are_trained_alone_and_merged(config: CllmConfig, checkpoint: Path) -> None:
+    result = train_cllm(replace(config, lora_rank=2, steps=20))
+    # Per layer: q and o 16x16, k and v 8x16, gate and up 24x16, down 16x24; 2 layers.
+    assert result.trained_parameters == 2 * 2 * (2 * 32 + 2 * 24 + 3 * 40)
+    assert result.parameters == 12_304
     assert result.consistency_last < result.consistency_first
+    before, after = weights(load_model(checkpoint)), weights(load_model(result.model))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "proj" in name}
+
+
+def test_adapters_that_several_processes_share_are_put_together(checkpoint: Path) -> None:
+    adapted = add_adapters(load_model(checkpoint), 2)
+    for name, weight in adapted.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight)
+    gathered = {name: weight.clone() for name, weight in adapted.state_dict().items()}
+    rebuilt = merged_model(None, 2, Source(str(checkpoint), None), gathered)
+    assert_equal(rebuilt, merged_model(adapted, 2, Source(str(checkpoint), None), None))
+
+
+def test_prompts_are_answered_first(checkpoint: Path, tmp_path: Path) -> None:
+    """Plain texts, since a random model ends no answer."""
+    data = tmp_path / "texts.jsonl"
+    texts = [f"{i} select all the rows of table {i} where the value is {7 * i}. " * 4 for i in range(30)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = CllmConfig(
+        data=(data,), model=str(checkpoint), n=4, max_new_tokens=16, steps=2, heldout=0.2, batch_tokens=1000, name="one"
+    )
+    steps: list[str] = []
+
+    def record(step: str, done: float, total: float, note: str = "") -> None:
+        steps.append(step)
+        silent(step, done, total, note)
+
+    result = train_cllm(config, record)
+    assert result.block_size == 4
+    assert 0 < result.trajectories <= 30
+    assert list(dict.fromkeys(steps)) == ["collecting trajectories", "planning batches", "consistency training"]
+    run = Run(Path("runs/one"))
+    assert run.collected.is_file()
+    assert run.heldout.is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"context": "clean", "schedule": "uniform", "divergence": "fixed-point"},
+        {"consistency": "local", "ar_target": "reference", "divergence": "jensen-shannon"},
+        {"gradient_checkpointing": True, "label_smoothing": 0.1},
+        {"precision": "bfloat16"},
+        {"lora_rank": 2, "gradient_checkpointing": True},
+    ],
+)
+def test_every_kind_of_training_runs(config: CllmConfig, options: dict[str, object]) -> None:
+    result: CllmResult = train_cllm(replace(config, **options))
     assert result.ar_last < result.ar_first
+
+
+def test_checkpointing_changes_nothing_but_memory(config: CllmConfig) -> None:
+    plain = train_cllm(replace(config, steps=2))
+    checkpointed = train_cllm(replace(config, steps=2, gradient_checkpointing=True, name="two"))
+    assert_equal(load_model(plain.model), load_model(checkpointed.model), rtol=1e-5, atol=1e-6)
