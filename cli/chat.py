@@ -108,7 +108,7 @@ def _command(session: Session, line: str) -> bool:
         session.reset()
         say("the conversation is forgotten")
     elif line == "/stats":
-        say(f"{session.turns} turns; {figures(session.total)}; {session.total.prefilled_tokens} tokens prefilled")
+        say(f"turns: {session.turns}; {figures(session.total)}; {session.total.prefilled_tokens} tokens prefilled")
     else:
         if line != "/help":
             say(f"unknown command {line.split()[0]}")

@@ -71,8 +71,8 @@ def _newest_model() -> str:
         return str(latest_run().model)
     except DataError as error:
         raise DataError(
-            "no checkpoint was named and there is no run to take it from; write `nptool convert DIR`, or train one with "
-            "`nptool train`"
+            "no checkpoint was named and there is no run to take it from; write `nptool convert DIR`, or train one "
+            "with `nptool train`"
         ) from error
 
 
@@ -104,4 +104,6 @@ def _print_text(done: Conversion, newest: bool) -> None:
             typer.echo(f"note: {remark}")
     for remark in done.remarks:
         typer.echo(f"note: {remark}")
-    typer.echo("next: nptool chat --jacobi" + ("" if newest else f" -m {done.path}"))
+    parallel = f" --jacobi -n {done.block_size}" if done.block_size is not None else ""
+    model = "" if newest else f" -m {done.path}"
+    typer.echo(f"next: nptool chat{parallel}{model}")

@@ -11,6 +11,7 @@ import typer
 from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson
 from nptool.cli.train_base import train_base
+from nptool.cli.train_cllm import train_cllm
 
 if TYPE_CHECKING:
     from nptool.pipeline.default import DefaultResult
@@ -22,6 +23,7 @@ train_app = typer.Typer(
     rich_markup_mode=None,
 )
 train_app.command("base")(train_base)
+train_app.command("cllm")(train_cllm)
 
 
 @train_app.callback(invoke_without_command=True)

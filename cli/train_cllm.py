@@ -81,8 +81,7 @@ def train_cllm(
         typer.Option(help=f"largest noise level of the schedule [{DEFAULTS.max_noise:g}]", show_default=False),
     ] = None,
     draws: Annotated[
-        int | None,
-        typer.Option(help=f"choices of states a sequence shows at once [{DEFAULTS.draws}]", show_default=False),
+        int | None, typer.Option(help=f"states of a block in one sequence [{DEFAULTS.draws}]", show_default=False)
     ] = None,
     context: Annotated[
         Literal["noisy", "window", "clean"] | None,

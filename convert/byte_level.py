@@ -30,7 +30,7 @@ def read_byte_level(tokenizer: dict[str, Any], pre: str | None, source: str) -> 
     for option in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise CheckpointError(
-                f"{source}: the tokenizer has a {option}, which llama.cpp has not; nptool converts byte-level BPE"
+                f"{source}: the tokenizer uses {option}, which llama.cpp does not know; nptool converts byte-level BPE"
             )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]] or [NO_MERGE]
     texts = {number: text for text, number in model["vocab"].items()}

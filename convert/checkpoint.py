@@ -34,6 +34,12 @@ class Checkpoint:
     """`nptool.*` metadata of the GGUF: how the model was trained to decode in parallel."""
 
     @property
+    def block_size(self) -> int | None:
+        """Tokens decoded in parallel, where training noted it."""
+        size = self.method.get("nptool.block_size")
+        return None if size is None else int(size)
+
+    @property
     def display_name(self) -> str:
         """A name for people, `general.name`."""
         name = self.directory.resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]

@@ -42,6 +42,8 @@ class Conversion:
     parameters: int
     bytes: int
     seconds: float
+    block_size: int | None
+    """Tokens a model trained for Jacobi decoding emits in parallel; None for others."""
     verification: Verification | None
     remarks: tuple[str, ...]
 
@@ -90,6 +92,7 @@ def convert(
         parameters=sum(tensor.size for tensor in tensors),
         bytes=size,
         seconds=time.monotonic() - start,
+        block_size=checkpoint.block_size,
         verification=verification,
         remarks=tuple(remarks),
     )

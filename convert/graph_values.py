@@ -24,6 +24,8 @@ from nptool.provenance import usable_cores
 
 CELLS = 256
 """Context of the comparison, in tokens."""
+SMALL = 50_000_000
+"""Parameters below which a second thread would only wait for the first."""
 NEAR, FAR = 0, 1
 """Sequences of the tokens before and after the gap."""
 
@@ -73,7 +75,8 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CELLS
     parameters.n_seq_max = 2
     parameters.kv_unified = True
-    parameters.n_threads = parameters.n_threads_batch = usable_cores()
+    small = llama_cpp.llama_model_n_params(model.pointer) < SMALL
+    parameters.n_threads = parameters.n_threads_batch = 1 if small else usable_cores()
     parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
     callback = llama_cpp.ggml_backend_sched_eval_callback(look) if look is not None else None

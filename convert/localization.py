@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nptool.llama.model import Model
 
 PARTS = {
-    "inp_embd": "the embedding (token_embd.weight)",
+    "embd": "the embedding (token_embd.weight)",
     "attn_norm": "the attention norm of layer {0} (blk.{0}.attn_norm.weight)",
     "ffn_norm": "the feed-forward norm of layer {0} (blk.{0}.ffn_norm.weight)",
     "l_out": "the feed-forward network of layer {0} (blk.{0}.ffn_gate, ffn_up, ffn_down)",

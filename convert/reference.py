@@ -113,7 +113,7 @@ class Reference:
 
             return hook
 
-        hooks.append(model.model.embed_tokens.register_forward_hook(keep("inp_embd")))
+        hooks.append(model.model.embed_tokens.register_forward_hook(keep("embd")))
         for number, layer in enumerate(model.model.layers):
             hooks.append(layer.input_layernorm.register_forward_hook(keep(f"attn_norm-{number}")))
             hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_inp-{number}", of_input=True)))

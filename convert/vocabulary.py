@@ -130,7 +130,12 @@ def _read_table(files: TokenizerFiles, pre: str | None) -> TokenTable:
         )
     if not model.get("byte_fallback"):
         return read_byte_level(files.tokenizer, pre, str(files.directory))
-    return read_pieces(files) if files.sentence_piece_model is None else read_piece_model(files)
+    if files.sentence_piece_model is not None:
+        table = read_piece_model(files)
+        # The original scores, unless tokenizer.json, which transformers goes by, has other tokens.
+        if table.texts == {number: text for text, number in model["vocab"].items()}:
+            return table
+    return read_pieces(files)
 
 
 def _special_ids(files: TokenizerFiles, table: TokenTable, source: str) -> dict[str, int]:

@@ -88,4 +88,4 @@ def run_defaults(given: dict[str, Any]) -> dict[str, Any]:
         data = saved["data"] if isinstance(saved["data"], list) else [saved["data"]]
         defaults["data"] = tuple(map(Path, data))
         defaults |= {name: saved.get(name) for name in ("prompt_field", "response_field")}
-    return {name: value for name, value in defaults.items() if name not in given}
+    return {name: value for name, value in defaults.items() if name not in given and value is not None}

@@ -3,7 +3,8 @@
 Knows neither models nor training; any Parquet reader can read the file. Columns: `prompt_ids` and `response_ids`
 list<int32>, `reference_ids` list<int32> or null, `states` list<list<list<int32>>>, that is blocks x states x n.
 The states of block j are y(0) ... y(k), the last of them the fixed point; block j covers the response's positions
-j*n .. j*n+n-1, so the last block runs past the end token into whatever the model says there.
+j*n .. j*n+n-1. The last block runs past the end token: iteration stops once everything up to the end token is final,
+and what stands behind it is whatever the model said in that pass.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Trajectory:
     reference_ids: Ids | None
     """The data set's own response, if it has one."""
     states: tuple[Ids, ...]
-    """For each block (k + 1, n): y(0) ... y(k), the last one the fixed point."""
+    """For each block (k + 1, n): y(0) ... y(k), the last one the fixed point (up to the end token)."""
 
 
 @dataclass(frozen=True)

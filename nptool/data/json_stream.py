@@ -14,6 +14,8 @@ from nptool.errors import DataError
 
 BUFFER_CHARS = 1 << 16
 SPACE = " \t\r\n"
+# Of a number that is cut off, "e+" may be behind the part that can be read.
+NUMBER_TAIL = 2
 
 
 def read_json_objects(path: Path) -> Iterator[tuple[int, Any]]:
@@ -100,7 +102,7 @@ class _Array:
                 self._line += self._buffer.count("\n", self._position, error.pos)
                 raise self._malformed("an object") from error
             # A number may go on in the next read.
-            if end == len(self._buffer) and self._fill():
+            if end + NUMBER_TAIL >= len(self._buffer) and self._fill():
                 continue
             self._line += self._buffer.count("\n", self._position, end)
             self._position = end
@@ -110,8 +112,9 @@ class _Array:
         """Read on; what is consumed leaves the buffer, which doubles when one value is larger than it."""
         rest = self._buffer[self._position :]
         more = self._stream.read(max(BUFFER_CHARS, len(rest)))
-        self._buffer = rest + more
-        self._position = 0
+        if more:
+            self._buffer = rest + more
+            self._position = 0
         return bool(more)
 
     def _malformed(self, expected: str) -> DataError:

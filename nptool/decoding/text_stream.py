@@ -32,12 +32,12 @@ class TextStream:
         if self.stopped is not None:
             return ""
         text = self._held + text
-        found = [(text.find(string), -len(string), string) for string in self._stop if string in text]
+        found = [(text.find(string) + len(string), -len(string), string) for string in self._stop if string in text]
         if found:
-            # The earliest one; of two that begin at the same place the longer one.
-            start, _, self.stopped = min(found)
+            # The first to be complete, so that it does not matter how the text was cut; of two the longer one.
+            end, _, self.stopped = min(found)
             self._held = ""
-            return text[:start]
+            return text[: end - len(self.stopped)]
         keep = 0 if last else self._partial(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -83,6 +83,7 @@ class Context:
         """Time spent inside llama.cpp by `evaluate` since the start."""
         self._batch: Any = None
         self._pointer: Any = self._create(kv_type, flash_attention)
+        model.add_dependent(self)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         if not self._memory:
             self.close()

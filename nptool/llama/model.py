@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
+from weakref import WeakSet
 
 import llama_cpp
 import numpy as np
@@ -27,8 +28,15 @@ logger = logging.getLogger(__name__)
 ALL_LAYERS = -1
 
 
+class Closable(Protocol):
+    """What lives on a model's weights."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
 class Model:
-    """One loaded GGUF file. Close it after its contexts, or use it as a context manager."""
+    """One loaded GGUF file. Close it, which closes its contexts too, or use it as a context manager."""
 
     def __init__(self, pointer: Any, header: Header) -> None:
         self._pointer: Any = pointer
@@ -37,8 +45,9 @@ class Model:
         vocabulary = llama_cpp.llama_model_get_vocab(pointer)
         if not vocabulary:
             raise GgufError(f"{self.path} has no vocabulary that llama.cpp can read")
-        self._vocabulary: Any = vocabulary
+        self._vocabulary_pointer: Any = vocabulary
         self._pieces: dict[int, bytes] = {}
+        self._dependents: WeakSet[Closable] = WeakSet()
 
     @classmethod
     def load(cls, path: str | Path, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
@@ -86,6 +95,13 @@ class Model:
         if not self._pointer:
             raise ValueError("the model is closed")
         return self._pointer
+
+    @property
+    def _vocabulary(self) -> Any:
+        """`const llama_vocab *`, which lives as long as the model."""
+        if not self._pointer:
+            raise ValueError("the model is closed")
+        return self._vocabulary_pointer
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -194,8 +210,14 @@ class Model:
         """The name of a token as the vocabulary spells it, such as `<|end|>`."""
         return self.piece(token, special=True).decode("utf-8", errors="replace")
 
+    def add_dependent(self, dependent: Closable) -> None:
+        """Have `dependent` closed before the weights are freed under it."""
+        self._dependents.add(dependent)
+
     def close(self) -> None:
         """Free the weights. A second call does nothing."""
+        for dependent in list(self._dependents):
+            dependent.close()
         if self._pointer:
             llama_cpp.llama_model_free(self._pointer)
             self._pointer = None

@@ -60,6 +60,7 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
         dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         log_level="error",
         **options,
     )

@@ -204,7 +204,7 @@ def _loading(ref: str | Path, part: str) -> Iterator[dict[str, Any]]:
     from safetensors import SafetensorError
 
     options: dict[str, Any] = {"trust_remote_code": False}
-    if local_directory(ref) is None and not _hub_has(str(ref)):
+    if local_directory(ref) is None and not hub_has(str(ref)):
         options["local_files_only"] = True
     with quiet():
         try:
@@ -222,7 +222,7 @@ def _loading(ref: str | Path, part: str) -> Iterator[dict[str, Any]]:
 
 
 @cache
-def _hub_has(ref: str) -> bool:
+def hub_has(ref: str) -> bool:
     """Ask the Hub once; False when it cannot be reached (transformers itself would try for 45 seconds per file).
 
     Raises:

@@ -7,11 +7,13 @@ bytes per activation (4 in float32, 2 in bfloat16):
     weights      4 P                                in bfloat16 2 P more: autocast's copies
     gradients    4 P_t
     optimizer    8 P_t                              AdamW's two averages
-    activations  T L (16 D + a (4 D + 2 K + 4 F))   what a Llama block keeps for its backward pass: of both norms the
+    activations  T (L (16 D + a (c D + 2 K + 4 F)) + 8 D)
+                                                    what a Llama block keeps for its backward pass: of both norms the
                                                     input and the normalized value (float32); inputs of q/k/v and of
-                                                    gate/up, q, attention's output 4 D; k and v 2 K; gate, silu(gate),
-                                                    up and their product 4 F
-                 T (4 L D + one block's)            with gradient checkpointing
+                                                    gate/up, q, attention's output c D, with c = 4, or 7 in bfloat16,
+                                                    where autocast makes a copy for each matrix; k and v 2 K; gate,
+                                                    silu(gate), up and their product 4 F; once 8 D for the last norm
+                 T (4 L D + one block's + 8 D)      with gradient checkpointing
     logits       12 R V                             logits, their softmax, and the gradient, in float32
 
 Attention itself adds nothing quadratic: torch's fused kernels keep no T x T matrix. Allocator overhead is not counted.
@@ -93,8 +95,10 @@ def estimate_memory(
     # Adapters come on top of the weights they are put on.
     parameters = shape.parameters + (0 if trained_parameters is None else trained_parameters)
     keys = shape.kv_heads * shape.head_size
-    block = 4 * FLOAT32 * shape.hidden_size + width * (4 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size)
+    inputs = (7 if bfloat16 else 4) * shape.hidden_size
+    block = 4 * FLOAT32 * shape.hidden_size + width * (inputs + 2 * keys + 4 * shape.intermediate_size)
     kept = shape.layers * FLOAT32 * shape.hidden_size + block if checkpointing else shape.layers * block
+    kept += 2 * FLOAT32 * shape.hidden_size
     rows = tokens if trained_rows is None else trained_rows
     return Memory(
         weights=(FLOAT32 + (BFLOAT16 if bfloat16 else 0)) * parameters,

@@ -5,6 +5,7 @@ Knows no data and no loss. The paper of LoRA is arXiv 2106.09685.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 from transformers import PreTrainedModel
@@ -42,7 +43,10 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float | None = None, 
     )
     # The embeddings' output must carry a gradient, or checkpointed blocks pass none to the adapters.
     model.enable_input_require_grads()  # type: ignore[no-untyped-call]  # untyped in transformers
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft still asks transformers by names that transformers has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def merge_adapters(model: Any) -> PreTrainedModel:

@@ -13,8 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nptool.convert.checkpoint import open_checkpoint
 from nptool.convert.conversion import convert
-from nptool.errors import CheckpointError, DiskFullError, NptoolError, UsageError
+from nptool.convert.file_types import FILE_TYPES
+from nptool.convert.quantize import quantize_gguf
+from nptool.errors import CheckpointError, DiskFullError, GgufError, NptoolError, UsageError
+from nptool.progress import silent
 
 
 @pytest.fixture
@@ -50,13 +54,13 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no architecture": (
         {"architectures": None},
-        "DIR: config.json names no architecture (`architectures`); nptool converts LlamaForCausalLM, MistralForCausalLM, "
-        "Qwen2ForCausalLM, Qwen3ForCausalLM",
+        "DIR: config.json names no architecture (`architectures`); nptool converts LlamaForCausalLM, "
+        "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
     ),
     "quantised": (
         {"quantization_config": {"quant_method": "gptq"}},
-        "DIR: the weights are quantised already (quantization_config: gptq); convert the unquantised checkpoint and choose "
-        "the type with --type",
+        "DIR: the weights are quantised already (quantization_config: gptq); convert the unquantised checkpoint and "
+        "choose the type with --type",
     ),
     "activation": ({"hidden_act": "gelu"}, "DIR: hidden_act is gelu; llama.cpp's llama graph has silu only"),
     "sliding window": (
@@ -78,8 +82,8 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "other sizes": (
         {"intermediate_size": 128},
-        "DIR: model.layers.0.mlp.gate_proj.weight has shape (96, 64), config.json asks for (128, 64); the weights belong to "
-        "another configuration",
+        "DIR: model.layers.0.mlp.gate_proj.weight has shape (96, 64), config.json asks for (128, 64); the weights "
+        "belong to another configuration",
     ),
 }
 
@@ -102,16 +106,17 @@ def test_qwen3_configurations(make_checkpoint: Callable[..., Path]) -> None:
 def test_missing_tensors(checkpoint: Path) -> None:
     edit_weights(checkpoint, lambda weights: weights.pop("lm_head.weight"))
     assert refusal(checkpoint) == (
-        "DIR lacks lm_head.weight, which LlamaForCausalLM has; if the embedding serves as unembedding, config.json must say "
-        "tie_word_embeddings: true"
+        "DIR lacks lm_head.weight, which LlamaForCausalLM has; if the embedding serves as unembedding, config.json "
+        "must say tie_word_embeddings: true"
     )
     edit_weights(
         checkpoint, lambda weights: [weights.pop(name) for name in list(weights) if "layers.1" in name] and None
     )
     assert refusal(checkpoint) == (
         "DIR lacks model.layers.1.input_layernorm.weight, model.layers.1.self_attn.q_proj.weight, "
-        "model.layers.1.self_attn.k_proj.weight, model.layers.1.self_attn.v_proj.weight and 6 more, which LlamaForCausalLM "
-        "has; config.json describes another model than the weights, or a shard is of another checkpoint"
+        "model.layers.1.self_attn.k_proj.weight, model.layers.1.self_attn.v_proj.weight and 6 more, which "
+        "LlamaForCausalLM has; config.json describes another model than the weights, or a shard is of another "
+        "checkpoint"
     )
 
 
@@ -169,8 +174,8 @@ def test_integer_weights(checkpoint: Path) -> None:
 
     edit_weights(checkpoint, to_integers)
     assert refusal(checkpoint) == (
-        "DIR/model.safetensors: model.norm.weight is stored as I8; nptool converts F64, F32, F16, BF16: use the unquantised "
-        "checkpoint"
+        "DIR/model.safetensors: model.norm.weight is stored as I8; nptool converts F64, F32, F16, BF16: use the "
+        "unquantised checkpoint"
     )
 
 
@@ -222,7 +227,7 @@ def test_other_kinds_of_tokenizers(make_checkpoint: Callable[..., Path]) -> None
     suffixed = tokenizer["model"] | {"end_of_word_suffix": "</w>"}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": suffixed}))
     assert refusal(directory) == (
-        "DIR: the tokenizer has a end_of_word_suffix, which llama.cpp has not; nptool converts byte-level BPE"
+        "DIR: the tokenizer uses end_of_word_suffix, which llama.cpp does not know; nptool converts byte-level BPE"
     )
 
 
@@ -276,8 +281,8 @@ def test_output_that_is_a_directory(checkpoint: Path, tmp_path: Path) -> None:
 def test_too_little_memory_to_verify(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nptool.convert.conversion._free_memory", lambda: 2**29)
     assert refusal(checkpoint, UsageError, verified=True) == (
-        "verifying loads the model in transformers, which takes 1 GiB of memory, and 0 are free; add --no-verify, or convert "
-        "on a larger machine"
+        "verifying loads the model in transformers, which takes 1 GiB of memory, and 0 are free; add --no-verify, or "
+        "convert on a larger machine"
     )
 
 
@@ -296,18 +301,50 @@ def test_full_disk(type_name: str, checkpoint: Path, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_interrupted_between_tensors(checkpoint: Path, tmp_path: Path) -> None:
+def test_quantizer_on_a_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = convert(checkpoint, tmp_path / "model.gguf", type_name="f32", verified=False).path
+    with pytest.raises(GgufError, match=r"^llama.cpp's quantizer failed on type q4_0: .*iostream error$"):
+        quantize_gguf(source, Path("/dev/full"), FILE_TYPES["q4_0"], silent)
+    monkeypatch.setattr("nptool.convert.quantize.FULL_BELOW", 2**60)
+    with pytest.raises(DiskFullError) as caught:
+        quantize_gguf(source, Path("/dev/full"), FILE_TYPES["q4_0"], silent)
+    assert str(caught.value) == "no space left on the disk while quantising to q4_0; free some and run again"
+
+
+def test_quantizer_of_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and no more")
+    with pytest.raises(GgufError, match="^llama.cpp's quantizer failed on type q4_0: "):
+        quantize_gguf(tmp_path / "model.gguf", tmp_path / "out.gguf", FILE_TYPES["q4_0"], silent)
+
+
+def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def broken(ref: str, allow_patterns: list[str]) -> str:
+        raise LocalEntryNotFoundError("the connection broke\nmore")
+
+    monkeypatch.setattr("nptool.convert.checkpoint.load_config", lambda ref: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("someone/model")
+    assert str(caught.value) == "someone/model could not be fetched from the Hub: the connection broke"
+
+
+@pytest.mark.parametrize(
+    ("type_name", "interrupted"),
+    [("f16", "writing tensors"), ("f16", "verifying f16"), ("q4_k_m", "writing tensors"), ("q4_k_m", "quantising")],
+)
+def test_interrupted(type_name: str, interrupted: str, checkpoint: Path, tmp_path: Path) -> None:
     """Ctrl-C leaves an older file as it was and nothing else."""
     out = tmp_path / "model.gguf"
     out.write_bytes(b"older")
 
     def interrupt(step: str, done: float, total: float, note: str = "") -> None:
-        if done > total / 2:
+        if step == interrupted and done > 0:
             raise KeyboardInterrupt
 
-    for type_name in ("f16", "q4_k_m"):
-        with pytest.raises(KeyboardInterrupt):
-            convert(checkpoint, out, type_name=type_name, verified=False, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, out, type_name=type_name, progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     assert out.read_bytes() == b"older"
 

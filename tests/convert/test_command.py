@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from nptool.cli.app import run
 from nptool.llama.gguf_check import read_header
@@ -31,7 +34,7 @@ def test_newest_run(here: Path, make_checkpoint: Callable[..., Path], capsys: py
     assert lines[1].startswith(
         "verified against transformers: 19 texts tokenized alike; 52 tokens: logits differ by at most "
     )
-    assert lines[2:] == ["next: nptool chat --jacobi"]
+    assert lines[2:] == ["next: nptool chat --jacobi -n 16"]
     metadata = read_header(made.gguf).metadata
     assert (metadata["nptool.method"], metadata["nptool.block_size"]) == ("cllm", 16)
 
@@ -41,7 +44,7 @@ def test_a_directory(here: Path, make_checkpoint: Callable[..., Path], capsys: p
     assert run(["convert", "mine/", "--type", "q8_0", "--no-verify"], debug=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("mine-q8_0.gguf: q8_0, ")
-    assert lines[1:] == ["not verified", "next: nptool chat --jacobi -m mine-q8_0.gguf"]
+    assert lines[1:] == ["not verified", "next: nptool chat -m mine-q8_0.gguf"]
     assert read_header(here / "mine-q8_0.gguf").metadata["general.name"] == "mine"
 
 
@@ -52,7 +55,7 @@ def test_json(here: Path, make_checkpoint: Callable[..., Path], capsys: pytest.C
     assert (result["source"], result["path"], result["file_type"]) == (source, "sub/x.gguf", "f32")
     assert result["bytes"] == (here / "sub" / "x.gguf").stat().st_size
     assert result["verification"]["logits"]["relative"] < 1e-3
-    assert result["remarks"] == []
+    assert (result["remarks"], result["block_size"]) == ([], None)
 
 
 def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +87,31 @@ def test_interrupt(
     assert run(["convert", str(make_checkpoint()), "-o", "x.gguf", "--type", "q8_0"], debug=False) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "nptool: interrupted; finished steps are kept"
     assert list(here.iterdir()) == []
+
+
+def test_hub_id(here: Path, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(ref: str, allow_patterns: list[str]) -> str:
+        fetched.append(ref)
+        assert "*.safetensors" in allow_patterns
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        return str(make_checkpoint())
+
+    monkeypatch.setattr("nptool.convert.checkpoint.load_config", lambda ref: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert run(["convert", "someone/model"], debug=False) == 0
+    assert fetched == ["someone/model"]
+    assert read_header(here / "model-f16.gguf").metadata["general.name"] == "model"
+
+
+def test_without_verification_torch_is_not_needed(here: Path, make_checkpoint: Callable[..., Path]) -> None:
+    source = make_checkpoint(dtype=torch.bfloat16)
+    program = (
+        "import sys\n"
+        "from nptool.cli.app import run\n"
+        f"code = run(['convert', {str(source)!r}, '-o', 'x.gguf', '--no-verify'], debug=True)\n"
+        "sys.exit(code or sorted({'torch', 'transformers', 'llama_cpp'} & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr

@@ -35,24 +35,11 @@ BYTE_LEVEL = (
 SENTENCE_PIECE = ("prepend+both", "prepend+json", "prepend+model", "metaspace+json")
 ROWS = 544
 
-FRAGMENTS = st.sampled_from(
-    [
-        "the cat",
-        "it's",
-        "WE'LL",
-        "großes Haus",
-        "привет",
-        "你好世界",
-        "def f(x):",
-        "  ",
-        "    ",
-        "\n",
-        "\r\n",
-        "\n\n",
-        "\t",
-    ]
-    + [" 1", "1234", "3.14", "😀", "👩‍👧", "→", "!?", " —", "</div>", "x=y;", "\u00a0", "\u3000", "õ", "ÿ", " "]
-)
+# Words, code, whitespace, digits, marks that the tokenizers treat each in their own way.
+WORDS = ["the cat", "it's", "WE'LL", "großes Haus", "привет", "你好世界", "def f(x):", "x=y;", "</div>", "õ", "ÿ"]
+SPACES = [" ", "  ", "    ", "\n", "\r\n", "\n\n", "\t", "\u00a0", "\u3000"]
+MARKS = [" 1", "1234", "3.14", "😀", "👩\u200d👧", "→", "!?", " —"]
+FRAGMENTS = st.sampled_from([*WORDS, *SPACES, *MARKS])
 TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(max_size=4)), max_size=8).map("".join)
 FEW = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -145,6 +132,18 @@ def test_scores_from_merges_order_tokens_like_the_original(tokenizer_files: Call
     assert by_rank == by_score
 
 
+def test_tokenizer_json_goes_before_an_older_tokenizer_model(
+    tokenizer_files: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for file in tokenizer_files("prepend+both").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert read(tmp_path).scores == read(tokenizer_files("prepend+model")).scores
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["<new>"] = 460
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert read(tmp_path).texts[460] == "<new>"
+
+
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, *SENTENCE_PIECE])
 def test_special_tokens_in_text(kind: str, loaded: Callable[[str], tuple[Model, Any]]) -> None:
     model, tokenizer = loaded(kind)
@@ -178,9 +177,9 @@ def test_unknown_splitting_rules_are_shown(tokenizer_files: Callable[[str], Path
     with pytest.raises(CheckpointError) as caught:
         read(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: no pre-tokenizer of llama.cpp is known to split like this tokenizer ('Split' '-' > 'Whitespace'); if "
-        "one does, name it with --pre (known: deepseek-coder, deepseek-llm, deepseek-v3, gpt-2, llama-bpe, qwen2, "
-        "smaug-bpe, smollm, tekken)"
+        f"{tmp_path}: no pre-tokenizer of llama.cpp is known to split like this tokenizer ('Split' '-' > "
+        "'Whitespace'); if one does, name it with --pre (known: deepseek-coder, deepseek-llm, deepseek-v3, gpt-2, "
+        "llama-bpe, qwen2, smaug-bpe, smollm, tekken)"
     )
     assert read(tmp_path, pre="gpt-2").pre == "gpt-2"
 

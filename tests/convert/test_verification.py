@@ -98,10 +98,10 @@ def test_a_wrong_rope_scaling_is_found_far_away(
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
     }
-    rope["original_max_position_embeddings"] = 8192
-    directory = make_checkpoint(rope_parameters=rope, hidden_size=256, head_dim=64, max_position_embeddings=131072)
+    rope["original_max_position_embeddings"] = 16384
+    directory = make_checkpoint(rope_parameters=rope, head_dim=64, max_position_embeddings=131072)
     monkeypatch.setattr(Rope, "frequency_factors", lambda self, head_dim: None)
-    assert part(refused(directory)) == "RoPE scaling (tokens far apart differ, tokens nearby do not)"
+    assert part(refused(directory, type_name="f16")) == "RoPE scaling (tokens far apart differ, tokens nearby do not)"
 
 
 def change_vocabulary(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], None]) -> None:
@@ -147,13 +147,14 @@ def test_token_types_are_noticed_by_spelling(checkpoint: Path, monkeypatch: pyte
     assert "is spelled b'he quick brown fox" in message
 
 
-def test_end_tokens_are_compared(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = json.loads((checkpoint / "generation_config.json").read_text())
-    settings["eos_token_id"] = [10, 11, 12, 13]
-    (checkpoint / "generation_config.json").write_text(json.dumps(settings))
+def test_end_tokens_are_compared(checkpoint: Path) -> None:
+    added = json.loads((checkpoint / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in added}
+    ends = [ids[name] for name in ("<|im_end|>", "<|im_start|>", "<think>", "</think>")]
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     assert refused(checkpoint) == (
-        "llama.cpp would not stop at '-', '.', which ends a text of the checkpoint (a GGUF has room for eos_token and two "
-        "more of eos_token_id in generation_config.json)" + KEPT
+        "llama.cpp would not stop at '</think>', which ends a text of the checkpoint (a GGUF has room for eos_token "
+        "and two more of eos_token_id in generation_config.json)" + KEPT
     )
 
 
@@ -176,15 +177,15 @@ def test_without_verification_the_file_is_written(checkpoint: Path, monkeypatch:
         (
             "smollm",
             [
-                "transformers' GPT2Tokenizer tokenizes digits after spaces, rare digits otherwise than tokenizer.json says; "
-                "llama.cpp follows tokenizer.json"
+                "transformers' GPT2Tokenizer tokenizes digits after spaces, rare digits otherwise than tokenizer.json "
+                "says; llama.cpp follows tokenizer.json"
             ],
         ),
         (
             "metaspace+json",
             [
-                "llama.cpp, like SentencePiece, puts a space before text that begins with a space or follows a special token; "
-                "transformers' tokenizer does not (sample: space)"
+                "llama.cpp, like SentencePiece, puts a space before text that begins with a space or follows a special "
+                "token; transformers' tokenizer does not (sample: space)"
             ],
         ),
     ],
@@ -206,8 +207,8 @@ def test_remark_on_composed_accents(checkpoint: Path, tmp_path: Path) -> None:
 def test_remark_on_a_sliding_window(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     directory = make_checkpoint("MistralForCausalLM", sliding_window=2048)
     assert convert(directory, tmp_path / "model.gguf").remarks == (
-        "the model attends to the last 2048 tokens; llama.cpp's graph attends to the whole context, so beyond that length it "
-        "differs",
+        "the model attends to the last 2048 tokens; llama.cpp's graph attends to the whole context, so beyond that "
+        "length it differs",
     )
 
 

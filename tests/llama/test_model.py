@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nptool.errors import GgufError
+from nptool.llama.context import Context
 from nptool.llama.model import Model
 from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_level_vocabulary
 
@@ -79,8 +80,17 @@ def test_closing_twice_is_harmless_and_use_after_it_is_an_error(tiny_gguf: Calla
     model = Model.load(tiny_gguf())
     model.close()
     model.close()
+    for use in (lambda: model.pointer, lambda: model.tokenize("a"), lambda: model.piece(9), lambda: model.end_tokens):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
+def test_closing_a_model_closes_its_contexts(tiny_gguf: Callable[..., Path]) -> None:
+    model = Model.load(tiny_gguf())
+    context = Context(model, 64, threads=1)
+    model.close()
     with pytest.raises(ValueError, match="closed"):
-        _ = model.pointer
+        context.clear()
 
 
 def test_nothing_is_printed(tiny_gguf: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from nptool.progress import Progress
+from nptool.progress import Progress, silent
 from nptool.training.base.sequences import Sequences
 from nptool.training.batches import cut_batches
 
@@ -43,7 +43,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: Any, sequences: Sequences, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int, progress: Progress
+    model: Any,
+    sequences: Sequences,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_tokens: int,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Mean loss over all targets of `sequences`.
 

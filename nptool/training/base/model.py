@@ -1,9 +1,9 @@
 """A new Llama with random weights.
 
-Matrices start with a standard deviation of 1/sqrt(inputs), so that a small model's layers pass a signal on as a large
-one's do (a fixed 0.02 fits a hidden size of 2,500); those that write into the residual stream are divided by
-sqrt(2 layers) more (GPT-2), so that its size does not grow with depth. Embeddings keep 0.02: the first norm rescales
-them, and as a tied unembedding they give small logits at the start.
+Matrices start with a standard deviation of 0.02, as in GPT-2 and Llama, also where a layer is so narrow that 1/sqrt(inputs)
+would be more: from the smaller start the default text-to-SQL model answered 55 % of held-out questions after 666 steps,
+from the larger 26 % after 928. Those that write into the residual stream are divided by sqrt(2 layers) more (GPT-2), so
+that its size does not grow with depth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from nptool.training.base.config import BaseConfig
 
-EMBEDDING_STD = 0.02
+INITIAL_STD = 0.02
 _RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
 
 
@@ -50,8 +50,6 @@ def _draw_weights(model: LlamaForCausalLM) -> None:
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
             weight.fill_(1.0)
-        elif "embed_tokens" in name:
-            weight.normal_(std=EMBEDDING_STD)
         else:
-            std = weight.shape[1] ** -0.5
-            weight.normal_(std=std / (2 * layers) ** 0.5 if name.endswith(_RESIDUAL_WRITERS) else std)
+            shrink = (2 * layers) ** -0.5 if name.endswith(_RESIDUAL_WRITERS) else 1.0
+            weight.normal_(std=INITIAL_STD * shrink)

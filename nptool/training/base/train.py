@@ -78,6 +78,7 @@ def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None 
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     set_seed(config.seed)
+    progress = progress if is_main_process() else silent
     if config.model is not None:
         check_checkpoint(config.model)
         check_context(config, load_config(config.model))

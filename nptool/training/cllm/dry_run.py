@@ -108,10 +108,12 @@ def _measure(config: CllmConfig, source: Source) -> _Sizes:
 
 
 def _guess(config: CllmConfig, source: Source) -> _Sizes:
-    """Every response twice, once clean and once noisy, behind its prompt."""
+    """Every response once clean and, for each draw, once noisy, behind its prompt."""
     tokenizer = load_tokenizer(source.model)
     limit = position_limit(load_config(source.model), config)
     prompts = load_prompts(collect_config(config, source, Run(ROOT / config.run_name)), tokenizer, limit).prompts
     responses = np.array([len(one.reference_ids) if one.reference_ids is not None else one.limit for one in prompts])
-    lengths = np.array([len(one.ids) for one in prompts]) + 2 * responses
-    return _Sizes(lengths, logits=2 * int(responses.sum()), share=1.0, block_size=config.n or BLOCK_SIZE)
+    lengths = np.array([len(one.ids) for one in prompts]) + (1 + config.draws) * responses
+    return _Sizes(
+        lengths, logits=(1 + config.draws) * int(responses.sum()), share=1.0, block_size=config.n or BLOCK_SIZE
+    )

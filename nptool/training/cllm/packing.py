@@ -9,6 +9,7 @@ branch token also the clean stream before the point where its branch leaves. The
     noisy    one branch holds all blocks: noisy blocks before it (Jacobi Forcing)
     window   one branch per window of the schedule: noisy blocks of its window, clean ones before
 
+Several choices of states may be packed together: each adds its branches, none sees another's.
 Tokens before a branch's first wrong one would equal the clean ones, context included, and are not stored twice.
 
 Which rows are taught. Row r (of response token r) predicts token r + 1. Let d be the first index at which a block's
@@ -32,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nptool.training.cllm.recipe import Recipe
+from nptool.training.cllm.schedule import Choice
 
 Ints = npt.NDArray[np.int64]
 
@@ -81,55 +83,21 @@ class Packed:
         return len(self.ids_S)
 
 
-def pack(trajectory: TrajectoryLike, chosen: Sequence[int], recipe: Recipe, phase: int = 0) -> Packed:
-    """Pack a trajectory with one state of each block.
-
-    Args:
-        chosen: for each block the number of its state (0 is the random guess).
-        phase: place of the first block in the schedule's window; read in `window` context only.
-    """
-    return pack_draws(trajectory, [(chosen, phase)], recipe)
-
-
-def pack_draws(trajectory: TrajectoryLike, draws: Sequence[tuple[Sequence[int], int]], recipe: Recipe) -> Packed:
-    """Pack a trajectory with several draws of one state of each block, which share its clean stream.
-
-    Prompt and clean response are most of a packed sequence, so a second draw costs little beside a second sequence.
-
-    Args:
-        draws: for each draw what `pack` takes as `chosen` and `phase`.
-    """
+def pack(trajectory: TrajectoryLike, choices: Sequence[Choice], recipe: Recipe) -> Packed:
+    """Pack a trajectory with the states of its blocks that each choice names."""
     prompt, response_R = (ids.astype(np.int64) for ids in (trajectory.prompt_ids, trajectory.response_ids))
     streams = _Streams(np.concatenate([prompt, response_R[:-1]]), len(prompt))
-    rows = [_branches(streams, trajectory, response_R, chosen, recipe, phase) for chosen, phase in draws]
     ar_rows_A, ar_labels_A = _ar_rows(streams, trajectory, recipe)
-    student_rows, teacher_rows, taught = zip(*rows, strict=True)
+    taught = [_teach(streams, trajectory, choice, recipe) for choice in choices]
+    r = np.concatenate([one.response_M for one in taught])
     return Packed(
         *streams.arrays(),
         ar_rows_A=ar_rows_A,
         ar_labels_A=ar_labels_A,
-        student_rows_M=np.concatenate(student_rows),
-        teacher_rows_M=np.concatenate(teacher_rows),
-        fixed_labels_M=response_R[np.concatenate(taught) + 1],
+        student_rows_M=np.concatenate([one.student_rows_M for one in taught]),
+        teacher_rows_M=np.concatenate([one.teacher_rows_M for one in taught]),
+        fixed_labels_M=response_R[r + 1],
     )
-
-
-def _branches(
-    streams: _Streams, trajectory: TrajectoryLike, response_R: Ints, chosen: Sequence[int], recipe: Recipe, phase: int
-) -> tuple[Ints, Ints, Ints]:
-    """Append the branches of one draw; returns student rows, teacher rows and response rows of what is taught."""
-    noisy_R = noisy_response(trajectory, chosen)
-    taught_R = taught_rows(noisy_R != response_R, trajectory.states[0].shape[1])
-    edges = _edges(trajectory, recipe, phase)
-    student_row_R = np.full(len(response_R), -1)
-    streams.branch_off(noisy_R, response_R, taught_R, edges, student_row_R)
-    teacher_row_R = len(trajectory.prompt_ids) + np.arange(len(response_R))
-    if recipe.consistency == "local":
-        following = [min(state + 1, len(block) - 1) for state, block in zip(chosen, trajectory.states, strict=True)]
-        next_R = noisy_response(trajectory, following)
-        streams.branch_off(next_R, response_R, taught_R, edges, teacher_row_R)
-    taught = np.flatnonzero(taught_R)
-    return student_row_R[taught], teacher_row_R[taught], taught
 
 
 def noisy_response(trajectory: TrajectoryLike, chosen: Sequence[int]) -> Ints:
@@ -147,6 +115,33 @@ def taught_rows(wrong_R: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.bo
     taught_R = np.logical_or.accumulate(padded, axis=1).reshape(-1)[: len(wrong_R)]
     taught_R[-1] = False
     return taught_R
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """The taught rows of one choice."""
+
+    response_M: Ints
+    """The response token each stands for."""
+    student_rows_M: Ints
+    teacher_rows_M: Ints
+
+
+def _teach(streams: _Streams, trajectory: TrajectoryLike, choice: Choice, recipe: Recipe) -> _Taught:
+    """Add the branches of a choice; returns who is taught by whom."""
+    response_R = trajectory.response_ids.astype(np.int64)
+    noisy_R = noisy_response(trajectory, choice.states)
+    taught_R = taught_rows(noisy_R != response_R, trajectory.states[0].shape[1])
+    edges = _edges(trajectory, recipe, choice.phase)
+    student_row_R = np.full(len(response_R), -1)
+    streams.branch_off(noisy_R, response_R, taught_R, edges, student_row_R)
+    teacher_row_R = len(trajectory.prompt_ids) + np.arange(len(response_R))
+    if recipe.consistency == "local":
+        last = [len(block) - 1 for block in trajectory.states]
+        next_R = noisy_response(trajectory, [min(i + 1, k) for i, k in zip(choice.states, last, strict=True)])
+        streams.branch_off(next_R, response_R, taught_R, edges, teacher_row_R)
+    r = np.flatnonzero(taught_R)
+    return _Taught(r, student_row_R[r], teacher_row_R[r])
 
 
 class _Streams:

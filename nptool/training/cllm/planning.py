@@ -15,7 +15,7 @@ from nptool.collection.store import Trajectory
 from nptool.progress import Progress, silent
 from nptool.training.batches import Rows, plan_pass
 from nptool.training.cllm.batching import Batch, collate
-from nptool.training.cllm.packing import Packed, pack_draws
+from nptool.training.cllm.packing import Packed, pack
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.cllm.schedule import choose, generator
 
@@ -47,9 +47,8 @@ class Plan:
 def draw(trajectories: Sequence[Trajectory], row: int, recipe: Recipe, seed: int, epoch: int) -> Packed:
     """A trajectory with the states that it shows in a pass over the data."""
     trajectory = trajectories[row]
-    rng = generator(seed, epoch, row)
-    choices = [choose(trajectory.states, len(trajectory.response_ids), recipe, rng) for _ in range(recipe.draws)]
-    return pack_draws(trajectory, [(choice.states, choice.phase) for choice in choices], recipe)
+    choices = choose(trajectory.states, len(trajectory.response_ids), recipe, generator(seed, epoch, row))
+    return pack(trajectory, choices, recipe)
 
 
 def plan(

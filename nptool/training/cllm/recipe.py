@@ -40,7 +40,7 @@ class Recipe:
     max_noise: float = 1.0
     """Largest noise level of the schedule, a share of a block's tokens (0 to 1)."""
     draws: int = 1
-    """Times a sequence shows its trajectory, each time with newly chosen states behind the same clean tokens."""
+    """States of each block that one sequence shows, all behind the same clean tokens: most of a sequence is these."""
     context: Context = "noisy"
     """What a noisy block sees before it: noisy blocks, noisy blocks of its window only, or clean blocks."""
     consistency: Consistency = "global"
@@ -64,11 +64,13 @@ class Recipe:
         }
         for name, kind in choices.items():
             check_choice(self, name, get_args(kind))
-        check_range(self, ("window",), low=1)
+        check_range(self, ("window", "draws"), low=1)
         check_range(self, ("min_noise", "max_noise"), low=0, high=1)
         check_range(self, ("ar_weight",), low=0)
         check_range(self, ("label_smoothing",), low=0, high=1, open_high=True)
         if self.min_noise > self.max_noise:
             raise UsageError(f"--min-noise {self.min_noise} is above --max-noise {self.max_noise}")
+        if self.schedule in ("progressive", "reverse") and self.draws > self.window:
+            raise UsageError(f"--draws {self.draws} of --window {self.window} levels show states twice; lower --draws")
         if self.consistency == "local" and self.divergence == "fixed-point":
             raise UsageError("--consistency local has no fixed-point target; choose another --divergence")

@@ -15,62 +15,58 @@ from torch import Tensor, nn
 from nptool.training.cllm.losses import divergence
 from nptool.training.cllm.packing import TrajectoryLike
 from nptool.training.cllm.recipe import Recipe
+from nptool.training.cllm.schedule import Choice
 
 
-def plain_sums(
-    model: nn.Module, trajectory: TrajectoryLike, chosen: Sequence[int], recipe: Recipe, phase: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss sums of one trajectory.
-
-    Returns:
-        Sum of divergences and sum of cross-entropies (scalars with gradient), and the number of rows in each, (2,).
-    """
-    prompt = trajectory.prompt_ids.tolist()
-    response = trajectory.response_ids.tolist()
-    clean_TV = _logits(model, prompt + response)
-    total, rows = clean_TV.new_zeros(()), 0
-    for number, states in enumerate(trajectory.states):
-        begin = number * states.shape[1]
-        state, target = states[chosen[number]].tolist(), states[-1].tolist()
-        wrong = [i for i, (token, right) in enumerate(zip(state, target, strict=True)) if token != right]
-        student_TV = _logits(model, prompt + _context(trajectory, chosen, number, recipe, phase) + state)
-        if recipe.consistency == "local":
-            following = [min(i + 1, len(block) - 1) for i, block in zip(chosen, trajectory.states, strict=True)]
-            context = _context(trajectory, following, number, recipe, phase)
-            with torch.no_grad():
-                teacher_TV = _logits(model, prompt + context + states[following[number]].tolist())
-        else:
-            teacher_TV = clean_TV.detach()
-        for i in range(len(state)):
-            # Row i of the block predicts response token begin + i + 1, which must exist.
-            if wrong and i >= wrong[0] and begin + i + 1 < len(response):
-                row = slice(len(prompt) + begin + i, len(prompt) + begin + i + 1)
-                label = torch.tensor([response[begin + i + 1]])
-                total = total + divergence(student_TV[row], teacher_TV[row], label, recipe.divergence)
-                rows += 1
-    cross_entropy, labels = _cross_entropy(model, trajectory, clean_TV, recipe)
-    return total, cross_entropy, torch.tensor([rows, labels])
+def plain_loss(model: nn.Module, samples: Sequence[tuple[TrajectoryLike, Sequence[Choice]]], recipe: Recipe) -> Tensor:
+    """The loss of a batch of trajectories with their choices of states."""
+    consistency, cross_entropy, rows, labels = torch.zeros(()), torch.zeros(()), 0, 0
+    for trajectory, choices in samples:
+        prompt, response = trajectory.prompt_ids.tolist(), trajectory.response_ids.tolist()
+        clean_TV = _logits(model, prompt + response)
+        ar_sum, ar_labels = _cross_entropy(model, trajectory, clean_TV, recipe)
+        cross_entropy, labels = cross_entropy + ar_sum, labels + ar_labels
+        for choice in choices:
+            for number in range(len(trajectory.states)):
+                distance, taught = _block(model, trajectory, choice, number, clean_TV, recipe)
+                consistency, rows = consistency + distance, rows + taught
+    return consistency / max(rows, 1) + recipe.ar_weight * cross_entropy / max(labels, 1)
 
 
-def plain_loss(
-    model: nn.Module, samples: Sequence[tuple[TrajectoryLike, Sequence[int], int]], recipe: Recipe
-) -> Tensor:
-    """The loss of a batch of (trajectory, chosen states, phase)."""
-    parts = [plain_sums(model, trajectory, chosen, recipe, phase) for trajectory, chosen, phase in samples]
-    consistency = torch.stack([part[0] for part in parts]).sum()
-    cross_entropy = torch.stack([part[1] for part in parts]).sum()
-    rows, labels = torch.stack([part[2] for part in parts]).sum(0).clamp(min=1)
-    loss: Tensor = consistency / rows + recipe.ar_weight * cross_entropy / labels
-    return loss
+def _block(
+    model: nn.Module, trajectory: TrajectoryLike, choice: Choice, number: int, clean_TV: Tensor, recipe: Recipe
+) -> tuple[Tensor, int]:
+    """Sum of divergences of a block in its state, and the number of taught rows."""
+    prompt, response = trajectory.prompt_ids.tolist(), trajectory.response_ids.tolist()
+    states = trajectory.states[number]
+    state, target = states[choice.states[number]].tolist(), states[-1].tolist()
+    wrong = [i for i, (token, right) in enumerate(zip(state, target, strict=True)) if token != right]
+    student_TV = _logits(model, prompt + _context(trajectory, choice, number, recipe) + state)
+    teacher_TV = clean_TV.detach()
+    if recipe.consistency == "local":
+        last = [len(block) - 1 for block in trajectory.states]
+        following = Choice(tuple(min(i + 1, k) for i, k in zip(choice.states, last, strict=True)), choice.phase)
+        context = _context(trajectory, following, number, recipe)
+        with torch.no_grad():
+            teacher_TV = _logits(model, prompt + context + states[following.states[number]].tolist())
+    total, rows, begin = clean_TV.new_zeros(()), 0, number * len(state)
+    for i in range(len(state)):
+        # Row i of the block predicts response token begin + i + 1, which must exist.
+        if wrong and i >= wrong[0] and begin + i + 1 < len(response):
+            row = slice(len(prompt) + begin + i, len(prompt) + begin + i + 1)
+            label = torch.tensor([response[begin + i + 1]])
+            total = total + divergence(student_TV[row], teacher_TV[row], label, recipe.divergence)
+            rows += 1
+    return total, rows
 
 
-def _context(trajectory: TrajectoryLike, chosen: Sequence[int], number: int, recipe: Recipe, phase: int) -> list[int]:
+def _context(trajectory: TrajectoryLike, choice: Choice, number: int, recipe: Recipe) -> list[int]:
     """The response tokens before block `number` as its noisy state sees them."""
     tokens: list[int] = []
     for earlier in range(number):
-        same_window = (earlier + phase) // recipe.window == (number + phase) // recipe.window
+        same_window = (earlier + choice.phase) // recipe.window == (number + choice.phase) // recipe.window
         noisy = recipe.context == "noisy" or (recipe.context == "window" and same_window)
-        tokens += trajectory.states[earlier][chosen[earlier] if noisy else -1].tolist()
+        tokens += trajectory.states[earlier][choice.states[earlier] if noisy else -1].tolist()
     return tokens
 
 

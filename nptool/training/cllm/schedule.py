@@ -38,8 +38,8 @@ def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 def choose(
     states: Sequence[npt.NDArray[np.int32]], response_length: int, recipe: Recipe, rng: np.random.Generator
-) -> Choice:
-    """Draw a state for each block.
+) -> list[Choice]:
+    """Draw `recipe.draws` times a state for each block: different ones where there are enough.
 
     Args:
         states: for each block its states, shape (k + 1, N), the last one the fixed point.
@@ -51,10 +51,17 @@ def choose(
         for number, trajectory in enumerate(states)
     ]
     if recipe.schedule == "uniform":
-        return Choice(tuple(_uniform(shares, rng) for shares in noise), 0)
-    phase = int(rng.integers(recipe.window)) if recipe.random_phase and len(states) < recipe.window else 0
-    wanted = noise_levels(len(states), recipe, phase, rng)
-    return Choice(tuple(_nearest(shares, level) for shares, level in zip(noise, wanted, strict=True)), phase)
+        by_block = [_uniform(shares, recipe.draws, rng) for shares in noise]
+        return [Choice(chosen, 0) for chosen in zip(*by_block, strict=True)]
+    start = int(rng.integers(recipe.window)) if recipe.random_phase and len(states) < recipe.window else 0
+    choices = []
+    for number in range(recipe.draws):
+        # Evenly spread over the window, so that the draws show different levels.
+        phase = (start + number * recipe.window // recipe.draws) % recipe.window
+        wanted = noise_levels(len(states), recipe, phase, rng)
+        nearest = (_nearest(shares, level) for shares, level in zip(noise, wanted, strict=True))
+        choices.append(Choice(tuple(nearest), phase))
+    return choices
 
 
 def noise_shares(states: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.float64]:
@@ -73,10 +80,11 @@ def noise_levels(blocks: int, recipe: Recipe, phase: int, rng: np.random.Generat
     return levels[::-1][place] if recipe.schedule == "reverse" else levels[place]
 
 
-def _uniform(shares: npt.NDArray[np.float64], rng: np.random.Generator) -> int:
-    """Any state that still has a wrong token; the fixed point where none has."""
+def _uniform(shares: npt.NDArray[np.float64], draws: int, rng: np.random.Generator) -> list[int]:
+    """Different states that still have a wrong token; the fixed point once there are no more of them."""
     unfinished = int(np.count_nonzero(shares))
-    return int(rng.integers(unfinished)) if unfinished else len(shares) - 1
+    drawn: list[int] = rng.permutation(unfinished)[:draws].tolist()
+    return drawn + [len(shares) - 1] * (draws - len(drawn))
 
 
 def _nearest(shares: npt.NDArray[np.float64], level: float) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from nptool.collection.store import Collected, read_collected
 from nptool.errors import CheckpointError
@@ -93,10 +93,7 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
     """
     set_seed(config.seed)
     source = find_source(config)
-    described, tokenizer = load_config(source.model), load_tokenizer(source.model)
-    check_vocabulary(described, tokenizer, source.model)
-    if source.collected is not None:
-        check_match(read_collected(source.collected).metadata, source.collected, described, tokenizer, source.model)
+    described, tokenizer = _checked(source)
     run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=FREE_FIELDS, run=run)
     if finished:
         logger.info("%s is finished already", run.path)
@@ -113,12 +110,7 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
         lambda batches_in_pass: count_steps(config, batches_in_pass) * config.accumulation * process_count(),
         progress,
     )
-    model = load_model(source.model)
-    check_attention(model, source.model)
-    parameters = model.num_parameters()
-    if config.lora_rank is not None:
-        model = add_adapters(model, config.lora_rank)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    model, parameters, trained = _model(config, source)
     trainer = _trainer(config, model, batches, tokenizer, run)
     seconds = run_trainer(trainer, run, progress, "consistency training").metrics["train_runtime"]
     trainer.log_rest()
@@ -173,6 +165,25 @@ def check_attention(model: PreTrainedModel, ref: str) -> None:
             f"{ref} runs with {model.config._attn_implementation} attention; packed training needs one of "
             f"{', '.join(ATTENTION)}"
         )
+
+
+def _checked(source: Source) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """The model's configuration and tokenizer, after checking that they fit each other and the trajectories."""
+    described, tokenizer = load_config(source.model), load_tokenizer(source.model)
+    check_vocabulary(described, tokenizer, source.model)
+    if source.collected is not None:
+        check_match(read_collected(source.collected).metadata, source.collected, described, tokenizer, source.model)
+    return described, tokenizer
+
+
+def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
+    """The model to train, its number of parameters without adapters, and how many are trained."""
+    model: Any = load_model(source.model)
+    check_attention(model, source.model)
+    parameters = model.num_parameters()
+    if config.lora_rank is not None:
+        model = add_adapters(model, config.lora_rank)
+    return model, parameters, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _trainer(

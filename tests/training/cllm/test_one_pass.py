@@ -17,13 +17,13 @@ from nptool.collection.store import Trajectory
 from nptool.training.cllm import losses
 from nptool.training.cllm.batching import collate
 from nptool.training.cllm.one_pass import count_rows, packed_loss
-from nptool.training.cllm.packing import pack, pack_draws
+from nptool.training.cllm.packing import pack
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.cllm.reference import plain_loss
-from nptool.training.cllm.schedule import choose, generator
+from nptool.training.cllm.schedule import Choice, choose, generator
 
 Make = Callable[..., Trajectory]
-Samples = list[tuple[Trajectory, tuple[int, ...], int]]
+Samples = list[tuple[Trajectory, list[Choice]]]
 LENGTHS = ((5, 9), (3, 13), (1, 4), (2, 1), (7, 8))
 
 
@@ -32,13 +32,12 @@ def draw_samples(make_trajectory: Make, recipe: Recipe, seed: int = 0, block: in
     samples = []
     for index, (prompt, response) in enumerate(LENGTHS):
         trajectory = make_trajectory(seed + index, prompt, response, block)
-        choice = choose(trajectory.states, response, recipe, generator(seed, 0, index))
-        samples.append((trajectory, choice.states, choice.phase))
+        samples.append((trajectory, choose(trajectory.states, response, recipe, generator(seed, 0, index))))
     return samples
 
 
 def packed(model: PreTrainedModel, samples: Samples, recipe: Recipe, attention: str = "sdpa") -> Tensor:
-    batch = collate([pack(trajectory, chosen, recipe, phase) for trajectory, chosen, phase in samples])
+    batch = collate([pack(trajectory, choices, recipe) for trajectory, choices in samples])
     return packed_loss(model, batch, recipe, attention=attention).loss
 
 
@@ -89,6 +88,7 @@ def test_every_setting_gives_the_plain_loop_s_loss_and_gradients(
         consistency=consistency,
         divergence=divergence,
         window=3,
+        draws=2,
         label_smoothing=0.1,
     )
     assert_same(llama, draw_samples(make_trajectory, recipe, seed=10), recipe)
@@ -103,6 +103,7 @@ def test_every_setting_gives_the_plain_loop_s_loss_and_gradients(
     consistency=st.sampled_from(["global", "local"]),
     ar_target=st.sampled_from(["response", "reference"]),
     window=st.integers(1, 4),
+    draws=st.integers(1, 3),
 )
 def test_any_lengths_and_any_states(
     make_trajectory: Make,
@@ -114,6 +115,7 @@ def test_any_lengths_and_any_states(
     consistency: str,
     ar_target: str,
     window: int,
+    draws: int,
 ) -> None:
     """States drawn without any schedule, the fixed point among them."""
     recipe = Recipe(context=context, consistency=consistency, ar_target=ar_target, window=window)
@@ -121,8 +123,11 @@ def test_any_lengths_and_any_states(
     samples = []
     for index, (prompt, response) in enumerate(lengths):
         trajectory = make_trajectory(seed + index, prompt, response, block)
-        chosen = tuple(int(rng.integers(len(states))) for states in trajectory.states)
-        samples.append((trajectory, chosen, int(rng.integers(window))))
+        choices = [
+            Choice(tuple(int(rng.integers(len(states))) for states in trajectory.states), int(rng.integers(window)))
+            for _ in range(draws)
+        ]
+        samples.append((trajectory, choices))
     assert_same(llama, samples, recipe)
 
 
@@ -153,7 +158,7 @@ def test_batches_of_one_step_add_up_to_the_whole_batch(make_trajectory: Make, ll
     """Gradient accumulation: with the step's totals as counts, no batch weighs more than its rows."""
     recipe = Recipe(window=2)
     samples = draw_samples(make_trajectory, recipe)
-    batches = [collate([pack(*sample[:2], recipe, sample[2])]) for sample in samples]
+    batches = [collate([pack(*sample, recipe)]) for sample in samples]
     totals = torch.stack([count_rows(batch) for batch in batches]).sum(0)
     parts = [packed_loss(llama, batch, recipe, totals).loss for batch in batches]
     torch.testing.assert_close(torch.stack(parts).sum(), packed(llama, samples, recipe), rtol=1e-10, atol=1e-10)
@@ -162,8 +167,7 @@ def test_batches_of_one_step_add_up_to_the_whole_batch(make_trajectory: Make, ll
 def test_a_fixed_point_everywhere_has_no_consistency_loss(make_trajectory: Make, llama: PreTrainedModel) -> None:
     recipe = Recipe()
     trajectory = make_trajectory(0)
-    chosen = [len(states) - 1 for states in trajectory.states]
-    sample = pack(trajectory, chosen, recipe)
+    sample = pack(trajectory, [Choice(tuple(len(states) - 1 for states in trajectory.states), 0)], recipe)
     assert len(sample) == 5 + 9 - 1
     result = packed_loss(llama, collate([sample]), recipe)
     assert result.counts.tolist() == [0, 9]
@@ -175,7 +179,7 @@ def test_the_teacher_gets_no_gradient(make_trajectory: Make, llama: PreTrainedMo
     """Forward KL's gradient on the student's logits is (q - p) / rows, and the clean rows' is zero."""
     recipe = replace(Recipe(context="clean", schedule="uniform"), ar_weight=0.0)
     batch = collate(
-        [pack(trajectory, chosen, recipe, 0) for trajectory, chosen, _ in draw_samples(make_trajectory, recipe)]
+        [pack(trajectory, choices, recipe) for trajectory, choices in draw_samples(make_trajectory, recipe)]
     )
     torch.manual_seed(1)
     rows = losses.Rows(
@@ -194,23 +198,3 @@ def test_the_teacher_gets_no_gradient(make_trajectory: Make, llama: PreTrainedMo
     expected_KV[rows.student_M] = weight * (student_MV - teacher_MV)
     torch.testing.assert_close(gradient_KV, expected_KV.detach())
     assert not gradient_KV[rows.teacher_M].any()
-
-
-@pytest.mark.parametrize("context", ["noisy", "window", "clean"])
-@pytest.mark.parametrize("consistency", ["global", "local"])
-def test_draws_that_share_a_clean_stream_give_the_loss_of_separate_sequences(
-    make_trajectory: Make, llama: PreTrainedModel, context: str, consistency: str
-) -> None:
-    recipe = Recipe(context=context, consistency=consistency, window=2, draws=3, ar_target="reference")
-    sequences, separate = [], []
-    for index, (prompt, response) in enumerate(LENGTHS):
-        trajectory = make_trajectory(index, prompt, response, 4)
-        rng = generator(0, 0, index)
-        choices = [choose(trajectory.states, response, recipe, rng) for _ in range(recipe.draws)]
-        draws = [(choice.states, choice.phase) for choice in choices]
-        sequences.append(pack_draws(trajectory, draws, recipe))
-        separate += [(trajectory, *one) for one in draws]
-    fast, slow = packed_loss(llama, collate(sequences), recipe).loss, plain_loss(llama, separate, recipe)
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
-    for mine, theirs in zip(gradients(llama, fast), gradients(llama, slow), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)

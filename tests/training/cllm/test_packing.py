@@ -13,6 +13,7 @@ from nptool.collection.store import Trajectory
 from nptool.training.cllm.batching import attention_mask, collate, visible
 from nptool.training.cllm.packing import Packed, pack, taught_rows
 from nptool.training.cllm.recipe import Recipe
+from nptool.training.cllm.schedule import Choice
 
 Make = Callable[..., Trajectory]
 CLEAN, NOISY, WINDOW = Recipe(context="clean"), Recipe(context="noisy"), Recipe(context="window", window=2)
@@ -37,7 +38,7 @@ def tokens_of(packed: Packed, segment: int) -> list[int]:
 
 
 def test_clean_context_branches_off_at_each_block_s_first_wrong_token() -> None:
-    packed = pack(small(), (1, 0, 0), CLEAN)
+    packed = pack(small(), [Choice((1, 0, 0), 0)], CLEAN)
     assert tokens_of(packed, 0) == [90, 91, 1, 2, 3, 4, 5, 6, 7]
     assert packed.ids_S[9:].tolist() == [51, 3, 53, 6, 54]
     assert packed.positions_S.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 3, 4, 6, 7, 8]
@@ -46,7 +47,7 @@ def test_clean_context_branches_off_at_each_block_s_first_wrong_token() -> None:
 
 
 def test_every_taught_row_has_the_clean_row_at_its_position_as_teacher_and_predicts_the_next_token() -> None:
-    packed = pack(small(), (1, 0, 0), CLEAN)
+    packed = pack(small(), [Choice((1, 0, 0), 0)], CLEAN)
     assert packed.student_rows_M.tolist() == [9, 10, 11, 12, 13]
     assert packed.teacher_rows_M.tolist() == [3, 4, 6, 7, 8]
     assert packed.positions_S[packed.student_rows_M].tolist() == packed.positions_S[packed.teacher_rows_M].tolist()
@@ -54,7 +55,7 @@ def test_every_taught_row_has_the_clean_row_at_its_position_as_teacher_and_predi
 
 
 def test_noisy_context_is_one_branch_and_teaches_no_row_before_a_block_s_first_wrong_token() -> None:
-    packed = pack(small(), (1, 0, 0), NOISY)
+    packed = pack(small(), [Choice((1, 0, 0), 0)], NOISY)
     assert tokens_of(packed, 1) == [51, 3, 4, 53, 6, 54]
     assert packed.leaves_S[9:].tolist() == [3] * 6
     # Not token 4: it is right, although what is before it is not.
@@ -64,26 +65,26 @@ def test_noisy_context_is_one_branch_and_teaches_no_row_before_a_block_s_first_w
 
 @pytest.mark.parametrize(("phase", "branches"), [(0, [[51, 3, 4, 53, 6], [54]]), (1, [[51, 3], [53, 6, 54]])])
 def test_window_context_is_one_branch_per_window_of_the_schedule(phase: int, branches: list[list[int]]) -> None:
-    packed = pack(small(), (1, 0, 0), WINDOW, phase)
+    packed = pack(small(), [Choice((1, 0, 0), phase)], WINDOW)
     assert [tokens_of(packed, 1), tokens_of(packed, 2)] == branches
 
 
 def test_a_block_at_its_fixed_point_has_no_branch() -> None:
-    packed = pack(small(), (2, 1, 2), CLEAN)
+    packed = pack(small(), [Choice((2, 1, 2), 0)], CLEAN)
     assert len(packed) == 9
     assert not len(packed.student_rows_M)
-    assert tokens_of(pack(small(), (0, 1, 2), CLEAN), 1) == [50, 51, 52]
+    assert tokens_of(pack(small(), [Choice((0, 1, 2), 0)], CLEAN), 1) == [50, 51, 52]
 
 
 def test_noise_after_the_last_taught_row_is_not_stored() -> None:
     """Block 1 at its fixed point behind a noisy block 0: its right tokens carry no loss, so nothing needs them."""
-    packed = pack(small(), (0, 1, 2), NOISY)
+    packed = pack(small(), [Choice((0, 1, 2), 0)], NOISY)
     assert tokens_of(packed, 1) == [50, 51, 52]
 
 
 def test_rows_whose_label_lies_after_the_end_token_are_not_taught() -> None:
     # State 1 of the last block is wrong only at the end token itself (and behind it).
-    packed = pack(small(), (2, 1, 1), CLEAN)
+    packed = pack(small(), [Choice((2, 1, 1), 0)], CLEAN)
     assert not len(packed.student_rows_M)
     assert packed.ar_labels_A.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert packed.ar_rows_A.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -96,7 +97,7 @@ def test_a_row_is_taught_from_the_first_wrong_token_on() -> None:
 
 def test_the_next_state_teaches_in_local_consistency() -> None:
     recipe = Recipe(context="clean", consistency="local")
-    packed = pack(small(), (0, 0, 0), recipe)
+    packed = pack(small(), [Choice((0, 0, 0), 0)], recipe)
     students = [50, 51, 52, 53, 6, 54]
     assert packed.ids_S[packed.student_rows_M].tolist() == students
     # Block 0's next state is 1 51 3: its first token is right, so a clean row teaches it. Block 1's next state is the
@@ -106,12 +107,22 @@ def test_the_next_state_teaches_in_local_consistency() -> None:
 
 
 def test_the_reference_is_a_branch_behind_the_prompt() -> None:
-    packed = pack(small(), (2, 1, 2), Recipe(ar_target="reference"))
+    packed = pack(small(), [Choice((2, 1, 2), 0)], Recipe(ar_target="reference"))
     assert tokens_of(packed, 1) == [1, 60]
     assert packed.positions_S[-2:].tolist() == [2, 3]
     assert packed.leaves_S[-2:].tolist() == [2, 2]
     assert packed.ar_rows_A.tolist() == [1, 9, 10]
     assert packed.ar_labels_A.tolist() == [1, 60, 61]
+
+
+def test_several_choices_share_prompt_and_response() -> None:
+    choices = [Choice((1, 0, 0), 0), Choice((0, 1, 2), 0)]
+    packed, alone = pack(small(), choices, CLEAN), [pack(small(), [choice], CLEAN) for choice in choices]
+    assert len(packed) == sum(map(len, alone)) - 9
+    assert packed.segments_S.tolist() == [0] * 9 + [1, 1, 2, 2, 3, 4, 4, 4]
+    assert packed.ids_S[packed.student_rows_M].tolist() == [51, 3, 53, 6, 54, 50, 51, 52]
+    assert packed.teacher_rows_M.tolist() == [row for one in alone for row in one.teacher_rows_M.tolist()]
+    assert packed.ar_rows_A.tolist() == alone[0].ar_rows_A.tolist()
 
 
 def plain_sequence(trajectory: Trajectory, chosen: list[int], recipe: Recipe, phase: int, position: int) -> list[int]:
@@ -150,7 +161,7 @@ def test_what_a_taught_row_sees_is_the_plain_sequence_that_it_ends(
     trajectory = make_trajectory(seed, prompt, response, block)
     chosen = [data.draw(st.integers(0, len(states) - 1)) for states in trajectory.states]
     phase = data.draw(st.integers(0, window - 1))
-    packed = pack(trajectory, chosen, recipe, phase)
+    packed = pack(trajectory, [Choice(tuple(chosen), phase)], recipe)
     batch = collate([packed])
     visible_SS = visible(batch["segments_BS"], batch["positions_BS"], batch["leaves_BS"])[0].numpy()
     clean = trajectory.prompt_ids.tolist() + trajectory.response_ids.tolist()[:-1]
@@ -167,7 +178,7 @@ def test_what_a_taught_row_sees_is_the_plain_sequence_that_it_ends(
 
 
 def test_padding_sees_itself_only_and_is_seen_by_nothing_else() -> None:
-    long, short = pack(small(), (0, 0, 0), NOISY), pack(small(), (2, 1, 2), NOISY)
+    long, short = pack(small(), [Choice((0, 0, 0), 0)], NOISY), pack(small(), [Choice((2, 1, 2), 0)], NOISY)
     batch = collate([long, short], pad_id=77)
     mask = attention_mask(batch, "sdpa")[1, 0]
     assert batch["input_ids"][1, len(short) :].tolist() == [77] * (len(long) - len(short))
@@ -177,7 +188,7 @@ def test_padding_sees_itself_only_and_is_seen_by_nothing_else() -> None:
 
 
 def test_rows_of_a_batch_count_its_padded_tokens() -> None:
-    long, short = pack(small(), (0, 0, 0), NOISY), pack(small(), (0, 1, 2), NOISY)
+    long, short = pack(small(), [Choice((0, 0, 0), 0)], NOISY), pack(small(), [Choice((0, 1, 2), 0)], NOISY)
     batch = collate([short, long])
     assert batch["student_rows_M"].tolist() == [
         *short.student_rows_M.tolist(),
@@ -188,7 +199,7 @@ def test_rows_of_a_batch_count_its_padded_tokens() -> None:
 
 
 def test_eager_attention_gets_the_mask_as_scores() -> None:
-    batch = collate([pack(small(), (0, 0, 0), NOISY)])
+    batch = collate([pack(small(), [Choice((0, 0, 0), 0)], NOISY)])
     boolean, scores = attention_mask(batch, "sdpa"), attention_mask(batch, "eager")
     assert scores.dtype.is_floating_point
     assert ((scores == 0) == boolean).all()

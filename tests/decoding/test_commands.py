@@ -1,0 +1,253 @@
+"""`nptool generate` and `nptool chat` as a user meets them: output, figures, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nptool
+from nptool.cli.app import run
+from nptool.llama.context import Context
+
+FIGURES = r"\[[\d.]+ tokens/s, [\d.]+ tokens per forward, \d+ forward passes for \d+ tokens\]\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def command(name: str, path: Path, *words: str) -> int:
+    return run([name, "-m", str(path), "-t", "1", *words], debug=False)
+
+
+class TestGenerate:
+    def test_the_answer_and_its_figures(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+        path = tiny_gguf("f16")
+        with nptool.load(path, threads=1) as model:
+            expected = model.generate("hello", jacobi=True, n=5, max_tokens=30)
+            for _ in expected:
+                pass
+        assert command("generate", path, "-p", "hello", "--jacobi", "-n", "5", "--max-tokens", "30") == 0
+        shown = capsys.readouterr()
+        assert shown.out == expected.text + "\n"
+        assert re.fullmatch(FIGURES, shown.err)
+        assert f" {expected.tally.passes} forward passes for 30 tokens]" in shown.err
+
+    def test_prompts_from_a_file_and_from_a_pipe(
+        self, tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any
+    ) -> None:
+        path = tiny_gguf("f16")
+        command("generate", path, "-p", "from elsewhere", "--max-tokens", "9")
+        expected = capsys.readouterr().out
+        (tmp_path / "prompt.txt").write_text("from elsewhere")
+        command("generate", path, "-f", str(tmp_path / "prompt.txt"), "--max-tokens", "9")
+        assert capsys.readouterr().out == expected
+        piped = subprocess.run(
+            [sys.executable, "-m", "nptool", "generate", "-m", path, "-t", "1", "--max-tokens", "9"],
+            input="from elsewhere",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert piped.stdout == expected
+
+    def test_json(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+        path = tiny_gguf("f16", metadata={"nptool.block_size": 6})
+        assert command("generate", path, "-p", "x", "--block-mode", "--json", "--max-tokens", "12") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["model"] == str(path)
+        assert (result["method"], result["n"], result["tokens"], result["finish"]) == ("jacobi-block", 6, 12, "length")
+        assert result["tokens_per_forward"] == result["tokens"] / result["forward_passes"]
+
+    def test_compare_shows_both_speeds_and_whether_the_texts_agree(
+        self, tiny_gguf: Callable[..., Path], capsys: Any
+    ) -> None:
+        path = tiny_gguf("q8_0")
+        assert command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
+        shown = capsys.readouterr()
+        assert re.search(r"ar, width 1: [\d.]+ tokens/s, 1\.00 tokens per forward, 20 forward passes", shown.err)
+        assert re.search(r"jacobi, n = 4: [\d.]+ tokens/s", shown.err)
+        assert re.search(r"[\d.]+ times as fast \(median of \d\); the texts are equal\n", shown.err)
+        command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20", "--json")
+        result = json.loads(capsys.readouterr().out)
+        assert result["identical_width_1"] is result["identical_equal_width"] is True
+        assert [answer["method"] for answer in result["answers"]] == ["jacobi", "ar"]
+        assert result["answers"][0]["text"] == result["answers"][1]["text"] == shown.out.removesuffix("\n")
+
+    def test_without_a_prompt_it_takes_a_held_out_one_and_says_so(
+        self, tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert run(["generate"], debug=False) == 2
+        assert "no run in runs/ yet" in capsys.readouterr().err
+        folder = tmp_path / "runs" / "small"
+        folder.mkdir(parents=True)
+        (tmp_path / "runs" / "latest").write_text("small\n")
+        (folder / "config.json").write_text("{}")
+        assert run(["generate"], debug=False) == 2
+        assert "runs/small has no model.gguf yet; make it with `nptool convert`" in capsys.readouterr().err
+        (folder / "model.gguf").write_bytes(tiny_gguf("f16").read_bytes())
+        assert run(["generate", "-t", "1"], debug=False) == 2
+        assert "model.gguf has no held-out prompts beside it" in capsys.readouterr().err
+        (folder / "heldout.jsonl").write_text('{"prompt": "one", "response": "1"}\n{"prompt": "two"}\n')
+        assert run(["generate", "-t", "1", "--max-tokens", "5", "--seed", "1"], debug=False) == 0
+        held_out = capsys.readouterr()
+        assert re.match(r"prompt: runs/small/heldout\.jsonl:2 \(held out\)\ntwo\n", held_out.err)
+        assert run(["generate", "-t", "1", "--max-tokens", "5", "-p", "two"], debug=False) == 0
+        assert capsys.readouterr().out == held_out.out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["-n", "0", "--jacobi"], "-n must be at least 1, got 0"),
+            (["-n", "-3"], "-n must be at least 1, got -3"),
+            (["-n", "600", "--jacobi"], "-n 600 is above the batch limit of 512 rows"),
+            (["-c", "20"], "the prompt has 44 tokens and the context holds 20; shorten it or raise -c"),
+            (["-c", "0"], "the context must be at least 1, got 0"),
+            (["-t", "0"], "the threads must be at least 1, got 0"),
+            (["--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
+            (["--temp", "-1"], "--temp must be 0 or more, got -1.0"),
+            (["--top-p", "2"], "--top-p must be from 0 to 1, got 2.0"),
+            (["-f", "prompt.txt"], "-p and -f are two prompts; give one of them"),
+            (["-n", "many"], "Invalid value for '-n'"),
+        ],
+    )
+    def test_mistakes(self, tiny_gguf: Callable[..., Path], words: list[str], message: str, capsys: Any) -> None:
+        assert command("generate", tiny_gguf("f16"), "-p", "a bad idea " * 5, *words) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.startswith("nptool: error: ")
+        assert message in shown.err
+        assert shown.err.count("\n") == 1
+
+    def test_files_that_are_no_models(self, tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "text.gguf").write_text("hello")
+        (tmp_path / "cut.gguf").write_bytes(tiny_gguf("f16").read_bytes()[:-1000])
+        for name, message in (
+            ("none.gguf", "does not exist"),
+            ("text.gguf", "is not a GGUF file"),
+            ("cut.gguf", "is truncated"),
+        ):
+            for verb in ("generate", "chat"):
+                assert command(verb, tmp_path / name, *(["-p", "x"] if verb == "generate" else [])) == 2
+                shown = capsys.readouterr()
+                assert shown.out == ""
+                assert re.fullmatch(rf"nptool: error: .*{name} {message}.*\n", shown.err)
+
+    def test_prompt_files_that_cannot_be_read(self, tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+        assert command("generate", tiny_gguf("f16"), "-f", str(tmp_path / "bytes")) == 2
+        assert "bytes is not UTF-8 text (byte 0)" in capsys.readouterr().err
+        assert command("generate", tiny_gguf("f16"), "-f", str(tmp_path / "none")) == 2
+        assert "cannot read" in capsys.readouterr().err
+
+
+class TestChat:
+    def test_each_line_of_a_pipe_is_a_turn(
+        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        path = tiny_gguf("f16")
+        with nptool.load(path, threads=1) as model:
+            first = model.generate("hello", max_tokens=8)
+            texts = ["".join(token.text for token in first)]
+            turns = [
+                {"role": "user", "content": "hello"},
+                {"role": "assistant", "content": texts[0]},
+                {"role": "user", "content": "and now"},
+            ]
+            texts.append("".join(token.text for token in model.generate(turns, max_tokens=8)))
+        lines(monkeypatch, "hello\n\n  and now  \n")
+        assert command("chat", path, "--max-tokens", "8") == 0
+        shown = capsys.readouterr()
+        assert shown.out == "".join(text + "\n" for text in texts)
+        assert re.fullmatch(FIGURES * 2, shown.err)
+
+    def test_commands(self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        lines(monkeypatch, "a\n/stats\n/reset\na\n/what\n/help\n/exit\nnever asked\n")
+        assert command("chat", tiny_gguf("f16"), "--max-tokens", "4", "--jacobi") == 0
+        shown = capsys.readouterr()
+        answers = shown.out.split("\n")
+        assert answers[0] == answers[1]
+        assert len(answers) == 3
+        assert "turns: 1; " in shown.err
+        assert "for 4 tokens; 3 tokens prefilled\n" in shown.err
+        assert "the conversation is forgotten\n" in shown.err
+        assert "unknown command /what\n" in shown.err
+        assert shown.err.count("/reset  forget the conversation\n") == 2
+
+    def test_ctrl_c_stops_the_answer_and_not_the_chat(
+        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        evaluate, calls = Context.evaluate, []
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            result = evaluate(*arguments, **options)
+            if len(calls) == 10:
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(Context, "evaluate", interrupted)
+        lines(monkeypatch, "a\n/stats\nb\n")
+        assert command("chat", tiny_gguf("f16"), "--max-tokens", "20") == 0
+        shown = capsys.readouterr()
+        # Warming up is one call, the prefill another; seven steps were whole when the interrupt came.
+        assert re.search(r"^\[stopped\]\n\[.* 7 forward passes for 7 tokens\]\nturns: 1; ", shown.err)
+        assert "20 forward passes for 20 tokens" in shown.err
+
+    def test_ctrl_c_between_answers_leaves(
+        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        class Interrupting(io.StringIO):
+            def readline(self, *_: Any) -> str:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(sys, "stdin", Interrupting())
+        assert command("chat", tiny_gguf("f16")) == 130
+        assert capsys.readouterr().err == "nptool: the chat was left\n"
+
+    def test_a_conversation_that_does_not_fit(
+        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        lines(monkeypatch, "far too long " * 30 + "\n")
+        assert command("chat", tiny_gguf("f16"), "-c", "64") == 2
+        assert re.search(r"error: the prompt has \d+ tokens and the context holds 64", capsys.readouterr().err)
+
+    @pytest.mark.parametrize(("keys", "code"), [(b"hello\r/exit\r", 0), (b"hello\r\x04", 0), (b"\x03", 130)])
+    def test_in_a_terminal(self, tiny_gguf: Callable[..., Path], keys: bytes, code: int) -> None:
+        leader, follower = pty.openpty()
+        words = [sys.executable, "-m", "nptool", "chat", "-m", str(tiny_gguf("f16")), "-t", "1", "--max-tokens", "5"]
+        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+        with subprocess.Popen(words, stdin=follower, stdout=follower, stderr=follower, env=environment) as process:
+            os.close(follower)
+            shown = b""
+            while b"> " not in shown:
+                shown += os.read(leader, 4096)
+            os.write(leader, keys)
+            try:
+                while chunk := os.read(leader, 4096):
+                    shown += chunk
+            except OSError:
+                pass  # Linux reports the end of the other side so.
+            assert process.wait(60) == code
+        os.close(leader)
+        assert b"/help lists the commands" in shown
+        if code == 0:
+            assert b"tokens per forward" in shown
+        else:
+            assert b"the chat was left" in shown

@@ -1,0 +1,203 @@
+"""A GGUF to text: every mode gives the same tokens, and the library is used as its docstring says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nptool
+from nptool.data.records import Message
+from nptool.decoding.generate import Answer, DecodeConfig, TextModel
+from nptool.errors import ContextError, DataError, UsageError
+
+SAMPLED = {"temperature": 0.8, "seed": 7}
+N = 6
+MODES: dict[str, dict[str, Any]] = {
+    "sliding": {"jacobi": True},
+    "blocks": {"block_mode": True},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_gguf: Callable[..., Path]) -> Iterator[TextModel]:
+    with nptool.load(tiny_gguf("f16"), threads=1) as model:
+        yield model
+
+
+def read(answer: Answer) -> Answer:
+    for _ in answer:
+        pass
+    return answer
+
+
+def test_the_use_in_the_docstring(tiny_gguf: Callable[..., Path]) -> None:
+    shown = ""
+    with nptool.load(tiny_gguf("f16"), threads=1) as model:
+        answer = model.generate("prompt", jacobi=True, n=16, max_tokens=20)
+        for token in answer:
+            shown += token.text
+        prompt = model.model.tokenize("prompt")
+    assert shown == answer.text
+    assert len(answer.tokens) == 20
+    assert answer.finish == "length"
+    assert answer.tally.prompt_tokens == len(prompt) + 3
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED, {"repeat_penalty": 1.3}, {**SAMPLED, "top_k": 0, "min_p": 0.0}])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+def test_every_mode_gives_the_text_of_equal_width(
+    tiny_gguf: Callable[..., Path], kind: str, mode: str, options: dict[str, Any]
+) -> None:
+    with nptool.load(tiny_gguf(kind), threads=1) as model:
+        expected = read(model.generate("once upon a time", n=N, exact=True, max_tokens=80, **options))
+        found = read(model.generate("once upon a time", n=N, max_tokens=80, **MODES[mode], **options))
+    assert found.tokens == expected.tokens
+    assert found.text == expected.text
+    assert expected.tally.passes == len(expected.tokens)
+    assert found.tally.passes <= expected.tally.passes
+
+
+def test_parallel_decoding_accepts_more_than_a_token_where_the_text_repeats(model: TextModel) -> None:
+    answer = read(model.generate("a", jacobi=True, n=8, max_tokens=300))
+    assert answer.tally.tokens_per_forward > 1.0
+    assert answer.tally.tokens == 300
+    assert answer.tally.drafted[0] >= answer.tally.passes - 1
+
+
+def test_an_answer_does_not_depend_on_the_one_before(model: TextModel) -> None:
+    first = read(model.generate("b", max_tokens=30))
+    read(model.generate("b and more", max_tokens=10, **SAMPLED))
+    again = read(model.generate("b", max_tokens=30))
+    assert again.tokens == first.tokens
+    assert again.tally.prefilled_tokens == first.tally.prefilled_tokens == len(first.prompt) - 1
+
+
+def test_end_tokens_end_the_answer(tiny_gguf: Callable[..., Path]) -> None:
+    """At a high temperature the end token comes sooner or later, in every mode at the same place."""
+    options = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 900, "n": N}
+    with nptool.load(tiny_gguf(), threads=1) as model:
+        answers = [
+            read(model.generate("c", **options, **mode)) for mode in ({"exact": True}, {"jacobi": True}, {"exact": False})
+        ]
+    assert [answer.finish for answer in answers] == ["end"] * 3
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].tokens[-1] == 1
+    assert 1 not in answers[0].tokens[:-1]
+    assert answers[0].text == b"".join(model.model._pieces[token] for token in answers[0].tokens[:-1]).decode(
+        errors="replace"
+    )
+
+
+@pytest.mark.parametrize("jacobi", [False, True])
+def test_a_stop_string_may_span_tokens_and_never_shows(model: TextModel, jacobi: bool) -> None:
+    whole = read(model.generate("d", max_tokens=60, n=N, exact=True))
+    pieces = [model.model.piece(token).decode("latin-1") for token in whole.tokens]
+    place = next(i for i in range(5, 50) if all(piece.isascii() and piece for piece in pieces[i : i + 2]))
+    stop = pieces[place][-1] + pieces[place + 1][0]
+    before = whole.text[: whole.text.index(stop)]
+    answer = model.generate("d", max_tokens=60, n=N, exact=True, jacobi=jacobi, stop=["never this", stop])
+    shown = [token.text for token in answer]
+    assert "".join(shown) == answer.text == before
+    assert answer.finish == "stop"
+    assert answer.tokens == whole.tokens[: len(answer.tokens)]
+    assert answer.tally.tokens == len(answer.tokens)
+
+
+def test_every_mode_leaves_the_same_text_and_cache_behind(model: TextModel) -> None:
+    whole = read(model.generate("d", max_tokens=60, n=N, exact=True))
+    stop = whole.text[12:14]
+    kept = []
+    for jacobi in (False, True):
+        read(model.generate("d", max_tokens=60, n=N, exact=True, jacobi=jacobi, stop=[stop]))
+        assert model._sequence is not None
+        kept.append((model._sequence.tokens.tolist(), model._sequence.cached))
+    assert kept[0] == kept[1]
+
+
+def test_text_is_whole_characters(model: TextModel) -> None:
+    """Random bytes at a high temperature: the pieces join to the decoding of all bytes."""
+    answer = model.generate("e", max_tokens=200, temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
+    shown = [token.text for token in answer]
+    assert len(shown) == len(answer.tokens)
+    data = b"".join(model.model.piece(token) for token in answer.tokens)
+    assert "".join(shown) == data.decode(errors="replace")
+
+
+def test_the_context_is_filled_to_its_last_token(tiny_gguf: Callable[..., Path]) -> None:
+    answers = []
+    with nptool.load(tiny_gguf(), threads=1, context_length=40) as model:
+        for options in ({"exact": True}, {"jacobi": True}, {"block_mode": True}):
+            answers.append(read(model.generate("context", n=16, max_tokens=500, **options)))
+        free = read(model.generate("context", n=16, max_tokens=500, jacobi=True, exact=False))
+    assert {answer.finish for answer in (*answers, free)} == {"context"}
+    assert {len(answer.prompt) + len(answer.tokens) for answer in (*answers, free)} == {40}
+    assert answers[0].tokens == answers[1].tokens == answers[2].tokens
+
+
+def test_leaving_early_and_asking_again(model: TextModel) -> None:
+    expected = read(model.generate("f", max_tokens=20)).tokens
+    abandoned = model.generate("g", jacobi=True, n=N, max_tokens=50)
+    for _, _token in zip(range(7), abandoned, strict=False):
+        pass
+    assert read(model.generate("f", max_tokens=20)).tokens == expected
+    assert list(abandoned) == []
+    assert len(abandoned.tokens) == 7
+    assert abandoned.finish is None
+
+
+def test_prompts_are_rendered_as_in_training(tiny_gguf: Callable[..., Path]) -> None:
+    with nptool.load(tiny_gguf("f16"), threads=1) as model:
+        tokenize = model.model.tokenize
+        a, b = tokenize("a").tolist(), tokenize("b").tolist()
+        assert model.encode("a").tolist() == [2, *a, 1, 3]
+        turns = [Message("system", "b"), {"role": "user", "content": "a"}]
+        assert model.encode(turns).tolist() == [4, *b, 1, 2, *a, 1, 3]
+        assert model.encode("a", raw=True).tolist() == a
+        with pytest.raises(UsageError, match="a message needs role and content, got text"):
+            model.encode([{"text": "a"}])
+    with nptool.load(tiny_gguf("f16", chat_template=None, add_bos=True), threads=1) as model:
+        assert model.encode("a").tolist() == [0, *a]
+        assert model.encode("<|bos|>a").tolist() == [0, *a]
+        assert model.encode("").tolist() == [0]
+    with nptool.load(tiny_gguf("f16", chat_template="{{ bos_token }}{{ messages[0].content }}", add_bos=True)) as model:
+        assert model.encode("a").tolist() == [0, *a]
+
+
+def test_the_file_may_say_its_block_size(tiny_gguf: Callable[..., Path]) -> None:
+    with nptool.load(tiny_gguf("f16", metadata={"nptool.block_size": 5}), threads=1) as model:
+        assert model.block_size == 5
+        assert model.generate("a", jacobi=True, max_tokens=1).tally.width == 5
+    with nptool.load(tiny_gguf("f16"), threads=1) as model:
+        assert model.block_size == 16
+
+
+def test_the_engine_is_made_anew_for_a_wider_block(model: TextModel) -> None:
+    assert len(read(model.generate("h", jacobi=True, n=100, max_tokens=10)).tokens) == 10
+    assert model._engine is not None
+    assert model._engine.width == 100
+
+
+def test_what_cannot_be_asked(model: TextModel) -> None:
+    with pytest.raises(UsageError, match="-n must be at least 1, got 0"):
+        model.generate("a", jacobi=True, n=0)
+    with pytest.raises(ContextError, match="-n 513 is above the batch limit of 512 rows"):
+        model.generate("a", jacobi=True, n=513)
+    with pytest.raises(UsageError, match="--max-tokens must be at least 1, got 0"):
+        model.generate("a", max_tokens=0)
+    with pytest.raises(UsageError, match="unknown method 'magic'; known are ar, jacobi, jacobi-block"):
+        DecodeConfig(method="magic")
+    with pytest.raises(ContextError, match="the prompt is empty"):
+        model.generate("", raw=True)
+    with pytest.raises(ContextError, match=r"the prompt has 2001 tokens and the context holds 1024"):
+        model.answer(np.full(2001, 9, dtype=np.int32), DecodeConfig())
+
+
+def test_without_a_path_it_is_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no run in runs/ yet"):
+        nptool.load()

@@ -1,0 +1,34 @@
+"""The README's commands are the ones that CI runs, and its file map is the tree."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = re.findall(r"^    python3 -m venv \.venv && \. \.venv/bin/activate && (.* nox -s tests)$", README, re.M)
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_contributing_has_the_same_test_command() -> None:
+    (command,) = re.findall(r"^    (python3 .* nox -s tests)$", README, re.M)
+    assert f"    {command}\n" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_folder_of_the_file_map_exists() -> None:
+    table = README.partition("| folder | what |")[2]
+    folders = [name for line in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`([a-z_/]+)`", line)]
+    assert "nptool/decoding" in folders
+    assert all((ROOT / folder).is_dir() for folder in folders)
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from typer.main import get_command
+
+    from nptool.cli.app import app
+
+    root = get_command(app)
+    named = set(re.findall(r"nptool (train|collect|convert|chat|generate|bench|inspect|quantize|trace)\b", README))
+    assert named <= set(root.commands)
