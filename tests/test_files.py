@@ -23,9 +23,14 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_exception_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
-    with pytest.raises(type(error)), atomic_file(target, "w") as stream:
-        stream.write("new")
-        raise error
+
+    def write_half() -> None:
+        with atomic_file(target, "w") as stream:
+            stream.write("new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -40,7 +45,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_belongs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write .*/file/inside: .*; choose another place"):  # noqa: SIM117
+    with pytest.raises(UsageError, match=r"cannot write .*/file/inside: .*; choose another place"):  # noqa: SIM117
         with atomic_file(tmp_path / "file" / "inside"):
             pass
 
@@ -58,9 +63,14 @@ def test_an_interrupted_directory_keeps_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with atomic_directory(target) as temporary:
         (temporary / "weights").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_directory(target) as temporary:
-        (temporary / "weights").write_text("new")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with atomic_directory(target) as temporary:
+            (temporary / "weights").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert (target / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -72,5 +82,5 @@ def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.json does not exist"):
         read_json(tmp_path / "missing.json")
     path.write_text("{")
-    with pytest.raises(DataError, match="value.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON"):
         read_json(path)

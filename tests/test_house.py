@@ -15,7 +15,8 @@ HEAVY = ("torch", "transformers", "llama_cpp", "numpy")
 def packages_on_disk() -> set[str]:
     """Every folder with an `__init__.py`, by its import name."""
     found = {"nptool"}
-    for folder, name in ((ROOT / "nptool", "nptool"), (ROOT / "cli", "nptool.cli"), (ROOT / "convert", "nptool.convert")):
+    roots = {"nptool": ROOT / "nptool", "nptool.cli": ROOT / "cli", "nptool.convert": ROOT / "convert"}
+    for name, folder in roots.items():
         for init in folder.rglob("__init__.py"):
             parts = init.parent.relative_to(folder).parts
             if not (name == "nptool" and parts[:1] in (("cli",), ("convert",))):
@@ -36,7 +37,8 @@ def test_every_module_is_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {path.relative_to(ROOT) for folder in ("nptool", "cli", "convert") for path in (ROOT / folder).rglob("*.py")}
+    folders = ("nptool", "cli", "convert")
+    modules = {path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py")}
     expected = {str(Path("nptool") / path) if path.parts[0] != "nptool" else str(path) for path in modules}
     assert expected <= names
     assert "nptool/py.typed" in names

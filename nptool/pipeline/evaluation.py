@@ -56,7 +56,7 @@ def score(
     progress(step, 0, len(heldout))
     for run in jacobi_trajectories(model, sorted(prompts, key=lambda prompt: len(prompt.ids)), settings):
         stats += count(run)
-        answer = tokenizer.decode(run.response_ids, skip_special_tokens=True)
+        answer = str(tokenizer.decode(run.response_ids, skip_special_tokens=True))
         right += execution_match(heldout[run.prompt.key], answer)
         progress(step, stats.responses, len(heldout), f"accuracy {right / stats.responses:.2f}")
     return Scores(

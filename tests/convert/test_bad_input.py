@@ -313,7 +313,7 @@ def test_quantizer_on_a_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch:
 
 def test_quantizer_of_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF and no more")
-    with pytest.raises(GgufError, match="^llama.cpp's quantizer failed on type q4_0: "):
+    with pytest.raises(GgufError, match=r"^llama.cpp's quantizer failed on type q4_0: "):
         quantize_gguf(tmp_path / "model.gguf", tmp_path / "out.gguf", FILE_TYPES["q4_0"], silent)
 
 

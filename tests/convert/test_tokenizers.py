@@ -137,7 +137,11 @@ def test_tokenizer_json_goes_before_an_older_tokenizer_model(
 ) -> None:
     for file in tokenizer_files("prepend+both").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert read(tmp_path).scores == read(tokenizer_files("prepend+model")).scores
+    scores, original = read(tmp_path, rows=460).scores, read(tokenizer_files("prepend+model"), rows=460).scores
+    # The first three are special.
+    assert scores is not None
+    assert original is not None
+    assert scores[3:] == original[3:]
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["<new>"] = 460
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
