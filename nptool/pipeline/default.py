@@ -55,7 +55,7 @@ class DefaultConfig:
             "attention_heads": 8,
             "intermediate_size": 1408,
             "context": 1024,
-            "loss": "all",
+            "loss": "response",
             "batch_tokens": 1792,
             "lr": 1e-3,
             "warmup": 0.08,

@@ -82,7 +82,8 @@ def test_end_tokens_end_the_answer(tiny_gguf: Callable[..., Path]) -> None:
     options = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 900, "n": N}
     with nptool.load(tiny_gguf(), threads=1) as model:
         answers = [
-            read(model.generate("c", **options, **mode)) for mode in ({"exact": True}, {"jacobi": True}, {"exact": False})
+            read(model.generate("c", **options, **mode))
+            for mode in ({"exact": True}, {"jacobi": True}, {"exact": False})
         ]
     assert [answer.finish for answer in answers] == ["end"] * 3
     assert answers[0].tokens == answers[1].tokens

@@ -98,9 +98,7 @@ def run(
     tally = Tally(width=proposer.width)
     ends = np.zeros(VOCABULARY, dtype=np.bool_)
     ends[END] = True
-    steps = decode(
-        engine, sequence, proposer, sampling or Sampling(), tally, limit=limit, end_tokens=ends, width=width
-    )
+    steps = decode(engine, sequence, proposer, sampling or Sampling(), tally, limit=limit, end_tokens=ends, width=width)
     passes = [tokens.tolist() for tokens in steps]
     assert engine.cache == sequence.tokens[:-1].tolist(), "the cache must hold all but the last token"
     assert tally.passes == len(passes)
@@ -286,9 +284,7 @@ class TestLosslessness:
 
     @given(st.sampled_from(sorted(METHODS)), st.integers(1, 12), st.integers(4, 30), st.booleans())
     @settings(deadline=None, max_examples=60)
-    def test_at_the_edge_of_the_context(
-        self, scripted: Any, name: str, n: int, capacity: int, padded: bool
-    ) -> None:
+    def test_at_the_edge_of_the_context(self, scripted: Any, name: str, n: int, capacity: int, padded: bool) -> None:
         """The text fills the context to its last token in every mode; padding has room of its own."""
 
         def model(tokens: AnySequence[int]) -> list[float]:

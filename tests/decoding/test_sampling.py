@@ -105,9 +105,7 @@ def llama_candidates(logits: NDArray[np.float32], recent: list[int], sampling: S
     """What llama.cpp's own sampler chain leaves of the vocabulary: token to logit."""
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     for sampler in (
-        llama_cpp.llama_sampler_init_penalties(
-            len(logits), sampling.repeat_last, sampling.repeat_penalty, 0.0, 0.0
-        ),
+        llama_cpp.llama_sampler_init_penalties(len(logits), sampling.repeat_last, sampling.repeat_penalty, 0.0, 0.0),
         llama_cpp.llama_sampler_init_top_k(sampling.top_k),
         llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1),
         llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1),

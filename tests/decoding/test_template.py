@@ -12,7 +12,7 @@ from nptool.llama.random_model import CHAT_TEMPLATE
 
 CONVERSATION = (
     Message("system", "Be <brief> & kind."),
-    Message("user", "Hello \"you\"\n"),
+    Message("user", 'Hello "you"\n'),
     Message("assistant", " hi "),
     Message("user", "größer"),
 )
@@ -68,7 +68,8 @@ def test_a_broken_template_is_the_files_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}", "{{ nothing.at.all }}"]
+    "source",
+    ["{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}", "{{ nothing.at.all }}"],
 )
 def test_the_sandbox_holds(source: str) -> None:
     with pytest.raises(UsageError, match="refuses the conversation"):

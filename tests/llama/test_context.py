@@ -22,7 +22,10 @@ def text(length: int, seed: int = 0) -> NDArray[np.int32]:
 
 def test_rows_are_the_logits_of_one_token_at_a_time(tiny_gguf: Callable[..., Path]) -> None:
     tokens = text(12)
-    with Model.load(tiny_gguf()) as model, Context(model, 64, threads=1, flash_attention=False, kv_type="f32") as engine:
+    with (
+        Model.load(tiny_gguf()) as model,
+        Context(model, 64, threads=1, flash_attention=False, kv_type="f32") as engine,
+    ):
         single = np.concatenate([engine.evaluate(tokens[i : i + 1], i).copy() for i in range(len(tokens))])
         engine.clear()
         together = engine.evaluate(tokens, 0)
