@@ -44,7 +44,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Teach a language model to emit several tokens per forward pass, and run it in llama.cpp.",
     epilog="Add --debug anywhere to see the traceback of an error.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -52,9 +51,11 @@ app = typer.Typer(
 app.add_typer(train_app)
 
 
-@app.callback()
-def root() -> None:
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
     """Teach a language model to emit several tokens per forward pass, and run it in llama.cpp."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 app.command()(bench)

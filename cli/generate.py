@@ -35,6 +35,7 @@ from nptool.cli.decoding_options import (
 )
 from nptool.cli.options import AsJson, ContextLength, GpuLayers, Jacobi, MaxTokens, ModelGguf, Seed, Threads
 from nptool.errors import DataError, UsageError
+from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,13 +50,16 @@ PROMPT = Annotated[
     ),
 ]
 PROMPT_FILE = Annotated[
-    Path | None, typer.Option("-f", "--file", metavar="FILE", help="file with the prompt", show_default=False)
+    Path | None,
+    typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input", show_default=False),
 ]
 COMPARE = Annotated[bool, typer.Option("--compare", help="decode autoregressively too and compare; implies --jacobi")]
 # Short answers are timed more than once, in turns: a fifth of a second is easily disturbed.
 COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
-PATIENCE = 1.0
+# Seconds until a pipe that brings nothing is remarked on, and then given up.
+REMARK_AFTER = 1.0
+PATIENCE = 10.0
 
 
 def generate(
@@ -97,6 +101,7 @@ def generate(
         seed=seed,
     )
     path = model_path(model)
+    check_gguf(path)
     asked = _prompt(path, prompt, prompt_file, raw, seed)
     if asked.remark:
         say(asked.remark)
@@ -136,6 +141,8 @@ def _prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed: in
 
 
 def _read(file: Path) -> str:
+    if str(file) == "-":
+        return sys.stdin.read()
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -145,7 +152,11 @@ def _read(file: Path) -> str:
 
 
 def _piped() -> str | None:
-    """What a pipe or a redirected file brings, or None; says so when it has to wait."""
+    """What a pipe or a redirected file brings, or None.
+
+    A pipe that nobody writes to is what programs without a terminal are often started with, so its first byte is
+    waited for only so long; `-f -` waits for ever.
+    """
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -154,9 +165,15 @@ def _piped() -> str | None:
         return sys.stdin.read() or None
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return None
-    if not select.select([sys.stdin], [], [], PATIENCE)[0]:
-        say("nptool: reading the prompt from standard input; end it with Ctrl-D, or give it with -p")
+    if not _readable(REMARK_AFTER):
+        say(f"nptool: waiting {PATIENCE:g} s for a prompt on standard input (-p TEXT gives it at once)")
+        if not _readable(PATIENCE):
+            return None
     return sys.stdin.read() or None
+
+
+def _readable(seconds: float) -> bool:
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:

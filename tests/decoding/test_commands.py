@@ -51,11 +51,14 @@ class TestGenerate:
         assert f" {expected.tally.passes} forward passes for 30 tokens]" in shown.err
 
     def test_prompts_from_a_file_and_from_a_pipe(
-        self, tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any
+        self, tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
         path = tiny_gguf("f16")
         command("generate", path, "-p", "from elsewhere", "--max-tokens", "9")
         expected = capsys.readouterr().out
+        monkeypatch.setattr(sys, "stdin", io.StringIO("from elsewhere"))
+        command("generate", path, "-f", "-", "--max-tokens", "9")
+        assert capsys.readouterr().out == expected
         (tmp_path / "prompt.txt").write_text("from elsewhere")
         command("generate", path, "-f", str(tmp_path / "prompt.txt"), "--max-tokens", "9")
         assert capsys.readouterr().out == expected
@@ -67,6 +70,18 @@ class TestGenerate:
             check=True,
         )
         assert piped.stdout == expected
+
+    def test_a_pipe_that_brings_nothing_is_given_up(
+        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.setattr("nptool.cli.generate.PATIENCE", 0.1)
+        reading, writing = os.pipe()
+        with os.fdopen(reading) as pipe, os.fdopen(writing, "w"):
+            monkeypatch.setattr(sys, "stdin", pipe)
+            assert command("generate", tiny_gguf("f16")) == 2
+        shown = capsys.readouterr().err.splitlines()
+        assert shown[0] == "nptool: waiting 0.1 s for a prompt on standard input (-p TEXT gives it at once)"
+        assert "has no held-out prompts beside it" in shown[1]
 
     def test_json(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
         path = tiny_gguf("f16", metadata={"nptool.block_size": 6})

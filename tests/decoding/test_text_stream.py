@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ def stream(data: bytes, stop: list[str], cuts: list[int] | None = None) -> tuple
     """Feed `data` in pieces; return what was shown, piece by piece, and the stop string that was met."""
     text = TextStream(stop)
     bounds = [0, *sorted({cut % (len(data) + 1) for cut in cuts or range(len(data))}), len(data)]
-    shown = [text.feed(data[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    shown = [text.feed(data[start:end]) for start, end in pairwise(bounds)]
     shown.append(text.finish())
     return shown, text.stopped
 

@@ -100,7 +100,7 @@ def test_sizes_are_checked_before_the_call(tiny_gguf: Callable[..., Path]) -> No
         with pytest.raises(ContextError, match="4 rows from position 301 do not fit the context of 300 tokens"):
             engine.evaluate(text(4), 301)
         assert engine.evaluate(text(4), 0).shape == (4, 320)
-        with pytest.raises(ContextError, match="llama_decode failed on 4 rows from position 7: .*invalid"):
+        with pytest.raises(ContextError, match=r"llama_decode failed on 4 rows from position 7: .*invalid"):
             engine.evaluate(text(4), 7)
         assert engine.evaluate(text(4), 4).shape == (4, 320)
 
