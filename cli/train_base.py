@@ -78,6 +78,10 @@ def train_base(
         Literal["all", "response"] | None,
         typer.Option(help="tokens of a prompt/response record that are trained [all]", show_default=False),
     ] = None,
+    prompt_share: Annotated[
+        float | None,
+        typer.Option(help=f"share of a prompt's tokens trained by --loss all [{BaseConfig.prompt_share:g}]"),
+    ] = None,
     heldout: Annotated[
         float | None,
         typer.Option(help=f"share of the data kept for testing [{BaseConfig.heldout}]", show_default=False),

@@ -55,7 +55,8 @@ class DefaultConfig:
             "attention_heads": 8,
             "intermediate_size": 1408,
             "context": 1024,
-            "loss": "response",
+            "loss": "all",
+            "prompt_share": 0.3,
             "batch_tokens": 1792,
             "lr": 1e-3,
             "warmup": 0.08,
@@ -186,6 +187,7 @@ def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:
         max_new_tokens=config.max_new_tokens,
         batch_size=48,
         seed=config.seed,
+        precision=native_precision(),
     )
     collect(settings, progress)
 

@@ -139,3 +139,20 @@ def test_batches_of_a_plan_cover_all_targets(tokenizer: PreTrainedTokenizerFast)
         assert batch["input_ids"].dtype == torch.int64
         seen += len(np.unique(indices))
     assert seen >= len(UNITS) * 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_share_of_the_prompt_is_trained_and_all_of_the_response(
+    tokenizer: PreTrainedTokenizerFast, share: float
+) -> None:
+    units = [Unit(Record(prompt="the cat sat on a mat " * 8, response="seven red birds")) for _ in range(40)]
+    sequences = make_sequences(units, tokenizer, context=512, loss="all", prompt_share=share)
+    rendered = render(units[0].record, tokenizer)
+    ids, start = rendered.prompt_ids + (rendered.response_ids or []), len(rendered.prompt_ids)
+    batch = sequences.batch(range(40), pad=0)
+    keep_BT = batch["logits_to_keep"].numpy()
+    assert keep_BT[:, start - 1 :].all()
+    assert keep_BT[:, : start - 1].mean() == pytest.approx(share, abs=0.05)
+    expected = [ids[place + 1] for row in keep_BT for place in np.flatnonzero(row)]
+    assert batch["shift_labels"].tolist() == expected
+    assert torch.equal(batch["logits_to_keep"], sequences.batch(range(40), pad=0)["logits_to_keep"])

@@ -67,6 +67,8 @@ class BaseConfig(TrainingConfig):
     """Longest sequence in tokens; a new model's context."""
     loss: LossTokens = "all"
     """Tokens of a record with a response that are trained: all, or those of the response."""
+    prompt_share: float = 1.0
+    """Share of a prompt's tokens that are trained where the loss is on all; fewer leave more weight to the response."""
     heldout: float = 0.05
     """Share of the data kept out of training."""
     heldout_data: Path | None = None
@@ -80,6 +82,7 @@ class BaseConfig(TrainingConfig):
             raise UsageError("--data is missing; name the files to train on")
         check_choice(self, "loss", get_args(LossTokens))
         check_range(self, ("heldout",), low=0, high=1, open_high=True)
+        check_range(self, ("prompt_share",), low=0, high=1)
         check_range(self, ("hidden_size", "layers", "attention_heads", "kv_heads"), low=1)
         check_range(self, ("intermediate_size", "rope_theta"), low=1)
         check_range(self, ("context",), low=2)

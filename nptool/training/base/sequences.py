@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,8 +39,12 @@ class Sequences:
     ends: NDArray[np.int64]
     first_targets: NDArray[np.int64]
     """Place in each row of the first token that is trained, at least 1."""
+    response_starts: NDArray[np.int64]
+    """Place in each row from which on every token is trained."""
     skipped: int
     """Records that are longer than the context, or have nothing to train on."""
+    prompt_share: float = 1.0
+    """Share of the tokens between `first_targets` and `response_starts` that are trained."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -65,10 +69,10 @@ class Sequences:
         targets = []
         for index, row in enumerate(rows):
             ids = self.ids[self.starts[row] : self.ends[row]]
-            first = self.first_targets[row]
+            trained = self._trained_places(int(row), len(ids))
             ids_BT[index, : len(ids) - 1] = ids[:-1]
-            keep_BT[index, first - 1 : len(ids) - 1] = True
-            targets.append(ids[first:])
+            keep_BT[index, trained - 1] = True
+            targets.append(ids[trained])
         labels_N = torch.from_numpy(np.concatenate(targets).astype(np.int64))
         return {
             "input_ids": torch.from_numpy(ids_BT),
@@ -79,12 +83,23 @@ class Sequences:
         }
 
 
+    def _trained_places(self, row: int, length: int) -> NDArray[np.int64]:
+        """Places of the tokens of a row that are trained; the same whenever the row is seen."""
+        places = np.arange(self.first_targets[row], length)
+        if self.prompt_share == 1:
+            return places
+        drawn = np.random.default_rng(row).random(len(places)) < self.prompt_share
+        trained: NDArray[np.int64] = places[drawn | (places >= self.response_starts[row])]
+        return trained
+
+
 def make_sequences(
     units: Sequence[Unit],
     tokenizer: PreTrainedTokenizerBase,
     *,
     context: int,
     loss: LossTokens,
+    prompt_share: float = 1.0,
     progress: Progress = silent,
     step: str = "tokenizing",
 ) -> Sequences:
@@ -93,11 +108,13 @@ def make_sequences(
     Args:
         context: inputs in a row of text, and tokens in a record, at most.
         loss: whether a record's prompt is trained too.
+        prompt_share: share of a prompt's tokens that are, drawn at random.
         step: name of this step in progress reports.
     """
     text: list[NDArray[np.int32]] = []
     records: list[NDArray[np.int32]] = []
     record_targets: list[int] = []
+    response_starts: list[int] = []
     skipped = 0
     for index, unit in enumerate(units):
         if index % max(1, len(units) // _REPORTS) == 0:
@@ -112,14 +129,21 @@ def make_sequences(
             continue
         records.append(ids)
         record_targets.append(first)
+        # Without a response there is nothing to leave the weight to.
+        response_starts.append(max(first, prompt_length) if prompt_length < len(ids) else first)
     progress(step, len(units), len(units))
     if skipped:
         logger.warning("%d of %d records left out: longer than %d tokens, or empty", skipped, len(units), context)
-    return _join(text, records, record_targets, context, skipped)
+    joined = _join(text, records, record_targets, response_starts, context)
+    return replace(joined, skipped=skipped, prompt_share=prompt_share)
 
 
 def _join(
-    text: list[NDArray[np.int32]], records: list[NDArray[np.int32]], targets: list[int], context: int, skipped: int
+    text: list[NDArray[np.int32]],
+    records: list[NDArray[np.int32]],
+    targets: list[int],
+    response_starts: list[int],
+    context: int,
 ) -> Sequences:
     stream = np.concatenate([*text, np.empty(0, np.int32)])
     text_starts = np.arange(0, max(0, len(stream) - 1), context, dtype=np.int64)
@@ -131,7 +155,8 @@ def _join(
         starts=np.concatenate([text_starts, ends - sizes]),
         ends=np.concatenate([text_ends, ends]),
         first_targets=np.concatenate([np.ones(len(text_starts), np.int64), np.array(targets, dtype=np.int64)]),
-        skipped=skipped,
+        response_starts=np.concatenate([np.ones(len(text_starts), np.int64), np.array(response_starts, np.int64)]),
+        skipped=0,
     )
 
 

@@ -180,7 +180,7 @@ def _sequences(
     config: BaseConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> tuple[Sequences, Sequences | None]:
     options: dict[str, Any] = {"context": config.context, "loss": config.loss}
-    train = make_sequences(corpus.train, tokenizer, progress=progress, **options)
+    train = make_sequences(corpus.train, tokenizer, prompt_share=config.prompt_share, progress=progress, **options)
     return train, make_sequences(corpus.heldout, tokenizer, **options) if corpus.heldout else None
 
 
