@@ -20,6 +20,8 @@ _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
+# What float32 may lose in comparing two logits; a row this close to one candidate is drawn in full.
+ROUNDING = 1e-3
 _UNIT = 2.0**-53
 
 
@@ -99,9 +101,25 @@ class Sampling:
         return logits_RV
 
     def _sampled(self, logits_RV: NDArray[np.float32], position: int) -> NDArray[np.integer]:
+        """The likeliest token where min-p leaves no other, as it does in most rows of a sure model; else a draw."""
+        picks_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
+        open_R = self._undecided(logits_RV, picks_R)
+        if open_R.size:
+            picks_R[open_R] = self._drawn(logits_RV[open_R], open_R + position)
+        return picks_R
+
+    def _undecided(self, logits_RV: NDArray[np.float32], likeliest_R: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Rows in which more than one token may pass min-p, which never removes the likeliest."""
+        rows = np.arange(len(logits_RV))
+        if self.min_p == 0.0:
+            return rows
+        bounds_R = logits_RV[rows, likeliest_R] + np.float32(np.log(self.min_p) - ROUNDING)
+        return np.flatnonzero(np.count_nonzero(logits_RV >= bounds_R[:, None], axis=1) > 1)
+
+    def _drawn(self, logits_RV: NDArray[np.float32], positions_R: NDArray[np.intp]) -> NDArray[np.integer]:
         ids_RK, logits_RK, kept_RK = self.candidates(logits_RV)
         rows, columns = np.nonzero(kept_RK)
-        noise = gumbel(self.seed, rows + position, ids_RK[rows, columns])
+        noise = gumbel(self.seed, positions_R[rows], ids_RK[rows, columns])
         scores_RK = np.full(logits_RK.shape, -np.inf)
         scores_RK[rows, columns] = logits_RK[rows, columns] / self.temperature + noise
         picks_R: NDArray[np.intp] = ids_RK[np.arange(len(ids_RK)), scores_RK.argmax(axis=1)]

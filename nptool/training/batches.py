@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
+GROUPED_BATCHES = 16
+"""Batches whose rows are sorted by length among themselves. Sorting a whole pass would save little more padding, and
+fill a batch with rows of one length, which in generated data are rows of one kind."""
+
 
 def cut_batches(lengths: NDArray[np.int64], order: Rows, batch_tokens: int) -> list[Rows]:
     """Cut rows, taken in `order`, into batches of at most `batch_tokens` padded tokens (at least one row each)."""
@@ -35,8 +39,11 @@ def cut_batches(lengths: NDArray[np.int64], order: Rows, batch_tokens: int) -> l
 def plan_pass(lengths: NDArray[np.int64], batch_tokens: int, generator: np.random.Generator) -> list[Rows]:
     """One pass over the data: rows of similar length together, in a new random grouping and order each time."""
     shuffled = generator.permutation(len(lengths))
-    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
-    batches = cut_batches(lengths, by_length, batch_tokens)
+    before = lengths[shuffled].cumsum() - lengths[shuffled]
+    group = before // (GROUPED_BATCHES * batch_tokens)
+    batches: list[Rows] = []
+    for rows in np.split(shuffled, np.flatnonzero(np.diff(group)) + 1):
+        batches += cut_batches(lengths, rows[np.argsort(lengths[rows], kind="stable")], batch_tokens)
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
@@ -56,6 +63,5 @@ def plan_batches(lengths: Sequence[int] | NDArray[np.int64], batch_tokens: int, 
 
 
 def batches_in_pass(lengths: Sequence[int] | NDArray[np.int64], batch_tokens: int) -> int:
-    """Batches that one pass over the data takes; the same for every pass."""
-    sizes = np.asarray(lengths, dtype=np.int64)
-    return len(cut_batches(sizes, np.argsort(sizes, kind="stable"), batch_tokens))
+    """Batches that a pass over the data takes; passes, grouped at random, differ by a few."""
+    return len(plan_pass(np.asarray(lengths, dtype=np.int64), batch_tokens, np.random.default_rng(0)))

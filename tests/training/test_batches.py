@@ -20,7 +20,15 @@ def test_a_pass_has_every_row_once_in_batches_of_the_wanted_size(
     batches = plan_pass(sizes, batch_tokens, np.random.default_rng(seed))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * sizes[rows].max() <= batch_tokens for rows in batches)
-    assert len(batches) == batches_in_pass(lengths, batch_tokens)
+    assert len(plan_pass(sizes, batch_tokens, np.random.default_rng(0))) == batches_in_pass(lengths, batch_tokens)
+
+
+def test_a_batch_mixes_rows_from_a_small_part_of_the_pass_only() -> None:
+    sizes = np.random.default_rng(0).integers(10, 100, size=4000)
+    batches = plan_pass(sizes, 1000, np.random.default_rng(1))
+    padded = sum(len(rows) * sizes[rows].max() for rows in batches)
+    assert padded < 1.1 * sizes.sum(), "similar lengths stand together"
+    assert np.mean([sizes[rows].min() < sizes[rows].max() for rows in batches]) > 0.9, "but not only equal ones"
 
 
 @settings(deadline=None)

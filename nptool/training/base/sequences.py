@@ -82,7 +82,6 @@ class Sequences:
             "logits_to_keep": torch.from_numpy(keep_BT),
         }
 
-
     def _trained_places(self, row: int, length: int) -> NDArray[np.int64]:
         """Places of the tokens of a row that are trained; the same whenever the row is seen."""
         places = np.arange(self.first_targets[row], length)
