@@ -6,6 +6,7 @@ shows the traceback instead.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -70,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not debug:
+    if debug:
+        # llama.cpp's own log is part of it.
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("nptool").setLevel(logging.DEBUG)
+    else:
         # Third parties' advice to developers; the library's own messages go through logging.
         warnings.simplefilter("ignore")
     sys.exit(run(words, debug))

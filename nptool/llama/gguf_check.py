@@ -136,11 +136,21 @@ class _Reader:
         if length <= LONGEST_KEPT_ARRAY:
             return [self.value(kind) for _ in range(length)]
         if kind == _STRING:
-            for _ in range(length):
-                self._advance(self.scalar("Q"))
+            self._skip_strings(length)
         else:
             self._advance(length * struct.calcsize(f"<{self._code(kind)}"))
         return range(length)
+
+    def _skip_strings(self, count: int) -> None:
+        """A vocabulary and its merges can be half a million strings, so this loop does as little as it can."""
+        offset, data = self.offset, self.data
+        length_of = struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                offset += 8 + length_of(data, offset)[0]
+        except (struct.error, OverflowError):
+            offset = len(data) + 1
+        self._advance(offset - self.offset)
 
     def _code(self, kind: int) -> str:
         if kind not in _SCALARS:
@@ -176,6 +186,8 @@ def _parse(path: Path, reader: _Reader) -> Header:
         tensors[name] = (shape, kind)
         ends.append(offset + _tensor_bytes(path, name, shape, kind))
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise GgufError(f"{path} is damaged: its alignment is {alignment!r}")
     start = -(-reader.offset // alignment) * alignment
     header = Header(path, version, metadata, tensors, start, start + max(ends))
     if header.data_end > len(reader.data):

@@ -5,9 +5,11 @@ Under `accelerate launch` every process runs the same program; only the main one
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 
 def process_count() -> int:
@@ -29,5 +31,19 @@ def main_process_first() -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
+    _leave_group_at_exit()
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         yield
+
+
+@cache
+def _leave_group_at_exit() -> None:
+    """Let this process leave the group of processes before Python takes its threads down, which would abort it."""
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

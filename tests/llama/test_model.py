@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nptool.errors import GgufError
+from nptool.llama import random_model
 from nptool.llama.context import Context
 from nptool.llama.model import Model
-from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_level_vocabulary
+from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, Shape, byte_level_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,30 @@ def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) 
     writer.close()
     with pytest.raises(GgufError, match=r"cannot load .*strange\.gguf: .*unknown model architecture: 'abacus'"):
         Model.load(path)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "left_out", "reason"),
+    [
+        (330, "", r"'token_embd\.weight' has wrong shape; expected +64, +330, got +64, +320"),
+        (320, "ffn_up", r"'blk\.0\.ffn_up\.weight' not found"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, vocabulary: int, left_out: str, reason: str) -> None:
+    """A tokenizer larger than the embedding, and a missing tensor."""
+    shape = Shape()
+    writer = gguf.GGUFWriter(tmp_path / "misfit.gguf", "llama")
+    random_model._add_sizes(writer, shape)
+    random_model._add_tokenizer(writer, vocabulary, None, False)
+    for name, tensor in random_model._tensors(shape, np.random.default_rng(0), 1.0):
+        if not left_out or left_out not in name:
+            writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GgufError, match=rf"cannot load .*misfit\.gguf: .*{reason}"):
+        Model.load(tmp_path / "misfit.gguf")
 
 
 def test_closing_twice_is_harmless_and_use_after_it_is_an_error(tiny_gguf: Callable[..., Path]) -> None:
