@@ -19,10 +19,11 @@ class Fill:
     def __init__(self, prompt: NDArray[np.int32], seed: int, longest: int) -> None:
         """Args: `longest` is the most tokens that `take` will be asked for at once."""
         generator = np.random.default_rng(seed)
-        self._tokens = generator.choice(prompt, size=max(FILL_LENGTH, longest))
+        # As wide as argmax's results, so that comparing the two takes no conversion.
+        self._tokens = generator.choice(prompt, size=max(FILL_LENGTH, longest)).astype(np.intp)
         self._next = 0
 
-    def take(self, count: int) -> NDArray[np.int32]:
+    def take(self, count: int) -> NDArray[np.intp]:
         """The next `count` tokens. A view."""
         if self._next + count > len(self._tokens):
             self._next = 0

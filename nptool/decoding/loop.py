@@ -46,7 +46,8 @@ def decode(
         before = engine.seconds
         draft = proposer.propose(limit - sequence.length - 1)
         rows = len(draft) + 1
-        logits_RV = engine.evaluate(sequence.lay(draft, width or rows), sequence.length - 1)
+        batch = sequence.lay(draft, width or rows)
+        logits_RV = engine.evaluate(batch, sequence.length - 1)
         picks = sampling.pick_rows(logits_RV[:rows], sequence.length, sequence.before(rows))
         accepted = accept_prefix(draft, picks)
         tokens = picks[: accepted + 1]
@@ -54,7 +55,7 @@ def decode(
         finished = bool(ended.any())
         if finished:
             tokens = tokens[: int(ended.argmax()) + 1]
-        sequence.extend(tokens)
+        sequence.extend(tokens, len(batch))
         proposer.observe(picks, accepted)
         tally.passes += 1
         tally.tokens += len(tokens)

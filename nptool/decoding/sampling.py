@@ -9,6 +9,8 @@ same token again. That is what makes parallel decoding reproduce autoregressive 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,57 +115,54 @@ class Sampling:
         rows = np.arange(len(logits_RV))
         if self.min_p == 0.0:
             return rows
-        bounds_R = logits_RV[rows, likeliest_R] + np.float32(np.log(self.min_p) - ROUNDING)
-        return np.flatnonzero(np.count_nonzero(logits_RV >= bounds_R[:, None], axis=1) > 1)
+        others_RV = logits_RV.copy()
+        others_RV[rows, likeliest_R] = -np.inf
+        behind_R = logits_RV[rows, likeliest_R] - others_RV.max(axis=1)
+        return np.flatnonzero(behind_R <= ROUNDING - log(self.min_p))
 
     def _drawn(self, logits_RV: NDArray[np.float32], positions_R: NDArray[np.intp]) -> NDArray[np.integer]:
-        ids_RK, logits_RK, kept_RK = self.candidates(logits_RV)
-        rows, columns = np.nonzero(kept_RK)
-        noise = gumbel(self.seed, positions_R[rows], ids_RK[rows, columns])
-        scores_RK = np.full(logits_RK.shape, -np.inf)
-        scores_RK[rows, columns] = logits_RK[rows, columns] / self.temperature + noise
+        ids_RK, logits_RK, passing_R = self.candidates(logits_RV)
+        widest = int(passing_R.max())
+        noise_RK = gumbel(self.seed, positions_R[:, None], ids_RK[:, :widest])
+        scores_RK = logits_RK[:, :widest] / self.temperature + noise_RK
+        scores_RK[np.arange(widest) >= passing_R[:, None]] = -np.inf
         picks_R: NDArray[np.intp] = ids_RK[np.arange(len(ids_RK)), scores_RK.argmax(axis=1)]
         return picks_R
 
     def candidates(
         self, logits_RV: NDArray[np.float32]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.bool_]]:
-        """The tokens that may be picked: ids (R, K) in rising order, their logits, and which pass the filters."""
-        ids_RK = self._top_k(logits_RV)
-        logits_RK = np.take_along_axis(logits_RV, ids_RK, axis=1).astype(np.float64)
-        kept_RK = self._top_p(logits_RK)
-        if self.min_p > 0.0:
-            kept_RK &= logits_RK >= logits_RK.max(axis=1, keepdims=True) + np.log(self.min_p)
-        return ids_RK, logits_RK, kept_RK
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]]:
+        """The tokens that may be picked, likeliest first: every filter keeps a beginning of that order.
 
-    def _top_k(self, logits_RV: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Ids (R, K) of the likeliest tokens, in the order of their ids."""
+        Returns:
+            Ids (R, K), their logits (R, K), and how many of them pass all filters (R).
+        """
+        rows = np.arange(len(logits_RV))[:, None]
+        ids_RK = self._likeliest(logits_RV)
+        values_RK = logits_RV[rows, ids_RK]
+        order_RK = np.argsort(-values_RK, axis=1, kind="stable")
+        ids_RK, logits_RK = ids_RK[rows, order_RK], values_RK[rows, order_RK].astype(np.float64)
+        weights_RK = np.exp(logits_RK - logits_RK[:, :1])
+        inside_RK = weights_RK >= self.min_p
+        if self.top_p < 1.0:
+            sums_RK = np.cumsum(weights_RK, axis=1)
+            # The token that reaches the sum still belongs to it.
+            inside_RK &= sums_RK - weights_RK < self.top_p * sums_RK[:, -1:]
+        return ids_RK, logits_RK, np.maximum(np.count_nonzero(inside_RK, axis=1), 1)
+
+    def _likeliest(self, logits_RV: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Ids (R, K) of the k likeliest tokens, or of all, in no particular order."""
         rows, vocabulary = logits_RV.shape
         if not 0 < self.top_k < vocabulary:
             return np.broadcast_to(np.arange(vocabulary), (rows, vocabulary))
         cut = vocabulary - self.top_k
-        ids_RK = np.argpartition(logits_RV, cut, axis=1)[:, cut:]
-        ids_RK.sort(axis=1)
-        return ids_RK
-
-    def _top_p(self, logits_RK: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which tokens belong to the nucleus; the one that reaches `top_p` still does."""
-        if self.top_p >= 1.0:
-            return np.ones(logits_RK.shape, dtype=np.bool_)
-        order_RK = np.argsort(-logits_RK, axis=1, kind="stable")
-        sorted_RK = np.take_along_axis(logits_RK, order_RK, axis=1)
-        weights_RK = np.exp(sorted_RK - sorted_RK[:, :1])
-        sums_RK = np.cumsum(weights_RK, axis=1)
-        inside_RK = sums_RK - weights_RK < self.top_p * sums_RK[:, -1:]
-        inside_RK[:, 0] = True
-        kept_RK = np.empty(logits_RK.shape, dtype=np.bool_)
-        np.put_along_axis(kept_RK, order_RK, inside_RK, axis=1)
-        return kept_RK
+        ids_RV: NDArray[np.intp] = np.argpartition(logits_RV, cut, axis=1)
+        return ids_RV[:, cut:]
 
 
 def gumbel(seed: int, positions: NDArray[np.integer], tokens: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Standard Gumbel noise, one value for each pair of `positions` and `tokens` (arrays of one shape)."""
-    state = _mix(positions.astype(np.uint64) * _WEYL + np.uint64((seed * 0x9E3779B97F4A7C15 + 1) & _MASK))
+    """Standard Gumbel noise, one value for each pair of `positions` and `tokens` (broadcast against each other)."""
+    state = _mix(positions.astype(np.uint64) * _WEYL + _key(seed))
     bits = _mix(state + (tokens.astype(np.uint64) + np.uint64(1)) * _WEYL)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * _UNIT
     return -np.log(-np.log(uniform))
@@ -174,6 +173,12 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * _MULTIPLY_1
     values = (values ^ (values >> np.uint64(27))) * _MULTIPLY_2
     return values ^ (values >> np.uint64(31))
+
+
+@lru_cache
+def _key(seed: int) -> np.uint64:
+    """The seed, mixed: neighbouring seeds must not give each other's noise one position later."""
+    return np.uint64(_mix(np.array([seed & _MASK], dtype=np.uint64) * _WEYL)[0])
 
 
 def _range(low: float, high: float) -> str:

@@ -82,13 +82,17 @@ class Sequence:
         """The tokens before the last of `rows` rows' positions: the text and the draft just laid. A view."""
         return self._buffer[: self.length + rows - 1]
 
-    def extend(self, tokens: NDArray[np.integer]) -> None:
-        """Add accepted tokens; all but the last of them were drafts, so the cache holds them already."""
+    def extend(self, tokens: NDArray[np.integer], rows: int = 1) -> None:
+        """Add the tokens that a batch of `rows` rows gave.
+
+        All but the last of them were drafts, so the cache holds them already; it forgets what else was in the batch.
+        """
         end = self.length + len(tokens)
         self._buffer[self.length : end] = tokens
         self.length = end
         self.cached = end - 1
-        self._engine.rollback(end - 1)
+        if rows > len(tokens):
+            self._engine.rollback(end - 1)
 
     def truncate(self, length: int) -> None:
         """Drop tokens at `length` and behind it."""

@@ -82,6 +82,8 @@ class Context:
         self.seconds = 0.0
         """Time spent inside llama.cpp by `evaluate` since the start."""
         self._batch: Any = None
+        self._line = np.arange(self.capacity + width, dtype=np.int32)
+        self._flagged = True
         self._pointer: Any = self._create(kv_type, flash_attention)
         model.add_dependent(self)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
@@ -113,9 +115,12 @@ class Context:
             raise ContextError(f"a batch of {rows} rows, but 1 to {limit} are possible")
         if start < 0 or start + rows > self.capacity + self.width:
             raise ContextError(f"{rows} rows from position {start} do not fit the context of {self.capacity} tokens")
+        # Plain copies, and none that can be left out: after a pass nothing of this is in the processor's cache.
         self._tokens[:rows] = tokens
-        np.add(self._steps[:rows], start, out=self._positions[:rows])
-        self._flags[:rows] = outputs
+        self._positions[:rows] = self._line[start : start + rows]
+        if outputs != self._flagged:
+            self._flags[:] = outputs
+            self._flagged = outputs
         self._batch.n_tokens = rows
         began = perf_counter()
         code = _decode(pointer, self._batch)
@@ -211,7 +216,7 @@ class Context:
         view(self._batch.n_seq_id, ctypes.c_int32)[:] = 1
         for row in range(batch):
             self._batch.seq_id[row][0] = _SEQUENCE
-        self._steps = np.arange(batch, dtype=np.int32)
+        self._flags[:] = self._flagged
 
     def _bind_logits(self, address: int | None) -> None:
         if not address:

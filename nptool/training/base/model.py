@@ -1,9 +1,9 @@
 """A new Llama with random weights.
 
 Matrices start with a standard deviation of 0.02, as in GPT-2 and Llama, also where a layer is so narrow that
-1/sqrt(inputs) would be more: from the smaller start the default text-to-SQL model answered 55 % of held-out questions
-after 666 steps, from the larger 26 % after 928. Those that write into the residual stream are divided by
-sqrt(2 layers) more (GPT-2), so that its size does not grow with depth.
+1/sqrt(inputs) would be more. Those that write into the residual stream are divided by sqrt(2 layers) more (GPT-2), so
+that its size does not grow with depth. On the default text-to-SQL data the choice made no clear difference: one run
+each, loss on all tokens, gave an execution accuracy of 29 % from 0.02 and 26 % from 1/sqrt(inputs).
 """
 
 from __future__ import annotations
