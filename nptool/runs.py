@@ -56,12 +56,15 @@ class Run:
 
     @classmethod
     def create(cls, name: str, root: Path = ROOT) -> Run:
-        """Make the directory (an existing one is continued) and let `runs/latest` name it."""
+        """Make the directory; an existing one is continued."""
         run = cls(root / name)
         run.path.mkdir(parents=True, exist_ok=True)
-        with atomic_file(root / LATEST, "w") as stream:
-            stream.write(name + "\n")
         return run
+
+    def publish(self) -> None:
+        """Let `runs/latest` name it: its model is finished, an interrupted run before it has none to convert."""
+        with atomic_file(self.path.parent / LATEST, "w") as stream:
+            stream.write(self.path.name + "\n")
 
 
 def latest_run(root: Path = ROOT) -> Run:

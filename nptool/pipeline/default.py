@@ -108,7 +108,7 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
     _collect(base, config, progress)
     _train_cllm(base, run, config, progress)
     after = _scores(run, heldout, config, progress, "scoring the CLLM")
-    Run.create(NAME, root)
+    run.publish()
     seconds = _add_time(base, monotonic() - started)
     result = DefaultResult(str(run.path), str(run.model), before, after, seconds)
     write_json(run.path / "default.json", {**asdict(result), "provenance": provenance()})

@@ -24,6 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_newest_run(here: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     made = Run.create("one")
+    made.publish()
     (made.path / "config.json").write_text("{}")
     make_checkpoint().rename(made.model)
     (made.model / "nptool.json").write_text('{"method": "cllm", "block_size": 16}')

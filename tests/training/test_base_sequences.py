@@ -152,6 +152,7 @@ def test_a_share_of_the_prompt_is_trained_and_all_of_the_response(
     batch = sequences.batch(range(40), pad=0)
     keep_BT = batch["logits_to_keep"].numpy()
     assert keep_BT[:, start - 1 :].all()
+    assert sequences.targets == 40 * (len(ids) - start) + round(share * 40 * (start - 1))
     assert keep_BT[:, : start - 1].mean() == pytest.approx(share, abs=0.05)
     expected = [ids[place + 1] for row in keep_BT for place in np.flatnonzero(row)]
     assert batch["shift_labels"].tolist() == expected

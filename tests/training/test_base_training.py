@@ -153,6 +153,7 @@ def test_going_on_after_an_interruption_gives_the_same_weights(tiny: TINY) -> No
         "interrupted at step 7 of 12, which is saved in runs/cut; the same command goes on from there"
     )
     assert not Path("runs/cut/model").exists()
+    assert Path("runs/latest").read_text() == "whole\n"  # a run without a model is nobody's default
     recorder = Recorder()
     train_base(tiny(name="cut"), recorder)
     assert recorder.steps() == [7, 8, 9, 10, 11, 12]

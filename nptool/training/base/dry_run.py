@@ -47,7 +47,7 @@ def dry_run(config: BaseConfig) -> dict[str, Any]:
     else:
         texts = (text for unit in sample for text in unit_texts(unit))
         tokenizer = train_tokenizer(texts, config.vocab_size, chat=corpus.has_conversations, digits=config.digits)
-    rows = make_sequences(sample, tokenizer, context=config.context, loss=config.loss)
+    rows = make_sequences(sample, tokenizer, context=config.context, loss=config.loss, prompt_share=config.prompt_share)
     tokens = int(rows.lengths.sum())
     if config.model is not None:
         described = load_config(config.model)

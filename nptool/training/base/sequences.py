@@ -53,8 +53,10 @@ class Sequences:
 
     @property
     def targets(self) -> int:
-        """Tokens that are trained, of all rows."""
-        return int((self.ends - self.starts - self.first_targets).sum())
+        """Tokens that are trained, of all rows; where a share of a prompt's is drawn, the expected number."""
+        responses = np.maximum(self.first_targets, self.response_starts)
+        prompts = responses - self.first_targets
+        return int((self.ends - self.starts - responses).sum() + round(self.prompt_share * int(prompts.sum())))
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64], pad: int) -> Batch:
         """The rows as a batch for a transformers model.

@@ -216,6 +216,7 @@ def _tokens(train: Sequences, plan: list[Rows]) -> int:
 def _finish(result: BaseResult, run: Run) -> None:
     if is_main_process():
         write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
+        run.publish()
     remove_checkpoints(run)
 
 

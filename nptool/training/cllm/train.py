@@ -130,6 +130,7 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
     )
     if is_main_process():
         write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
+        run.publish()
     remove_checkpoints(run)
     return result
 

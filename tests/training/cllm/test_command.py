@@ -117,6 +117,7 @@ def test_bad_input_is_one_clear_error(
 
 def test_without_data_the_newest_run_s_trajectories_are_taken(collected: Path, checkpoint: Path) -> None:
     run = Run.create("base-1")
+    run.publish()
     with pytest.raises(UsageError, match=r"runs/base-1 holds no collected\.parquet; make trajectories with"):
         run_defaults({})
     run.collected.write_bytes(collected.read_bytes())
