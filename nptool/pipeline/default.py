@@ -8,6 +8,7 @@ itself. The stages' own code does the work; here is only their order and their s
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from nptool.files import atomic_file, read_json, write_json
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import ROOT, Run
-from nptool.text_to_sql import Example, Split, generate_examples
+from nptool.text_to_sql import Example, generate_examples
 
 if TYPE_CHECKING:
     from nptool.pipeline.evaluation import Scores
@@ -36,13 +37,13 @@ SCORES_FILE = "scores.json"
 class DefaultConfig:
     """Sizes of the embedded default, chosen to finish within 25 minutes on 2 cores."""
 
-    train_examples: int = 16_000
+    train_examples: int = 9_000
     """Examples the base model is trained on, each seen once."""
-    collect_prompts: int = 2_400
-    """Training prompts whose trajectories are collected."""
+    collect_prompts: int = 1_200
+    """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that scores are measured on."""
-    cllm_steps: int = 600
+    cllm_steps: int = 420
     block_size: int = 16
     max_new_tokens: int = 128
     """Longest answer; the longest gold one has about 70 tokens."""
@@ -51,26 +52,27 @@ class DefaultConfig:
         default_factory=lambda: {
             "vocab_size": 1024,
             "hidden_size": 512,
-            "layers": 5,
+            "layers": 4,
             "attention_heads": 8,
             "intermediate_size": 1408,
             "context": 1024,
             "loss": "all",
             "prompt_share": 0.3,
-            "batch_tokens": 1792,
-            "lr": 1e-3,
-            "warmup": 0.08,
+            "batch_tokens": 1024,
+            "lr": 8e-4,
+            "warmup": 0.06,
         }
     )
-    """Further settings of `nptool train base`. The weights, 66 MB in float32, do not fit the caches of a desktop
+    """Further settings of `nptool train base`. The weights, 54 MB in float32, do not fit the caches of a desktop
     processor, so a batch of several rows costs little more than one (DESIGN section 3)."""
     cllm: dict[str, Any] = field(
         default_factory=lambda: {
             "schedule": "uniform",
             "context": "clean",
             "draws": 4,
-            "batch_tokens": 3584,
-            "lr": 7e-4,
+            "ar_target": "reference",
+            "batch_tokens": 1792,
+            "lr": 4e-4,
         }
     )
     """Further settings of `nptool train cllm`. Clean context is what decoding shows the model: one noisy window behind
@@ -103,7 +105,7 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
     base, run = Run(root / BASE_NAME), Run(root / NAME)
     _check_settings(base, config)
     heldout = _write_examples(base, config)
-    _train_base(base, config, progress)
+    _train_base(base, heldout, config, progress)
     before = _scores(base, heldout, config, progress, "scoring the base model")
     _collect(base, config, progress)
     _train_cllm(base, run, config, progress)
@@ -143,19 +145,20 @@ def _write_examples(base: Run, config: DefaultConfig) -> list[Example]:
     """Write the files of examples if they are not there; returns the held-out ones."""
     heldout = generate_examples("heldout", config.heldout_examples, config.seed)
     if not (base.path / TRAIN_FILE).is_file():
-        _write_split(base.path / EXAMPLES_FILE, "heldout", config.heldout_examples, config.seed)
-        _write_split(base.path / PROMPTS_FILE, "train", config.collect_prompts, config.seed)
-        _write_split(base.path / TRAIN_FILE, "train", config.train_examples, config.seed)
+        train = generate_examples("train", config.train_examples + config.collect_prompts, config.seed)
+        _write(base.path / EXAMPLES_FILE, heldout)
+        _write(base.path / PROMPTS_FILE, train[config.train_examples :])
+        _write(base.path / TRAIN_FILE, train[: config.train_examples])
     return heldout
 
 
-def _write_split(path: Path, split: Split, count: int, seed: int) -> None:
+def _write(path: Path, examples: Sequence[Example]) -> None:
     with atomic_file(path, "w") as stream:
-        for example in generate_examples(split, count, seed):
+        for example in examples:
             stream.write(json.dumps(example.to_record()) + "\n")
 
 
-def _train_base(base: Run, config: DefaultConfig, progress: Progress) -> None:
+def _train_base(base: Run, heldout: list[Example], config: DefaultConfig, progress: Progress) -> None:
     from nptool.training.base.config import BaseConfig
     from nptool.training.base.train import train_base
 
@@ -170,7 +173,7 @@ def _train_base(base: Run, config: DefaultConfig, progress: Progress) -> None:
     )
     train_base(settings, progress, base)
     # With the schemas, which general code does not know: `nptool bench` executes the answers.
-    _write_split(base.heldout, "heldout", config.heldout_examples, config.seed)
+    _write(base.heldout, heldout)
 
 
 def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:

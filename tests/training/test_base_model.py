@@ -102,6 +102,36 @@ def test_the_residual_stream_keeps_its_size_with_depth(tokenizer: PreTrainedToke
     assert all(one <= 1.5 * other for other, one in pairwise(sizes[1:]))
 
 
+def test_keys_start_as_queries_and_outputs_as_values_transposed(
+    tokenizer: PreTrainedTokenizerFast, tiny: TINY
+) -> None:
+    model = new_llama(tiny(hidden_size=32, attention_heads=4, kv_heads=2, layers=2), tokenizer)
+    for layer in model.model.layers:
+        weight = {name: getattr(layer.self_attn, f"{name}_proj").weight for name in "qkvo"}
+        for group, queries in enumerate((0, 2)):
+            key, value = (weight[name][8 * group : 8 * group + 8] for name in "kv")
+            assert torch.equal(key, weight["q"][8 * queries : 8 * queries + 8])
+            torch.testing.assert_close(value @ value.T, 0.25 * torch.eye(8), atol=1e-6, rtol=0)
+            for head in (queries, queries + 1):
+                # Four writers into the residual stream: half of it.
+                torch.testing.assert_close(weight["o"][:, 8 * head : 8 * head + 8], value.T / 2)
+
+
+def test_forms_of_a_word_start_alike(tiny: TINY) -> None:
+    tokenizer = train_tokenizer(["level Level levels of level, of Level"] * 9, 300)
+    model = new_llama(tiny(hidden_size=256, attention_heads=4), tokenizer)
+    table = model.get_input_embeddings().weight
+
+    def likeness(one: str, other: str) -> float:
+        (first,), (second,) = tokenizer(one)["input_ids"], tokenizer(other)["input_ids"]
+        return torch.cosine_similarity(table[first], table[second], dim=0).item()
+
+    assert likeness(" level", " Level") == pytest.approx(0.8, abs=0.05)
+    assert likeness("l", "L") == pytest.approx(0.8, abs=0.05)
+    assert likeness(" level", " of") == pytest.approx(0.0, abs=0.2)
+    assert likeness("\n", " ") == pytest.approx(0.0, abs=0.2)
+
+
 def saved_bytes(model: LlamaForCausalLM, ids: torch.Tensor, *, bfloat16: bool) -> int:
     """What autograd keeps for the backward pass of the blocks, weights not counted."""
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
