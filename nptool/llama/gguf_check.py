@@ -19,7 +19,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 # Arrays up to this length are kept, longer ones (vocabularies) are skipped.
-LONGEST_KEPT_ARRAY = 64
+LONGEST_KEPT_ARRAY = 1024
 LARGEST_RANK = 4
 
 # State-space and linear-attention models keep one state per sequence: a rejected draft cannot be taken back.
