@@ -193,7 +193,7 @@ def _parse(path: Path, reader: _Reader) -> Header:
         shape = tuple(reader.scalar("Q") for _ in range(rank))
         kind, offset = reader.scalar("I"), reader.scalar("Q")
         tensors[name] = (shape, kind)
-        ends.append(offset + _tensor_bytes(path, name, shape, kind))
+        ends.append(offset + tensor_bytes(path, name, shape, kind))
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise GgufError(f"{path} is damaged: its alignment is {alignment!r}")
@@ -207,7 +207,12 @@ def _parse(path: Path, reader: _Reader) -> Header:
     return header
 
 
-def _tensor_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
+def tensor_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
+    """Bytes of a tensor of ggml type number `kind`.
+
+    Raises:
+        GgufError: the type is unknown.
+    """
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
