@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import llama_cpp
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.masking_utils import create_causal_mask
 
@@ -32,6 +37,10 @@ from nptool.training.checkpoints import load_model
 
 F32_TOLERANCE = 1e-3
 """Of the logits' spread."""
+TRUNK_TOLERANCE = 5e-3
+"""The same behind a trunk of random weights, which amplifies its own rounding."""
+EXAMPLES = int(os.environ.get("NPTOOL_EXAMPLES", "20"))
+"""Random configurations; more by hand: NPTOOL_EXAMPLES=500."""
 LLAMA, MISTRAL, QWEN2, QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -205,3 +214,50 @@ def test_types_of_the_heads(
     assert kinds == {"F32", expected.upper()}
     assert done.remarks == ()
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
+    """Architecture, heads in all, sizes."""
+    architecture = draw(st.sampled_from(["Llama", "Mistral", "Qwen2", "Qwen3"]))
+    key_value_heads = draw(st.integers(1, 3))
+    heads = key_value_heads * draw(st.integers(1, 3))
+    head_dim = draw(st.sampled_from([8, 16, 32]))
+    sizes = {
+        "hidden_size": heads * head_dim,
+        "head_dim": head_dim,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "intermediate_size": draw(st.integers(2, 40)) * 4,
+        "vocab_size": draw(st.integers(490, 700)),
+        "tie_word_embeddings": draw(st.booleans()),
+        "max_position_embeddings": draw(st.sampled_from([128, 2048])),
+    }
+    return f"{architecture}ForCausalLM", draw(st.integers(2, 5)), sizes
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES == 20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(drawn=configurations())
+def test_random_configurations(
+    drawn: tuple[str, int, dict[str, Any]], make_checkpoint: Callable[..., Path], add_heads: Callable[..., Path]
+) -> None:
+    architecture, count, sizes = drawn
+    tokenizer = "qwen2" if architecture.startswith("Qwen") else "own"
+    directory = add_heads(make_checkpoint(architecture, tokenizer, **dict(sizes)), count)
+    with tempfile.TemporaryDirectory() as folder:
+        done = convert(directory, Path(folder) / "model.gguf", type_name="f32")
+        ids = np.random.default_rng(5).integers(0, 480, 48).astype(np.int32)
+        expected, found = expected_logits(directory, count, ids), found_logits(done.path, ids)
+    shutil.rmtree(directory)
+    assert done.heads is not None
+    assert done.heads.logits is not None
+    assert len(found) == len(expected) == len(done.heads.logits) == count - 1
+    assert max(logits.relative for logits in done.heads.logits) < F32_TOLERANCE
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() < TRUNK_TOLERANCE * other.std()
