@@ -63,6 +63,8 @@ def quantize(
     parts = find_parts(source)
     _check_source(parts.base, source, chosen)
     wanted = heads_type(chosen) if heads_type_name is None else file_type(heads_type_name)
+    # Before the target takes its place, which may be the source's own.
+    source_bytes = source.stat().st_size
     kept = _kept_type(parts.heads, source, wanted, forced=heads_type_name is not None)
     with staged_file(target) as staged:
         others = quantize_gguf(source, staged, chosen, progress)
@@ -81,7 +83,7 @@ def quantize(
         file_type=chosen.name,
         heads=len(parts.heads),
         heads_type=(kept or wanted.name) if parts.heads else None,
-        source_bytes=source.stat().st_size,
+        source_bytes=source_bytes,
         bytes=size,
         seconds=time.monotonic() - start,
         remarks=tuple(remarks),

@@ -132,6 +132,8 @@ def test_quantized_heads_stay_as_they_are(
     output(["quantize", str(converted), str(mixed), "f32", "--heads-type", "q8_0", "--json"], capsys)
     done = output(["quantize", str(mixed), str(out), "f16", "--json"], capsys)
     assert done["heads_type"] == "q8_0"
+    in_place = output(["quantize", str(out), str(out), "f16", "--json"], capsys)
+    assert in_place["source_bytes"] == in_place["bytes"] == out.stat().st_size
     parts = [find_parts(path).heads for path in (mixed, out)]
     contents = [
         [part.header.path.read_bytes()[part.offset : part.offset + part.size] for part in heads] for heads in parts
