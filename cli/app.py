@@ -21,6 +21,8 @@ from nptool.cli.chat import chat
 from nptool.cli.collect import collect
 from nptool.cli.convert import convert
 from nptool.cli.generate import generate
+from nptool.cli.inspect_gguf import inspect
+from nptool.cli.quantize import quantize
 from nptool.cli.train import train_app
 from nptool.errors import NptoolError
 
@@ -64,6 +66,8 @@ app.command()(chat)
 app.command()(collect)
 app.command()(convert)
 app.command()(generate)
+app.command()(inspect)
+app.command()(quantize)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from nptool.cli.options import AsJson
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES
 
 if TYPE_CHECKING:
-    from nptool.convert.conversion import Conversion
+    from nptool.convert.conversion import Conversion, ConvertedHeads
 
 CHECKPOINT = Annotated[
     str | None,
@@ -82,6 +82,9 @@ def _print_json(done: Conversion) -> None:
     result: dict[str, Any] = asdict(done) | {"path": str(done.path)}
     if done.verification is not None:
         result["verification"]["logits"]["relative"] = done.verification.logits.relative
+    if done.heads is not None and done.heads.logits is not None:
+        for entry, logits in zip(result["heads"]["logits"], done.heads.logits, strict=True):
+            entry["relative"] = logits.relative
     typer.echo(json.dumps(result, indent=2))
 
 
@@ -102,8 +105,24 @@ def _print_text(done: Conversion, newest: bool) -> None:
         )
         for remark in done.verification.remarks:
             typer.echo(f"note: {remark}")
+    if done.heads is not None:
+        _print_heads(done.heads)
     for remark in done.remarks:
         typer.echo(f"note: {remark}")
     parallel = f" --jacobi -n {done.block_size}" if done.block_size is not None else ""
+    if done.heads is not None:
+        parallel = " --heads"
     model = "" if newest else f" -m {done.path}"
     typer.echo(f"next: nptool chat{parallel}{model}")
+
+
+def _print_heads(heads: ConvertedHeads) -> None:
+    typer.echo(
+        f"{heads.count - 1} heads behind it: {heads.file_type}, {heads.bytes / 2**20:.1f} MiB, "
+        f"{heads.parameters / 1e6:.1f}M parameters"
+    )
+    for number, logits in enumerate(heads.logits or (), start=2):
+        typer.echo(
+            f"head {number}: {logits.tokens} tokens: logits differ by at most {logits.largest:.2g} "
+            f"({logits.relative:.1e} of their spread), {logits.same_choice:.0%} with the same most likely token"
+        )

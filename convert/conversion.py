@@ -9,26 +9,45 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nptool.convert.checkpoint import Checkpoint, open_checkpoint
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type
-from nptool.convert.gguf_file import write_gguf
+from nptool.convert.gguf_file import Metadata, write_gguf
+from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
 from nptool.convert.hyperparameters import Hyperparameters, read_hyperparameters
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors
 from nptool.convert.tokenizer_files import read_tokenizer_files
-from nptool.convert.verification import Verification, verify
+from nptool.convert.verification import LogitComparison, Verification, verify
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
 from nptool.progress import Progress, silent
 from nptool.runs import run_of
 
+if TYPE_CHECKING:
+    from nptool.convert.reference import Reference
+
 VERIFYING = "verifying"
 MEMORY_LEFT = 1 << 30
 """Bytes that must stay free beside what the verification needs."""
+
+
+@dataclass(frozen=True)
+class ConvertedHeads:
+    """Heads 2..n in the finished GGUF."""
+
+    count: int
+    """n: heads in all, the model's own included."""
+    file_type: str
+    parameters: int
+    """Of all heads together; each repeats the unembedding."""
+    bytes: int
+    logits: tuple[LogitComparison, ...] | None
+    """One for each head; None where they were not verified."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,8 @@ class Conversion:
     """Tokens a model trained for Jacobi decoding emits in parallel; None for others."""
     verification: Verification | None
     remarks: tuple[str, ...]
+    heads: ConvertedHeads | None = None
+    """The extra heads behind the model, where the checkpoint has some."""
 
 
 def convert(
@@ -76,13 +97,16 @@ def convert(
     checkpoint = open_checkpoint(ref)
     sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
     tensors = list(gguf_tensors(sizes, checkpoint.tensors, checkpoint.name))
+    heads = read_heads(checkpoint, sizes, tensors)
     vocabulary = read_vocabulary(read_tokenizer_files(checkpoint.directory, checkpoint.config), sizes.vocabulary, pre)
     target = out or default_output(checkpoint, chosen)
     if verified:
-        _check_memory(tensors)
+        # One head at a time is in memory.
+        _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
     with staged_file(target) as staged:
-        job = _Job(checkpoint, sizes, vocabulary, tensors, progress)
+        job = _Job(checkpoint, sizes, vocabulary, tensors, heads, progress)
         verification, remarks = job.run(staged, chosen, verified)
+        converted_heads = job.add_heads(staged, chosen, verified, remarks)
         size = staged.stat().st_size
     return Conversion(
         source=str(ref),
@@ -95,6 +119,7 @@ def convert(
         block_size=checkpoint.block_size,
         verification=verification,
         remarks=tuple(remarks),
+        heads=converted_heads,
     )
 
 
@@ -114,13 +139,12 @@ class _Job:
     sizes: Hyperparameters
     vocabulary: Vocabulary
     tensors: Sequence[Tensor]
+    heads: Heads | None
     progress: Progress
 
     def run(self, path: Path, chosen: FileType, verified: bool) -> tuple[Verification | None, list[str]]:
         """Write and verify `path`."""
-        from nptool.convert.reference import Reference
-
-        reference = Reference(self.checkpoint.directory) if verified else None
+        reference = self._reference if verified else None
         remarks = self._remarks()
         if chosen.direct:
             others = self._write(path, chosen)
@@ -135,11 +159,43 @@ class _Job:
         verification = self._verify(path, chosen, reference)
         return verification, [*remarks, *_others(others, chosen)]
 
+    def add_heads(self, path: Path, chosen: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
+        """Write the heads behind the model in `path` and verify them."""
+        if self.heads is None:
+            return None
+        from nptool.convert.head_verification import verify_heads
+
+        model_bytes, kind = path.stat().st_size, heads_type(chosen)
+        remarks += _others(append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress), kind)
+        logits = None
+        if verified:
+            step = f"{VERIFYING} {self.heads.info.count - 1} heads"
+            self.progress(step, 0, 1)
+            logits = verify_heads(path, self._reference, self.sizes.context, kind)
+            self.progress(step, 1, 1)
+        return ConvertedHeads(
+            count=self.heads.info.count,
+            file_type=kind.name,
+            parameters=sum(tensor.size for tensors in self.heads.tensors for tensor in tensors),
+            bytes=path.stat().st_size - model_bytes,
+            logits=logits,
+        )
+
+    @cached_property
+    def _reference(self) -> Reference:
+        from nptool.convert.reference import Reference
+
+        return Reference(self.checkpoint.directory)
+
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
-        extra = {"general.name": self.checkpoint.display_name, **self.checkpoint.method}
+        extra: Metadata = {
+            "general.name": self.checkpoint.display_name,
+            **self.checkpoint.method,
+            **(self.heads.metadata if self.heads else {}),
+        }
         return write_gguf(path, self.sizes, self.vocabulary, self.tensors, chosen, extra, self.progress)
 
-    def _verify(self, path: Path, chosen: FileType, reference: Any) -> Verification | None:
+    def _verify(self, path: Path, chosen: FileType, reference: Reference | None) -> Verification | None:
         if reference is None:
             return None
         step = f"{VERIFYING} {chosen.name}"

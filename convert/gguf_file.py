@@ -34,20 +34,24 @@ MATRIX_TYPES = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 WRITING = "writing tensors"
+NO_TOKENIZER = "none"
+Metadata = Mapping[str, str | int | Sequence[float]]
+"""Further entries by key: a text, an unsigned number, or numbers."""
 
 
 def write_gguf(
     path: Path,
     sizes: Hyperparameters,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     tensors: Sequence[Tensor],
     file_type: FileType,
-    extra: Mapping[str, str | int],
+    extra: Metadata,
     progress: Progress,
 ) -> dict[str, str]:
     """Write the file.
 
     Args:
+        vocabulary: None for a head, which reads no text.
         file_type: one that is written directly.
         extra: further metadata by key.
 
@@ -63,10 +67,9 @@ def write_gguf(
     writer.add_size_label(gguf.size_label(sum(tensor.size for tensor in tensors), 0, 0, 0))
     writer.add_file_type(file_type.number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in extra.items():
-        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+    _add_extra(writer, extra)
     _add_sizes(writer, sizes)
-    _add_vocabulary(writer, vocabulary)
+    writer.add_tokenizer_model(NO_TOKENIZER) if vocabulary is None else _add_vocabulary(writer, vocabulary)
     encoded = [_Encoded(tensor, types[tensor.name]) for tensor in tensors]
     for tensor, source in zip(encoded, tensors, strict=True):
         writer.add_tensor_info(source.name, source.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.kind)
@@ -146,6 +149,16 @@ _ENCODERS: dict[gguf.GGMLQuantizationType, Callable[[NDArray[np.float32], _Encod
 
 def _stored_name(tensor: Tensor) -> str:
     return tensor.stored.name if tensor.stored is not None else tensor.name
+
+
+def _add_extra(writer: gguf.GGUFWriter, extra: Metadata) -> None:
+    for key, value in extra.items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_array(key, [float(number) for number in value])
 
 
 def _add_sizes(writer: gguf.GGUFWriter, sizes: Hyperparameters) -> None:

@@ -2,7 +2,7 @@
 
 In the closest arithmetic llama.cpp offers: no flash attention (its CPU kernel works in F16) and an F32 KV cache. A
 context of its own, because the sample has a gap in its positions and the graph is looked into; neither is for decoding.
-Shapes: T tokens, V vocabulary.
+Shapes: T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ CELLS = 256
 """Context of the comparison, in tokens."""
 SMALL = 1_000_000_000
 """Parameters below which one thread does: a second one saves seconds, and costs minutes where cores are shared."""
+Rows = Sequence[int] | NDArray[np.float32]
+"""What a batch evaluates: token ids, or vectors (T, D) in place of the embedding's."""
 NEAR, FAR = 0, 1
 """Sequences of the tokens before and after the gap."""
 
@@ -41,8 +43,24 @@ def sample_logits(
     Returns:
         (T, V), near's rows first.
     """
+    return _sample(model, [filler], near, far, distance)
+
+
+def sample_head_logits(head: Model, z_TD: NDArray[np.float32], near: int, distance: int) -> NDArray[np.float32]:
+    """Logits of a head for the same tokens.
+
+    Args:
+        z_TD: the trunk's output for the filler, then `near` tokens, then those far away.
+
+    Returns:
+        (T - 1, V): without the filler's row.
+    """
+    return _sample(head, z_TD[:1], z_TD[1 : 1 + near], z_TD[1 + near :], distance)
+
+
+def _sample(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) -> NDArray[np.float32]:
     with _context(model) as context:
-        _decode(context, [filler], distance - 1, FAR)
+        _decode(context, filler, distance - 1, FAR)
         rows = [_rows(model, context, near, 0, NEAR)]
         llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(context), NEAR, FAR, -1, -1)
         rows.append(_rows(model, context, far, distance, FAR))
@@ -92,19 +110,21 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
         llama_cpp.llama_free(context)
 
 
-def _rows(model: Model, context: Any, ids: Sequence[int], start: int, sequence: int) -> NDArray[np.float32]:
-    _decode(context, ids, start, sequence)
+def _rows(model: Model, context: Any, rows: Rows, start: int, sequence: int) -> NDArray[np.float32]:
+    _decode(context, rows, start, sequence)
     pointer = llama_cpp.llama_get_logits(context)
-    return np.ctypeslib.as_array(pointer, (len(ids), model.vocabulary_size)).copy()
+    return np.ctypeslib.as_array(pointer, (len(rows), model.vocabulary_size)).copy()
 
 
-def _decode(context: Any, ids: Sequence[int], start: int, sequence: int) -> None:
-    """Evaluate `ids` at positions `start`, ... with logits for each."""
-    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+def _decode(context: Any, rows: Rows, start: int, sequence: int) -> None:
+    """Evaluate `rows` at positions `start`, ... with logits for each."""
+    width = rows.shape[1] if isinstance(rows, np.ndarray) else 0
+    batch = llama_cpp.llama_batch_init(len(rows), width, 1)
     try:
-        batch.n_tokens = len(ids)
-        for row, token in enumerate(ids):
-            batch.token[row] = token
+        batch.n_tokens = len(rows)
+        values = batch.embd if width else batch.token
+        np.ctypeslib.as_array(values, (len(rows) * max(width, 1),))[:] = np.ravel(rows)
+        for row in range(len(rows)):
             batch.pos[row] = start + row
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = sequence

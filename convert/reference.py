@@ -1,12 +1,13 @@
 """The checkpoint in transformers, for comparison: its tokenizer, its logits, its intermediate values.
 
 Float32 throughout. Knows nothing of GGUF beyond the names llama.cpp gives the intermediate values. Shapes: T tokens,
-V vocabulary.
+D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE, TOKENIZER_JSON
 from nptool.data.rendering import end_token_ids
+from nptool.heads import HEADS_WEIGHTS, head_tensor
 from nptool.training.checkpoints import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -79,6 +81,39 @@ class Reference:
 
     def logits(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> NDArray[np.float32]:
         """What `graph_values.sample_logits` gives for the same arguments, (T, V)."""
+        return np.asarray(self._outputs(filler, near, far, distance).logits[0, 1:].float().numpy(), np.float32)
+
+    def trunk_output(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> NDArray[np.float32]:
+        """z, the input of the last layer, for the same tokens: (1 + T, D), the filler's row first."""
+        found: list[NDArray[np.float32]] = []
+
+        def keep(layer: torch.nn.Module, inputs: Any) -> None:
+            found.append(inputs[0][0].float().numpy().copy())
+
+        layers: Any = self.model.model.layers
+        hook = layers[-1].register_forward_pre_hook(keep)
+        try:
+            self._outputs(filler, near, far, distance)
+        finally:
+            hook.remove()
+        return found[0]
+
+    @contextmanager
+    def head(self, number: int) -> Iterator[None]:
+        """Put head 2..n in the place of head 1, the last layer: the model's logits are then the head's."""
+        from safetensors import safe_open
+
+        layers: Any = self.model.model.layers
+        own = {name: weight.clone() for name, weight in layers[-1].state_dict().items()}
+        with safe_open(self._directory / HEADS_WEIGHTS, "pt") as stored:
+            weights = {name: stored.get_tensor(head_tensor(number, name)) for name in own}
+        layers[-1].load_state_dict(weights)
+        try:
+            yield
+        finally:
+            layers[-1].load_state_dict(own)
+
+    def _outputs(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> Any:
         import torch
 
         ids = torch.tensor([[filler, *near, *far]])
@@ -89,10 +124,9 @@ class Reference:
         visible[1 : 1 + len(near), 0] = False
         mask = torch.zeros(1, 1, count, count).masked_fill(~visible, torch.finfo(torch.float32).min)
         with torch.inference_mode():
-            output = self.model(
+            return self.model(
                 input_ids=ids, position_ids=torch.tensor([positions]), attention_mask=mask, use_cache=False
             )
-        return np.asarray(output.logits[0, 1:].float().numpy(), np.float32)
 
     def intermediates(self, ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         """Values at the seams of the model for the text `ids`, under llama.cpp's names, each (T, rest).

@@ -36,6 +36,11 @@ FAR_POSITION = 1024
 """Where the second group of sample tokens stands: far enough that a wrong RoPE scaling shows."""
 
 
+def far_position(context: int) -> int:
+    """Where the second group of sample tokens stands in a model with a context of so many tokens."""
+    return max(min(FAR_POSITION, context - FAR_TOKENS), 1)
+
+
 def special_texts(tokens: Sequence[str]) -> dict[str, str]:
     """A text for some of the added tokens, each between words and alone."""
     step = max(1, len(tokens) // SPECIAL_TOKENS_TRIED)

@@ -167,11 +167,11 @@ def _check(
     ]
     if missing:
         raise CheckpointError(
-            f"{source} lacks {_listed(missing)}, which {sizes.family.architecture} has; {_cause(missing, unexpected)}"
+            f"{source} lacks {listed(missing)}, which {sizes.family.architecture} has; {_cause(missing, unexpected)}"
         )
     if unexpected:
         raise CheckpointError(
-            f"{source} has {_listed(unexpected)}, for which {sizes.family.architecture} has no place; "
+            f"{source} has {listed(unexpected)}, for which {sizes.family.architecture} has no place; "
             f"{_cause(missing, unexpected)}"
         )
     for name, shape in expected.items():
@@ -182,7 +182,8 @@ def _check(
             )
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Some names and how many more there are, for a message."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
-from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, FAR_POSITION, FAR_TOKENS, TEXTS, sample_ids, special_texts
+from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, TEXTS, far_position, sample_ids, special_texts
 from nptool.convert.vocabulary import Vocabulary
 from nptool.errors import GgufError
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SHOWN_IDS = 6
 """Token ids shown on each side of the first difference."""
 TINY = 1e-12
-_NOTHING_KEPT = "no file was written; --no-verify writes it all the same"
+NOTHING_KEPT = "no file was written; --no-verify writes it all the same"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,17 @@ class LogitComparison:
     same_choice: float
     """Share of the tokens after which both give the highest logit to the same token."""
     tokens: int
+
+    @classmethod
+    def of(cls, found: NDArray[np.float32], expected: NDArray[np.float32]) -> LogitComparison:
+        """Compare llama.cpp's logits (T, V) with transformers'."""
+        return cls(
+            # The largest of values that are no numbers is none either.
+            largest=float(np.abs(found - expected).max()),
+            spread=float(expected.std()),
+            same_choice=float((found.argmax(-1) == expected.argmax(-1)).mean()),
+            tokens=len(found),
+        )
 
     @property
     def relative(self) -> float:
@@ -88,16 +100,9 @@ def compare_logits(model: Model, reference: Reference, context: int) -> LogitCom
     from nptool.convert.graph_values import sample_logits
 
     filler, near, far = _samples(model, reference)
-    distance = max(min(FAR_POSITION, context - FAR_TOKENS), 1)
+    distance = far_position(context)
     expected = reference.logits(filler, near, far, distance)
-    found = sample_logits(model, filler, near, far, distance)
-    return LogitComparison(
-        # The largest of values that are no numbers is none either.
-        largest=float(np.abs(found - expected).max()),
-        spread=float(expected.std()),
-        same_choice=float((found.argmax(-1) == expected.argmax(-1)).mean()),
-        tokens=len(found),
-    )
+    return LogitComparison.of(sample_logits(model, filler, near, far, distance), expected)
 
 
 def compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabulary) -> tuple[int, list[str]]:
@@ -120,7 +125,7 @@ def compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabular
     _check_spelling(model, vocabulary)
     _check_ends(model, reference)
     if reference.chat_template() != model.chat_template:
-        raise GgufError(f"the chat template in the GGUF is not the checkpoint's; {_NOTHING_KEPT}")
+        raise GgufError(f"the chat template in the GGUF is not the checkpoint's; {NOTHING_KEPT}")
     return len(texts), list(_tokenizer_remarks(model, reference, odd, stripping))
 
 
@@ -166,7 +171,7 @@ def _difference(model: Model, reference: Reference, logits: LogitComparison, fil
     return (
         f"the converted model differs from the checkpoint in {part}: logits differ by {logits.largest:.3g} at a spread "
         f"of {logits.spread:.3g} (at most {file_type.tolerance:g} of it is rounding in {file_type.name}); "
-        f"{_NOTHING_KEPT}"
+        f"{NOTHING_KEPT}"
     )
 
 
@@ -193,7 +198,7 @@ def _token_difference(label: str, text: str, found: list[int], expected: list[in
     around = slice(max(0, first - SHOWN_IDS), first + SHOWN_IDS)
     return (
         f"the text sample '{label}' ({text!r}) is tokenized differently from token {first} on: llama.cpp "
-        f"{found[around]}, transformers {expected[around]} (--pre chooses other splitting rules); {_NOTHING_KEPT}"
+        f"{found[around]}, transformers {expected[around]} (--pre chooses other splitting rules); {NOTHING_KEPT}"
     )
 
 
@@ -206,7 +211,7 @@ def _check_spelling(model: Model, vocabulary: Vocabulary) -> None:
         if spelled != text.encode():
             raise GgufError(
                 f"the text sample '{label}' ({text!r}) is spelled {spelled!r} after llama.cpp tokenized it; "
-                f"{_NOTHING_KEPT}"
+                f"{NOTHING_KEPT}"
             )
 
 
@@ -217,5 +222,5 @@ def _check_ends(model: Model, reference: Reference) -> None:
         raise GgufError(
             f"llama.cpp would not stop at {', '.join(map(repr, names))}, which ends a text of the checkpoint (a GGUF "
             "has room for eos_token and two more of eos_token_id in generation_config.json); "
-            f"{_NOTHING_KEPT}"
+            f"{NOTHING_KEPT}"
         )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from nptool.errors import GgufError
 from nptool.llama.gguf_check import Header, check_gguf
+from nptool.llama.gguf_parts import Part
 from nptool.llama.library import cause, error_lines, initialise, supports_gpu
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,19 @@ class Model:
         Raises:
             GgufError: it is missing, damaged, not decodable in parallel, or llama.cpp refuses it.
         """
-        header = check_gguf(path)
+        return cls._load(check_gguf(path), gpu_layers, memory_map)
+
+    @classmethod
+    def load_part(cls, part: Part, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
+        """Load a GGUF that lies behind another one: a head that `gguf_parts.find_parts` found.
+
+        Raises:
+            GgufError: llama.cpp refuses it.
+        """
+        return cls._load(part.header, gpu_layers, memory_map)
+
+    @classmethod
+    def _load(cls, header: Header, gpu_layers: int, memory_map: bool) -> Self:
         initialise()
         if gpu_layers and not supports_gpu():
             logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
@@ -72,9 +86,10 @@ class Model:
         parameters.n_gpu_layers = gpu_layers
         parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
         with error_lines() as lines:
-            pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
+            pointer = _load_weights(header, parameters)
         if not pointer:
-            raise GgufError(f"llama.cpp cannot load {header.path}: {cause(lines)}")
+            where = f"the head at byte {header.offset} of {header.path}" if header.offset else str(header.path)
+            raise GgufError(f"llama.cpp cannot load {where}: {cause(lines)}")
         model = cls(pointer, header)
         try:
             model._check_kind()
@@ -256,3 +271,29 @@ class Model:
             if needed < size:
                 return buffer.value.decode("utf-8", errors="replace")
             size = needed + 1
+
+
+def _load_weights(header: Header, parameters: Any) -> Any:
+    """`llama_model *` or NULL."""
+    if not header.offset:
+        return llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
+    stream = _libc().fopen(str(header.path).encode(), b"rb")
+    if not stream:
+        raise GgufError(f"cannot open {header.path} to load the head at byte {header.offset}")
+    try:
+        if _libc().fseek(stream, header.offset, os.SEEK_SET):
+            raise GgufError(f"cannot go to byte {header.offset} of {header.path}, where a head begins")
+        return llama_cpp.llama_model_load_from_file_ptr(stream, parameters)
+    finally:
+        _libc().fclose(stream)
+
+
+@cache
+def _libc() -> Any:
+    """The C library, for the `FILE *` that llama.cpp takes where a model does not begin its file."""
+    library = ctypes.CDLL(None)
+    library.fopen.restype = ctypes.c_void_p
+    library.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    library.fseek.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+    library.fclose.argtypes = [ctypes.c_void_p]
+    return library

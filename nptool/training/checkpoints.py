@@ -70,7 +70,7 @@ def check_files(directory: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{directory} lacks the shard {file.name} that {INDEX} names; copy it there again")
-        _check_whole(file)
+        check_whole(file)
     return files
 
 
@@ -262,8 +262,12 @@ def _hint(directory: Path) -> str:
     return f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
 
 
-def _check_whole(file: Path) -> None:
-    """Compare the file's size with what its header announces."""
+def check_whole(file: Path) -> None:
+    """Compare a safetensors file's size with what its header announces.
+
+    Raises:
+        CheckpointError: it is truncated, or no safetensors file.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(_LENGTH_BYTES)

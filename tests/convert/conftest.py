@@ -304,6 +304,44 @@ def _shard(directory: Path, count: int) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
+def write_heads(directory: Path, count: int, accuracy: tuple[tuple[float, ...], ...] = ()) -> Path:
+    """Heads 2..count with random weights for the checkpoint in `directory`, in its own type."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from nptool.heads import HEADS_WEIGHTS, HeadsInfo, head_tensor, trunk_digest, write_heads_info
+
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
+    layer, config = model.model.layers[-1], model.config
+    stored = load_file(next(iter(sorted(directory.glob("model*.safetensors")))))
+    dtype = next(iter(stored.values())).dtype
+    weights: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        for number in range(2, count + 1):
+            for name, weight in layer.state_dict().items():
+                drawn = torch.empty_like(weight).normal_(float("norm" in name), 0.2)
+                weights[head_tensor(number, name)] = drawn.to(dtype)
+    save_file(weights, directory / HEADS_WEIGHTS)
+    info = HeadsInfo(
+        count=count,
+        trunk_layer=config.num_hidden_layers - 1,
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        trunk_digest=trunk_digest(directory),
+        accuracy=accuracy,
+    )
+    write_heads_info(directory, info)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def add_heads() -> Callable[..., Path]:
+    """Put heads beside a checkpoint: `add_heads(directory, count, accuracy=())`; gives the directory back."""
+    return write_heads
+
+
 @pytest.fixture(scope="session")
 def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Directory with the files of a tokenizer kind: a key of SPLITTING, `own`, or LAYOUT+FILES of SentencePiece."""

@@ -206,11 +206,17 @@ def test_weights_are_read_without_torch(dtype: torch.dtype, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("type_name", ["f32", "f16", "q8_0"])
 def test_memory_while_writing(
-    type_name: str, make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    type_name: str,
+    make_checkpoint: Callable[..., Path],
+    add_heads: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two tensors of 64 chunks: less than half of one is ever held, so memory does not grow with the model."""
+    """Two tensors of 64 chunks, and one more in the head: less than half of one is ever held, so memory does not grow
+    with the model."""
     rows, hidden = 2048, 512
     directory = make_checkpoint(num_hidden_layers=1, intermediate_size=1024, hidden_size=hidden, vocab_size=rows)
+    add_heads(directory, 2)
     monkeypatch.setattr("nptool.convert.weights.CHUNK_VALUES", rows * hidden // 64)
     convert(directory, tmp_path / "first.gguf", verified=False)
     tracemalloc.start()

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from nptool.errors import GgufError
 from nptool.llama import random_model
 from nptool.llama.context import Context
+from nptool.llama.gguf_check import read_header
+from nptool.llama.gguf_parts import Part, part_start
 from nptool.llama.model import Model
 from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, Shape, byte_level_vocabulary
 
@@ -122,3 +124,36 @@ def test_closing_a_model_closes_its_contexts(tiny_gguf: Callable[..., Path]) -> 
 def test_nothing_is_printed(tiny_gguf: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     Model.load(tiny_gguf()).close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("memory_map", [True, False])
+def test_a_model_behind_another_one(memory_map: bool, tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    """Loaded from inside a file it gives the very logits it gives from its own."""
+    first, second = tiny_gguf(seed=1), tiny_gguf(seed=2)
+    path = tmp_path / "two.gguf"
+    content = first.read_bytes()
+    content += bytes(part_start(len(content)) - len(content))
+    path.write_bytes(content + second.read_bytes())
+    header = read_header(path, len(content))
+    assert header.metadata == read_header(second).metadata
+    part = Part(header.offset, header.data_end - header.offset, header)
+    ids = np.arange(20, dtype=np.int32)
+    with Model.load(second) as model, Context(model, 64) as context:
+        expected = context.evaluate(ids, 0).copy()
+    with Model.load_part(part, memory_map=memory_map) as model, Context(model, 64) as context:
+        assert np.array_equal(context.evaluate(ids, 0), expected)
+    with Model.load(path, memory_map=memory_map) as model, Context(model, 64) as context:
+        assert not np.array_equal(context.evaluate(ids, 0), expected)
+
+
+def test_a_part_that_llama_cpp_refuses(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "two.gguf"
+    content = tiny_gguf().read_bytes()
+    content += bytes(part_start(len(content)) - len(content))
+    path.write_bytes(content + tiny_gguf().read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_up.wrong_"))
+    header = read_header(path, len(content))
+    with pytest.raises(GgufError, match=rf"cannot load the head at byte {len(content)} of .*two\.gguf: .*ffn_up"):
+        Model.load_part(Part(header.offset, header.data_end - header.offset, header))
+    path.unlink()
+    with pytest.raises(GgufError, match=rf"cannot open .*two\.gguf to load the head at byte {len(content)}"):
+        Model.load_part(Part(header.offset, header.data_end - header.offset, header))

@@ -1,0 +1,68 @@
+"""`nptool inspect`: what is in a GGUF file, the heads behind the model included."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nptool.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from nptool.llama.gguf_summary import FileSummary, PartSummary
+
+FILE = Annotated[
+    Path | None, typer.Argument(metavar="[GGUF]", help="file to look into [newest run's]", show_default=False)
+]
+
+
+def inspect(file: FILE = None, as_json: AsJson = False) -> None:
+    """Show the parts of a GGUF file, their tensors, types and sizes."""
+    from nptool.cli.decoding_options import model_path
+    from nptool.llama.gguf_summary import summarize
+
+    summary = summarize(model_path(file))
+    _print_json(summary) if as_json else _print_text(summary)
+
+
+def _print_json(summary: FileSummary) -> None:
+    import json
+
+    typer.echo(json.dumps(asdict(summary), indent=2))
+
+
+def _print_text(summary: FileSummary) -> None:
+    typer.echo(f"{summary.path}: {_size(summary.bytes)}{_trained(summary)}")
+    for part in summary.parts:
+        typer.echo(_part_line(part))
+    for number, row in enumerate(summary.accuracy, start=2):
+        first, behind = row[0], sum(row)
+        typer.echo(f"head {number} held out: first choice right {first:.1%}, one of {len(row)} right {behind:.1%}")
+    for part in summary.parts:
+        typer.echo(f"\ntensors of {part.part}:")
+        for tensor in part.tensors:
+            shape = " x ".join(map(str, tensor.shape))
+            typer.echo(f"  {tensor.name:<28} {shape:>16}  {tensor.type:<6} {_size(tensor.bytes):>11}")
+    for remark in summary.remarks:
+        typer.echo(f"\nnote: {remark}")
+
+
+def _trained(summary: FileSummary) -> str:
+    heads = f", {summary.heads} heads on the input of layer {summary.trunk_layer}" if summary.heads > 1 else ""
+    block = f", blocks of {summary.block_size} tokens" if summary.block_size is not None else ""
+    return (f", {summary.method}" if summary.method else "") + block + heads
+
+
+def _part_line(part: PartSummary) -> str:
+    types = ", ".join(f"{count / part.parameters:.1%} {kind}" for kind, count in part.parameters_by_type.items())
+    layers = f", {part.layers} layer{'' if part.layers == 1 else 's'}" if part.layers is not None else ""
+    return (
+        f"{part.part}: byte {part.offset}, {_size(part.bytes)}, architecture {part.architecture}{layers}, "
+        f"{part.parameters / 1e6:.1f}M parameters ({types})"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 2**10:.1f} KiB"

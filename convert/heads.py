@@ -1,0 +1,198 @@
+"""The extra heads of a checkpoint on their way into a GGUF: checked, and written behind the model.
+
+Each head becomes a complete GGUF of one layer whose input is the trunk's output: the layer, the final norm, and the
+unembedding in the place of the embedding, so that nothing is stored twice inside a head. Values are read from the
+checkpoint a few rows at a time. Knows no llama.cpp.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nptool.convert.checkpoint import Checkpoint
+from nptool.convert.file_types import FILE_TYPES, FileType
+from nptool.convert.gguf_file import Metadata, write_gguf
+from nptool.convert.hyperparameters import Hyperparameters
+from nptool.convert.tensors import (
+    EMBEDDING,
+    LAYER_PREFIX,
+    UNEMBEDDING,
+    Tensor,
+    expected_shapes,
+    gguf_name,
+    gguf_tensors,
+    listed,
+)
+from nptool.convert.weights import StoredTensor, read_index
+from nptool.errors import CheckpointError
+from nptool.heads import (
+    ACCURACY_KEY,
+    ACCURACY_RANKS_KEY,
+    COUNT_KEY,
+    HEADS_WEIGHTS,
+    INDEX_KEY,
+    TRUNK_LAYER_KEY,
+    HeadsInfo,
+    head_tensor,
+    read_heads_info,
+)
+from nptool.llama.gguf_parts import part_start
+from nptool.progress import Progress
+from nptool.training.checkpoints import check_whole
+
+AGAIN = "train the heads again with `nptool train heads`"
+HEAD_LAYER = f"{LAYER_PREFIX}0."
+"""A head is the only layer of its GGUF."""
+QUANTIZED_HEADS = "q8_0"
+"""Type of the heads of a model that the quantizer writes."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads 2..n, not yet read."""
+
+    info: HeadsInfo
+    sizes: Hyperparameters
+    """Of one head."""
+    tensors: tuple[tuple[Tensor, ...], ...]
+    """One row a head; `tensors[0]` is head 2."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the model's GGUF says of its heads."""
+        entries: dict[str, int | list[float]] = {COUNT_KEY: self.info.count, TRUNK_LAYER_KEY: self.info.trunk_layer}
+        if self.info.accuracy:
+            entries[ACCURACY_KEY] = [share for row in self.info.accuracy for share in row]
+            entries[ACCURACY_RANKS_KEY] = len(self.info.accuracy[0])
+        return entries
+
+
+def read_heads(checkpoint: Checkpoint, sizes: Hyperparameters, model: list[Tensor]) -> Heads | None:
+    """The checkpoint's heads, or None where it has none.
+
+    Args:
+        model: the tensors of the model's own GGUF.
+
+    Raises:
+        CheckpointError: the heads are damaged, missing, or do not fit the model beside them.
+    """
+    info = read_heads_info(checkpoint.directory)
+    if info is None:
+        return None
+    _check_info(info, checkpoint, sizes)
+    path = checkpoint.directory / HEADS_WEIGHTS
+    check_whole(path)
+    stored = read_index([path])
+    head_sizes = replace(sizes, layers=1, tied=True)
+    _check_stored(stored, info, head_sizes, path)
+    rows = tuple(tuple(_head_tensors(number, checkpoint, head_sizes, stored, model)) for number in _numbers(info))
+    return Heads(info, head_sizes, rows)
+
+
+def heads_type(chosen: FileType) -> FileType:
+    """Type of the heads of a model of the type `chosen`."""
+    return chosen if chosen.direct else FILE_TYPES[QUANTIZED_HEADS]
+
+
+def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progress: Progress) -> dict[str, str]:
+    """Write the heads behind the model in the GGUF at `path`.
+
+    Args:
+        file_type: one that is written directly.
+        name: the model's, for people.
+
+    Returns:
+        Tensors that are not in the type asked for, with the type they got.
+    """
+    others: dict[str, str] = {}
+    for number, tensors in zip(_numbers(heads.info), heads.tensors, strict=True):
+        alone = path.with_name(f"{path.name}.head")
+        extra: Metadata = {"general.name": f"{name} head {number}", INDEX_KEY: number}
+        others |= write_gguf(alone, heads.sizes, None, tensors, file_type, extra, _labelled(progress, number))
+        append_part(path, alone)
+        alone.unlink()
+    return others
+
+
+def append_part(path: Path, part: Path) -> None:
+    """Copy the GGUF at `part` behind the last one in `path`, at the next place where a part may begin."""
+    with path.open("r+b") as target, part.open("rb") as source:
+        end = target.seek(0, 2)
+        target.write(bytes(part_start(end) - end))
+        shutil.copyfileobj(source, target)
+
+
+def _numbers(info: HeadsInfo) -> range:
+    return range(2, info.count + 1)
+
+
+def _labelled(progress: Progress, number: int) -> Progress:
+    def report(step: str, done: float, total: float, note: str = "") -> None:
+        progress(f"writing head {number}", done, total, note)
+
+    return report
+
+
+def _head_tensors(
+    number: int,
+    checkpoint: Checkpoint,
+    sizes: Hyperparameters,
+    stored: Mapping[str, StoredTensor],
+    model: list[Tensor],
+) -> Iterator[Tensor]:
+    """A head's tensors: those of a model of one layer whose embedding is the unembedding."""
+    found = {tensor.name: tensor.stored for tensor in model}
+    unembedding = found.get(gguf_name(UNEMBEDDING)) or found[gguf_name(EMBEDDING)]
+    parts = {name: stored[head_tensor(number, name.removeprefix(HEAD_LAYER))] for name in _layer_shapes(sizes)}
+    shared: dict[str, Any] = {EMBEDDING: unembedding, "model.norm.weight": checkpoint.tensors["model.norm.weight"]}
+    return gguf_tensors(sizes, parts | shared, checkpoint.name)
+
+
+def _layer_shapes(sizes: Hyperparameters) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in expected_shapes(sizes).items() if name.startswith(HEAD_LAYER)}
+
+
+def _check_info(info: HeadsInfo, checkpoint: Checkpoint, sizes: Hyperparameters) -> None:
+    if info.count < 2:
+        raise CheckpointError(
+            f"{checkpoint.name}: heads.json speaks of {info.count} heads; expected 2 or more; {AGAIN}"
+        )
+    pairs = {
+        "model_type": (info.model_type, checkpoint.config.get("model_type")),
+        "hidden_size": (info.hidden_size, sizes.hidden),
+        "vocab_size": (info.vocab_size, sizes.vocabulary),
+        "trunk_layer": (info.trunk_layer, sizes.layers - 1),
+    }
+    for name, (said, needed) in pairs.items():
+        if said != needed:
+            raise CheckpointError(
+                f"{checkpoint.name}: heads.json has {name} = {said}, the model beside it {needed}; the heads belong to "
+                f"another model: put back that one, or {AGAIN}"
+            )
+    ranks = {len(row) for row in info.accuracy}
+    if info.accuracy and (len(info.accuracy) != info.count - 1 or len(ranks) != 1):
+        raise CheckpointError(f"{checkpoint.name}: heads.json does not have one row of accuracies a head; {AGAIN}")
+
+
+def _check_stored(stored: Mapping[str, StoredTensor], info: HeadsInfo, sizes: Hyperparameters, path: Path) -> None:
+    layer = {name.removeprefix(HEAD_LAYER): shape for name, shape in _layer_shapes(sizes).items()}
+    expected = {head_tensor(number, name): shape for number in _numbers(info) for name, shape in layer.items()}
+    if missing := [name for name in expected if name not in stored]:
+        raise CheckpointError(
+            f"{path} lacks {listed(missing)}, which {info.count} heads of {sizes.family.architecture} have; {AGAIN}"
+        )
+    if unexpected := [name for name in stored if name not in expected]:
+        raise CheckpointError(
+            f"{path} has {listed(unexpected)}, for which {info.count} heads of {sizes.family.architecture} have no "
+            f"place; {AGAIN}"
+        )
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {stored[name].shape}, the model beside it asks for {shape}; the heads "
+                f"belong to another model: put back that one, or {AGAIN}"
+            )

@@ -1,0 +1,126 @@
+"""What is in a GGUF file, for people and programs: its parts, their tensors, types and sizes.
+
+Reads headers only. Knows neither llama.cpp nor torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY
+from nptool.llama.gguf_check import Header, tensor_bytes
+from nptool.llama.gguf_parts import Part, Parts, find_parts, lost_heads
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    """In GGUF's order: the length of a row first."""
+    type: str
+    """ggml's name of the type."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """The model, or one of its heads."""
+
+    part: str
+    """`model`, `head 2`, ..."""
+    offset: int
+    """First byte in the file."""
+    bytes: int
+    name: str | None
+    """`general.name`."""
+    architecture: str
+    layers: int | None
+    parameters: int
+    parameters_by_type: dict[str, int]
+    """Most frequent type first."""
+    tensors: tuple[TensorSummary, ...]
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """The whole file."""
+
+    path: str
+    bytes: int
+    method: str | None
+    """How the model was trained to decode in parallel (`nptool.method`)."""
+    block_size: int | None
+    heads: int
+    """Heads in all, as the model says; 1 for an ordinary one."""
+    trunk_layer: int | None
+    accuracy: tuple[tuple[float, ...], ...]
+    """Held out, of heads 2..n: share of tokens that are the first, second, ... choice."""
+    parts: tuple[PartSummary, ...]
+    remarks: tuple[str, ...]
+
+
+def summarize(path: str | Path) -> FileSummary:
+    """Read the headers of a file and its parts.
+
+    Raises:
+        GgufError: missing, no GGUF, truncated.
+    """
+    parts = find_parts(path)
+    metadata = parts.base.header.metadata
+    labels = [MODEL, *(f"head {number}" for number in range(2, 2 + len(parts.heads)))]
+    return FileSummary(
+        path=str(path),
+        bytes=Path(path).stat().st_size,
+        method=metadata.get("nptool.method"),
+        block_size=metadata.get("nptool.block_size"),
+        heads=parts.count,
+        trunk_layer=parts.trunk_layer,
+        accuracy=_accuracy(parts),
+        parts=tuple(
+            _summarize_part(label, part) for label, part in zip(labels, (parts.base, *parts.heads), strict=True)
+        ),
+        remarks=(f"{path} {lost_heads(parts)}",) if parts.lost else (),
+    )
+
+
+def _summarize_part(label: str, part: Part) -> PartSummary:
+    tensors = tuple(_tensors(part.header))
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.type] += prod(tensor.shape)
+    metadata, architecture = part.header.metadata, part.header.architecture
+    return PartSummary(
+        part=label,
+        offset=part.offset,
+        bytes=part.size,
+        name=metadata.get("general.name"),
+        architecture=architecture,
+        layers=metadata.get(f"{architecture}.block_count"),
+        parameters=counts.total(),
+        parameters_by_type=dict(counts.most_common()),
+        tensors=tensors,
+    )
+
+
+def _tensors(header: Header) -> list[TensorSummary]:
+    from gguf.constants import GGMLQuantizationType
+
+    return [
+        TensorSummary(name, shape, GGMLQuantizationType(kind).name, tensor_bytes(header.path, name, shape, kind))
+        for name, (shape, kind) in header.tensors.items()
+    ]
+
+
+def _accuracy(parts: Parts) -> tuple[tuple[float, ...], ...]:
+    metadata = parts.base.header.metadata
+    flat, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
+    if not isinstance(flat, list) or not isinstance(ranks, int) or ranks < 1:
+        return ()
+    return tuple(tuple(flat[start : start + ranks]) for start in range(0, len(flat), ranks))
