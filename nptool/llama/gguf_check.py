@@ -64,9 +64,11 @@ class Header:
     tensors: dict[str, tuple[tuple[int, ...], int]] = field(repr=False)
     """Name to (shape in GGUF's order, ggml type number)."""
     data_start: int
-    """Offset of the tensor data in bytes."""
+    """Offset of the tensor data in the file, in bytes."""
     data_end: int
     """Offset of the first byte behind the last tensor; another GGUF may follow there, aligned."""
+    offset: int = 0
+    """Where this GGUF begins in the file: 0, or behind another one."""
 
     @property
     def architecture(self) -> str:
@@ -86,8 +88,11 @@ def check_gguf(path: str | Path) -> Header:
     return header
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path, offset: int = 0) -> Header:
     """Read the header of one GGUF file and make sure that its tensor data is all there.
+
+    Args:
+        offset: byte at which the GGUF begins, where it lies behind another one.
 
     Raises:
         GgufError: missing, no GGUF, an unknown version, or truncated.
@@ -97,11 +102,14 @@ def read_header(path: str | Path) -> Header:
         raise GgufError(f"{path} is a directory, not a GGUF file; convert a Hugging Face model with `nptool convert`")
     try:
         with path.open("rb") as stream:
-            size = path.stat().st_size
-            if size < len(MAGIC) or stream.read(len(MAGIC)) != MAGIC:
-                raise GgufError(f"{path} is not a GGUF file (it does not begin with GGUF)")
+            stream.seek(offset)
+            if stream.read(len(MAGIC)) != MAGIC:
+                where = (
+                    f"has no GGUF at byte {offset}" if offset else "is not a GGUF file (it does not begin with GGUF)"
+                )
+                raise GgufError(f"{path} {where}")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, _Reader(path, data))
+                return _parse(path, _Reader(path, data, offset))
     except FileNotFoundError as error:
         raise GgufError(f"{path} does not exist; expected a GGUF file") from error
     except OSError as error:
@@ -111,10 +119,11 @@ def read_header(path: str | Path) -> Header:
 class _Reader:
     """A cursor over the file. Running off its end is the sign of a truncated file."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, begin: int) -> None:
         self.path = path
         self.data = data
-        self.offset = len(MAGIC)
+        self.begin = begin
+        self.offset = begin + len(MAGIC)
 
     def scalar(self, code: str) -> Any:
         return struct.unpack_from(f"<{code}", self.data, self._advance(struct.calcsize(f"<{code}")))[0]
@@ -188,8 +197,8 @@ def _parse(path: Path, reader: _Reader) -> Header:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise GgufError(f"{path} is damaged: its alignment is {alignment!r}")
-    start = -(-reader.offset // alignment) * alignment
-    header = Header(path, version, metadata, tensors, start, start + max(ends))
+    start = reader.begin + -(-(reader.offset - reader.begin) // alignment) * alignment
+    header = Header(path, version, metadata, tensors, start, start + max(ends), reader.begin)
     if header.data_end > len(reader.data):
         raise GgufError(
             f"{path} is truncated: its tensors need {header.data_end} bytes, the file has {len(reader.data)}; "
