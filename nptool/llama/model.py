@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import GgufError
+from nptool.llama.c_stream import c_stream
 from nptool.llama.gguf_check import Header, check_gguf
 from nptool.llama.library import cause, error_lines, initialise, supports_gpu
 
@@ -61,16 +62,28 @@ class Model:
             GgufError: it is missing, damaged, not decodable in parallel, or llama.cpp refuses it.
         """
         header = check_gguf(path)
-        initialise()
-        if gpu_layers and not supports_gpu():
-            logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
-        parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers = gpu_layers
-        parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
+        parameters = _parameters(gpu_layers, memory_map)
         with error_lines() as lines:
             pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
+        return cls._checked(pointer, header, lines)
+
+    @classmethod
+    def load_part(cls, header: Header, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
+        """Load a GGUF that lies inside a file, at its header's offset.
+
+        Raises:
+            GgufError: llama.cpp refuses it.
+        """
+        parameters = _parameters(gpu_layers, memory_map)
+        with error_lines() as lines, c_stream(header.path, header.offset) as stream:
+            pointer = llama_cpp.llama_model_load_from_file_ptr(stream, parameters)
+        return cls._checked(pointer, header, lines)
+
+    @classmethod
+    def _checked(cls, pointer: Any, header: Header, lines: list[str]) -> Self:
         if not pointer:
-            raise GgufError(f"llama.cpp cannot load {header.path}: {cause(lines)}")
+            place = f" at byte {header.offset}" if header.offset else ""
+            raise GgufError(f"llama.cpp cannot load {header.path}{place}: {cause(lines)}")
         model = cls(pointer, header)
         try:
             model._check_kind()
@@ -250,3 +263,13 @@ class Model:
             if needed < size:
                 return buffer.value.decode("utf-8", errors="replace")
             size = needed + 1
+
+
+def _parameters(gpu_layers: int, memory_map: bool) -> Any:
+    initialise()
+    if gpu_layers and not supports_gpu():
+        logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
+    return parameters
