@@ -19,18 +19,26 @@ PROMPTS = Annotated[
     typer.Option("--prompts", metavar="FILE", help="prompts [what the model's run held out]", show_default=False),
 ]
 METHODS = Annotated[str, typer.Option("--methods", metavar="NAMES", help="methods, separated by commas")]
-LENGTHS = Annotated[str, typer.Option("-n", "--block-lengths", metavar="LIST", help="block lengths in tokens")]
+LENGTHS = Annotated[
+    str | None,
+    typer.Option(
+        "-n",
+        "--block-lengths",
+        metavar="LIST",
+        help="block lengths in tokens, or heads used [4,8,16, and all heads]",
+        show_default=False,
+    ),
+]
 ROUNDS = Annotated[int, typer.Option("--rounds", help="how often each method answers each prompt")]
 COUNT = Annotated[int, typer.Option("--count", help="prompts, from the beginning of the file")]
 DEFAULT_METHODS = ",".join(BenchConfig.methods)
-DEFAULT_LENGTHS = ",".join(map(str, BenchConfig.n))
 
 
 def bench(
     model: ModelGguf = None,
     prompts: PROMPTS = None,
     methods: METHODS = DEFAULT_METHODS,
-    n: LENGTHS = DEFAULT_LENGTHS,
+    n: LENGTHS = None,
     max_tokens: MaxTokens = BenchConfig.max_tokens,
     rounds: ROUNDS = BenchConfig.rounds,
     count: COUNT = BenchConfig.count,
@@ -46,7 +54,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure decoding methods against autoregressive decoding: speed, tokens per forward, equality of the text."""
-    lengths = _numbers(n)
+    lengths = None if n is None else _numbers(n)
     from nptool.bench.benchmark import run_bench
     from nptool.decoding.sampling import Sampling
 

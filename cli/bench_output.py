@@ -32,6 +32,8 @@ def print_report(report: BenchReport) -> None:
     for method in report.methods:
         if method.acceptance_by_position:
             console.print(f"accepted drafts by position, {method.name} {method.n}: {_acceptance(method)}")
+    for method in report.methods:
+        console.print(f"time of a step, {method.name} {method.n}: {_parts(method)}")
     console.print(f"t(w) behind {report.step_context} tokens, ms: {_steps(report)}")
     if report.peak_memory_bytes is not None:
         console.print(f"peak memory of the process: {report.peak_memory_bytes / 2**20:.0f} MiB")
@@ -51,7 +53,7 @@ def _speed(methods: Sequence[MethodReport]) -> Table:
         )
         for method in methods
     )
-    return _table("speed (predicted speed-up: tokens per forward / (t(n)/t(1)))", methods, heads, rows)
+    return _table("speed (predicted: tokens per forward * t(1) / (t(n) + heads))", methods, heads, rows)
 
 
 def _equality(methods: Sequence[MethodReport]) -> Table:
@@ -86,6 +88,11 @@ def _table(title: str, methods: Sequence[MethodReport], heads: Iterable[str], ro
 def _acceptance(method: MethodReport) -> str:
     shares = method.acceptance_by_position
     return "  ".join(f"{place}: {shares[place - 1]:.0%}" for place in SHOWN_POSITIONS if place <= len(shares))
+
+
+def _parts(method: MethodReport) -> str:
+    heads = f"heads {method.heads_ms:.3f} ms, " if method.heads_ms else ""
+    return f"model {method.trunk_ms:.3f} ms, {heads}loop {method.loop_ms:.3f} ms"
 
 
 def _steps(report: BenchReport) -> str:

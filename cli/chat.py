@@ -26,7 +26,7 @@ from nptool.cli.decoding_options import (
     open_model,
     say,
 )
-from nptool.cli.options import ContextLength, GpuLayers, Jacobi, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.options import ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
 from nptool.errors import ContextError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def chat(
     jacobi: Jacobi = False,
     n: BlockLengthOrModels = None,
     block_mode: BlockMode = False,
+    heads: Heads = False,
     exact: Exact = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
@@ -71,6 +72,7 @@ def chat(
     config = decode_config(
         jacobi=jacobi,
         block_mode=block_mode,
+        heads=heads,
         n=n,
         exact=exact,
         max_tokens=max_tokens,
@@ -85,7 +87,7 @@ def chat(
     with open_model(model_path(model), gpu_layers, context_length, threads) as text_model:
         session = Session(text_model, config, system=system, raw=raw)
         if sys.stdin.isatty():
-            way = describe(config, config.n or text_model.block_size)
+            way = describe(config, text_model.block_length(config))
             say(f"{text_model.path}: {text_model.model.description}; {way}. /help lists the commands.")
         for line in _lines():
             if not _turn(session, line.strip()):

@@ -11,12 +11,19 @@ from nptool.errors import DataError, GgufError
 
 if TYPE_CHECKING:
     from nptool.data.records import Record
-    from nptool.decoding.generate import DecodeConfig, TextModel
+    from nptool.decoding.answer import DecodeConfig
+    from nptool.decoding.generate import TextModel
     from nptool.decoding.tally import Tally
 
 BlockLengthOrModels = Annotated[
     int | None,
-    typer.Option("-n", "--block-length", metavar="N", help="block length in tokens [the model's]", show_default=False),
+    typer.Option(
+        "-n",
+        "--block-length",
+        metavar="N",
+        help="tokens in a block, or heads used [the model's]",
+        show_default=False,
+    ),
 ]
 BlockMode = Annotated[
     bool, typer.Option("--block-mode", help="Jacobi iteration block by block, as in the CLLM paper, not sliding")
@@ -25,7 +32,7 @@ Exact = Annotated[
     bool | None,
     typer.Option(
         "--exact/--free-width",
-        help="pad every batch to n rows, so that the text is AR's to the bit [yes with --jacobi]",
+        help="pad every batch to n rows, so that the text is AR's to the bit [yes with --jacobi or --heads]",
         show_default=False,
     ),
 ]
@@ -73,6 +80,7 @@ def decode_config(
     *,
     jacobi: bool,
     block_mode: bool,
+    heads: bool,
     n: int | None,
     exact: bool | None,
     max_tokens: int,
@@ -89,11 +97,11 @@ def decode_config(
     Raises:
         UsageError, ContextError: one of them cannot be used.
     """
-    from nptool.decoding.generate import DecodeConfig
-    from nptool.decoding.methods import AUTOREGRESSIVE, JACOBI, JACOBI_BLOCK
+    from nptool.decoding.answer import DecodeConfig
+    from nptool.decoding.generate import method_name
     from nptool.decoding.sampling import Sampling
 
-    method = JACOBI_BLOCK if block_mode else JACOBI if jacobi else AUTOREGRESSIVE
+    method = method_name(jacobi=jacobi, block_mode=block_mode, heads=heads)
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     return DecodeConfig(method, n, exact, max_tokens, tuple(stop or ()), sampling)
 

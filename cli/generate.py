@@ -33,7 +33,7 @@ from nptool.cli.decoding_options import (
     open_model,
     say,
 )
-from nptool.cli.options import AsJson, ContextLength, GpuLayers, Jacobi, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.options import AsJson, ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
 from nptool.errors import DataError, UsageError
 from nptool.llama.gguf_check import check_gguf
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nptool.decoding.generate import Answer, DecodeConfig, Prompt, TextModel
+    from nptool.decoding.answer import Answer, DecodeConfig
+    from nptool.decoding.generate import Prompt, TextModel
 
 PROMPT = Annotated[
     str | None,
@@ -53,7 +54,9 @@ PROMPT_FILE = Annotated[
     Path | None,
     typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input", show_default=False),
 ]
-COMPARE = Annotated[bool, typer.Option("--compare", help="decode autoregressively too and compare; implies --jacobi")]
+COMPARE = Annotated[
+    bool, typer.Option("--compare", help="decode autoregressively too and compare; without --heads implies --jacobi")
+]
 # Short answers are timed more than once, in turns: a fifth of a second is easily disturbed.
 COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
@@ -70,6 +73,7 @@ def generate(
     jacobi: Jacobi = False,
     n: BlockLengthOrModels = None,
     block_mode: BlockMode = False,
+    heads: Heads = False,
     exact: Exact = None,
     compare: COMPARE = False,
     max_tokens: MaxTokens = 256,
@@ -87,8 +91,9 @@ def generate(
 ) -> None:
     """Answer one prompt."""
     config = decode_config(
-        jacobi=jacobi or compare,
+        jacobi=jacobi or (compare and not heads),
         block_mode=block_mode,
+        heads=heads,
         n=n,
         exact=exact,
         max_tokens=max_tokens,
@@ -193,7 +198,7 @@ def _result(model: TextModel, answer: Answer, config: DecodeConfig) -> dict[str,
     return {
         "model": str(model.path),
         "method": config.method,
-        "n": config.n or model.block_size,
+        "n": model.block_length(config),
         "text": answer.text,
         "finish": answer.finish,
         **answer.tally.summary(),
@@ -221,7 +226,7 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
         return
     typer.echo(parallel.text)
-    n = config.n or model.block_size
+    n = model.block_length(config)
     for pair_index, settings in enumerate((baseline, config)):
         runs = [pair[1 - pair_index] for pair in rounds]
         middle = sorted(runs, key=lambda run: run.tally.tokens_per_second)[len(runs) // 2]

@@ -42,7 +42,7 @@ def _verify_head(number: int, part: Part, reference: Reference, context: int, fi
     from nptool.convert.graph_values import sample_head_logits
     from nptool.llama.model import Model
 
-    with Model.load_part(part) as head:
+    with Model.load_part(part.header) as head:
         filler, near, far = sample_ids(min(len(reference.tokenizer), head.vocabulary_size))
         distance = far_position(context)
         z_TD = reference.trunk_output(filler, near, far, distance)

@@ -40,7 +40,7 @@ def summarize(
     equal_width: Sequence[tuple[int, ...]],
     width_1: Sequence[tuple[int, ...]],
     margins: Margins,
-    cost_ratio: float,
+    costs: dict[int, float],
     sources: Sequence[str],
     accuracy: float | None,
 ) -> MethodReport:
@@ -51,12 +51,13 @@ def summarize(
         baseline: all of autoregressive decoding of width 1, on the same prompts in the same rounds.
         equal_width, width_1: autoregressive answer of every prompt in batches of the variant's width, and of one row.
         margins: (prompt, position) to the margin of every first difference from `width_1`.
-        cost_ratio: t(n) / t(1).
+        costs: seconds of a batch by its rows, 1 and n among them.
         sources: name of every prompt.
         accuracy: share of right answers, if they can be scored.
     """
     variant = measurements[0].variant
     sums = total(measurements)
+    heads_seconds = sums.heads_seconds / sums.passes
     ratios = speedups(measurements, baseline, decoding)
     found = differences(measurements, width_1, margins, sources)
     distances = [difference.margin for difference in found]
@@ -69,8 +70,11 @@ def summarize(
         speedup_with_prefill=median(speedups(measurements, baseline, whole).values()),
         speedup_by_round=by_round(ratios),
         tokens_per_forward=sums.tokens_per_forward,
-        cost_ratio=cost_ratio,
-        predicted_speedup=sums.tokens_per_forward / cost_ratio,
+        cost_ratio=costs[variant.n] / costs[1],
+        trunk_ms=1e3 * sums.engine_seconds / sums.passes,
+        heads_ms=1e3 * heads_seconds,
+        loop_ms=1e3 * sums.loop_seconds / sums.passes,
+        predicted_speedup=sums.tokens_per_forward * costs[1] / (costs[variant.n] + heads_seconds),
         identical_equal_width=identical_share(measurements, equal_width),
         identical_width_1=identical_share(measurements, width_1),
         differences=found,

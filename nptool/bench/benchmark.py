@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from nptool.bench.aggregation import Measurement, summarize
 from nptool.bench.comparison import Comparison, compare
-from nptool.bench.config import BenchConfig
+from nptool.bench.config import LENGTHS, BenchConfig
 from nptool.bench.decoder import Decoder, Variant, variants_of
 from nptool.bench.prompts import Prompt, find_prompts, read_prompts
 from nptool.bench.report import BenchReport, MethodReport
+from nptool.decoding.engines import Engines
 from nptool.decoding.generate import TextModel
+from nptool.decoding.methods import find_method
 from nptool.errors import ContextError, DataError
-from nptool.llama.context import DEFAULT_WIDTH, Context
 from nptool.llama.gguf_check import check_gguf
 from nptool.llama.model import Model
 from nptool.progress import Progress, silent
@@ -42,14 +43,19 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
     check_gguf(path)
     file = find_prompts(path) if config.prompts is None else config.prompts
     prompts = read_prompts(file, config.count)
-    variants = variants_of(config.methods, config.n)
-    width = max(DEFAULT_WIDTH, *(variant.n for variant in variants))
-    with (
-        TextModel(path, gpu_layers=config.gpu_layers) as model,
-        Context(model.model, config.context_length, width=width, threads=config.threads) as engine,
-    ):
+    with TextModel(
+        path, gpu_layers=config.gpu_layers, context_length=config.context_length, threads=config.threads
+    ) as model:
+        variants = _variants(config, model.engines)
+        engine = model.engines.trunk(max(variant.n for variant in variants))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
-        decoder = Decoder(engine, model.model.end_tokens, config.sampling, max_tokens=config.max_tokens)
+        decoder = Decoder(
+            engine,
+            model.model.end_tokens,
+            config.sampling,
+            max_tokens=config.max_tokens,
+            open_heads=lambda n: model.engines.open(n, n),
+        )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
         return BenchReport(
             model=str(path),
@@ -70,6 +76,19 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             methods=_figures(comparison, variants, prompts, model.model),
             provenance=provenance(),
         )
+
+
+def _variants(config: BenchConfig, engines: Engines) -> tuple[Variant, ...]:
+    """What is to be measured.
+
+    Raises:
+        GgufError: methods with heads, and the model has none.
+        UsageError: more heads than the model has.
+    """
+    heads = None
+    if any(find_method(name).heads for name in config.methods):
+        heads = [engines.count_heads(n) for n in config.n or (None,)]
+    return variants_of(config.methods, config.n or LENGTHS, heads)
 
 
 def _encode(model: TextModel, prompt: Prompt, capacity: int) -> NDArray[np.int32]:
@@ -97,7 +116,7 @@ def _figures(
             equal_width=comparison.references[variant.n],
             width_1=comparison.references[1],
             margins=comparison.margins,
-            cost_ratio=comparison.costs.ratio(variant.n),
+            costs=comparison.costs.seconds(),
             sources=[prompt.source for prompt in prompts],
             accuracy=scorer.accuracy(answers[variant]),
         )

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from nptool.decoding.sampling import Sampling
 
 
+LENGTHS = (4, 8, 16)
+
+
 def _greedy() -> Sampling:
     from nptool.decoding.sampling import Sampling
 
@@ -28,8 +31,9 @@ class BenchConfig:
     """Data file of any known format; None is what the model's run held out."""
     methods: tuple[str, ...] = ("ar", "jacobi")
     """Names of `nptool.decoding.methods.METHODS`."""
-    n: tuple[int, ...] = (4, 8, 16)
-    """Block lengths in tokens; every parallel method is measured at each."""
+    n: tuple[int, ...] | None = None
+    """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and all heads of the model
+    for methods that use heads."""
     max_tokens: int = 256
     """The longest answer in tokens."""
     rounds: int = 3
@@ -45,15 +49,15 @@ class BenchConfig:
     """None is every usable core."""
 
     def __post_init__(self) -> None:
-        from nptool.decoding.generate import DecodeConfig
+        from nptool.decoding.answer import DecodeConfig
 
         for name, value in (("--rounds", self.rounds), ("--count", self.count)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         if not self.methods:
             raise UsageError("--methods names no method; expected names such as ar,jacobi")
-        if not self.n:
+        if self.n is not None and not self.n:
             raise UsageError("-n names no block length; expected whole numbers such as 4,8,16")
         for method in self.methods:
-            for n in self.n:
+            for n in self.n or LENGTHS:
                 DecodeConfig(method=method, n=n, max_tokens=self.max_tokens)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.engine import Engine
+from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode
-from nptool.decoding.methods import AUTOREGRESSIVE, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, Task, find_method
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
@@ -32,10 +33,19 @@ class Variant:
     """Block length in tokens; for autoregressive decoding, rows of a batch, all but one of them padding."""
 
 
-def variants_of(methods: Collection[str], lengths: Collection[int]) -> tuple[Variant, ...]:
-    """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1."""
+def variants_of(
+    methods: Collection[str], lengths: Collection[int], heads: Collection[int] | None = None
+) -> tuple[Variant, ...]:
+    """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1.
+
+    Args:
+        heads: how many heads methods with heads use, in turn; None is `lengths`.
+    """
     found = [Variant(AUTOREGRESSIVE, 1)]
-    found += [Variant(name, n) for name in methods if find_method(name).parallel for n in lengths]
+    for method in (find_method(name) for name in methods):
+        if method.parallel:
+            counts = heads if method.heads and heads is not None else lengths
+            found += [Variant(method.name, n) for n in counts]
     return tuple(dict.fromkeys(found))
 
 
@@ -57,11 +67,18 @@ class Decoder:
         sampling: Sampling,
         *,
         max_tokens: int,
+        open_heads: Callable[[int], Opened] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """Args: `max_tokens` is the longest answer; `clock` gives seconds."""
+        """
+        Args:
+            max_tokens: the longest answer.
+            open_heads: the engine with n heads in all; needed by methods that use heads.
+            clock: gives seconds.
+        """
         self.engine = engine
-        self._sequence = Sequence(engine)
+        self._plain = Opened(engine, Sequence(engine), None)
+        self._open_heads = open_heads
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._clock = clock
@@ -77,15 +94,17 @@ class Decoder:
         Raises:
             ContextError: the prompt is empty or does not fit.
         """
-        proposer = find_method(variant.method).propose(variant.n, prompt, self._sampling.seed)
-        tally = Tally(width=proposer.width, prompt_tokens=len(prompt))
+        opened = self._opened(variant)
         began = self._clock()
-        tally.prefilled_tokens = self._open(prompt)
-        tally.prefill_seconds = self._clock() - began
+        prefilled = _begin(opened.sequence, prompt)
+        prefill_seconds = self._clock() - began
+        task = Task(variant.n, opened.sequence, self._sampling, opened.heads)
+        proposer = find_method(variant.method).propose(task)
+        tally = Tally(proposer.width, len(prompt), prefilled_tokens=prefilled, prefill_seconds=prefill_seconds)
         limit = min(self.engine.capacity, len(prompt) + (max_tokens or self._max_tokens))
         steps = decode(
-            self.engine,
-            self._sequence,
+            opened.engine,
+            opened.sequence,
             proposer,
             self._sampling,
             tally,
@@ -105,21 +124,29 @@ class Decoder:
 
         Evaluated one row at a time, as autoregressive decoding of width 1 does. Sampling is not looked at.
         """
-        self._open(prompt)
+        sequence = self._plain.sequence
+        _begin(sequence, prompt)
         for token in tokens:
             self._step()
-            self._sequence.extend(np.array([token], dtype=np.int32))
+            sequence.extend(np.array([token], dtype=np.int32))
         second, first = np.partition(self._step(), -2)[-2:]
         return float(first - second)
 
-    def _open(self, prompt: NDArray[np.int32]) -> int:
-        self._sequence.truncate(0)
-        self._sequence.open(prompt)
-        return self._sequence.prefill()
+    def _opened(self, variant: Variant) -> Opened:
+        if not find_method(variant.method).heads:
+            return self._plain
+        assert self._open_heads is not None, "a method with heads was given none"
+        return self._open_heads(variant.n)
 
     def _step(self) -> NDArray[np.float32]:
         """Logits (vocabulary) behind the text."""
-        logits: NDArray[np.float32] = self.engine.evaluate(self._sequence.lay(_NO_DRAFT, 1), self._sequence.length - 1)[
-            0
-        ]
-        return logits
+        sequence = self._plain.sequence
+        logits_V: NDArray[np.float32] = self.engine.evaluate(sequence.lay(_NO_DRAFT, 1), sequence.length - 1)[0]
+        return logits_V
+
+
+def _begin(sequence: Sequence, prompt: NDArray[np.int32]) -> int:
+    """Prefill a prompt into an empty cache; how many tokens."""
+    sequence.truncate(0)
+    sequence.open(prompt)
+    return sequence.prefill()

@@ -34,8 +34,14 @@ class MethodReport:
     tokens_per_forward: float
     cost_ratio: float
     """t(n) / t(1): time of a batch of n rows over that of one row."""
+    trunk_ms: float
+    """Milliseconds of a step inside the model itself, as are the next two: all steps' time over their number."""
+    heads_ms: float
+    """Inside extra heads."""
+    loop_ms: float
+    """Outside both: drafting, picking, bookkeeping."""
     predicted_speedup: float
-    """`tokens_per_forward / cost_ratio`."""
+    """`tokens_per_forward * t(1) / (t(n) + heads_ms)`."""
     identical_equal_width: float
     """Share of answers equal to those of autoregressive decoding in batches of n rows."""
     identical_width_1: float

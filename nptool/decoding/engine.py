@@ -1,6 +1,7 @@
 """What the loop needs of a model: rows of logits for a batch, and forgetting. Implemented by nptool.llama.Context.
 
-A scripted fake implements it just as well, which is how every loop is tested.
+And what decoding with heads needs beside it: a trunk that shows z, and heads that read it (nptool.llama.Head). Scripted
+fakes implement all of it just as well, which is how every loop is tested.
 """
 
 from __future__ import annotations
@@ -21,14 +22,57 @@ class Engine(Protocol):
     batch_limit: int
     """The most rows of a batch without logits."""
     vocabulary_size: int
-    seconds: float
-    """Time spent inside the model so far."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the model so far."""
 
     def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
         """Logits (rows, vocabulary) of `tokens` at positions start, start+1, ...; valid until the next call.
 
         The cache must hold exactly the positions before `start`.
         """
+
+    def rollback(self, position: int) -> None:
+        """Forget everything at `position` and behind it."""
+
+
+class Trunk(Protocol):
+    """An engine that shows the input z of its last layer."""
+
+    capacity: int
+    width: int
+    batch_limit: int
+    vocabulary_size: int
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the model so far."""
+
+    def evaluate(
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
+    ) -> NDArray[np.float32]:
+        """As an `Engine`; `show` keeps z of this batch."""
+
+    def layer_input(self) -> NDArray[np.float32]:
+        """z (rows, D) of the last batch, which had to show it; valid until the next call of `evaluate`."""
+
+    def rollback(self, position: int) -> None:
+        """Forget everything at `position` and behind it."""
+
+
+class HeadEngine(Protocol):
+    """One extra head: a layer with a cache of its own that reads z, the final norm and the unembedding."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the head so far."""
+
+    def evaluate(self, z_TD: NDArray[np.float32], start: int) -> None:
+        """Read z of positions start, start+1, ...; the cache must hold exactly the positions before."""
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits (V) at the last position read; valid until the next call of `evaluate`."""
 
     def rollback(self, position: int) -> None:
         """Forget everything at `position` and behind it."""

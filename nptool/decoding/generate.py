@@ -9,11 +9,9 @@ Puts the pieces together: prompt to tokens, engine, method, loop, tokens to text
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,158 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
-from nptool.decoding.loop import decode
-from nptool.decoding.methods import AUTOREGRESSIVE, JACOBI, JACOBI_BLOCK, find_method
+from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
+from nptool.decoding.engines import Engines
+from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
 from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence as TokenSequence
-from nptool.decoding.tally import Tally
 from nptool.decoding.template import ChatTemplate
-from nptool.decoding.text_stream import TextStream
-from nptool.errors import ContextError, UsageError
-from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, Context
+from nptool.errors import UsageError
 from nptool.llama.model import Model
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
-DEFAULT_MAX_TOKENS = 256
 BLOCK_SIZE_KEY = "nptool.block_size"
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How one answer is made."""
-
-    method: str = AUTOREGRESSIVE
-    """A name of `METHODS`."""
-    n: int | None = None
-    """Block length in tokens; None is what the file says, or 16."""
-    exact: bool | None = None
-    """Every batch padded to n rows, so that the text is bit for bit that of any other method at this n; None is yes
-    for parallel methods and no for autoregressive decoding, whose fast form is one row wide."""
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    """The longest answer in tokens."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the answer and are not part of it."""
-    sampling: Sampling = field(default_factory=Sampling)
-
-    def __post_init__(self) -> None:
-        find_method(self.method)
-        if self.n is not None and self.n < 1:
-            raise UsageError(f"-n must be at least 1, got {self.n}")
-        if self.n is not None and self.n > DEFAULT_BATCH:
-            raise ContextError(f"-n {self.n} is above the batch limit of {DEFAULT_BATCH} rows; choose a smaller n")
-        if self.max_tokens < 1:
-            raise UsageError(f"--max-tokens must be at least 1, got {self.max_tokens}")
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token."""
-
-    id: int
-    text: str
-    """What became final text by it: whole characters, perhaps none, perhaps some held back from tokens before it."""
-
-
-class Answer:
-    """The tokens of one answer as they are made; iterate once. `text`, `tokens` and `tally` grow meanwhile."""
-
-    def __init__(
-        self,
-        model: Model,
-        engine: Context,
-        sequence: TokenSequence,
-        prompt: NDArray[np.int32],
-        config: DecodeConfig,
-        n: int,
-        width: int | None,
-    ) -> None:
-        """Open `prompt` in `sequence`.
-
-        Args:
-            n: block length in tokens.
-            width: rows of every batch, or None.
-
-        Raises:
-            ContextError: the prompt is empty or does not fit.
-        """
-        sequence.open(prompt)
-        self.prompt = prompt
-        self.tokens: list[int] = []
-        """Ids so far, the end token included."""
-        self.text = ""
-        self.finish: str | None = None
-        """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room
-        left); None while it goes on or when the reader left."""
-        self._proposer = find_method(config.method).propose(n, prompt, config.sampling.seed)
-        self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
-        self._model = model
-        self._engine = engine
-        self._sequence = sequence
-        self._config = config
-        self._width = width
-        self._limit = min(engine.capacity, len(prompt) + config.max_tokens)
-        self._steps = self._run()
-
-    def __iter__(self) -> Iterator[Token]:
-        return self._steps
-
-    def close(self) -> None:
-        """Stop here. What was generated stays, in the cache too."""
-        self._steps.close()
-
-    def _run(self) -> Generator[Token, None, None]:
-        stream = TextStream(self._config.stop)
-        try:
-            self._prefill()
-            for tokens in self._decode():
-                for token in tokens.tolist():
-                    self.tokens.append(token)
-                    reason = self._reason(token)
-                    text = stream.feed(b"" if reason == "end" else self._model.piece(token))
-                    if reason is not None:
-                        text += stream.finish()
-                    self.finish = "stop" if stream.stopped is not None else reason
-                    self.text += text
-                    yield Token(token, text)
-                    if self.finish is not None:
-                        return
-        finally:
-            # A step may have added more than was taken; every method must leave the same text and cache behind.
-            self.tally.tokens = len(self.tokens)
-            self._sequence.truncate(len(self.prompt) + len(self.tokens))
-
-    def _prefill(self) -> None:
-        began = perf_counter()
-        self.tally.prefilled_tokens = self._sequence.prefill()
-        self.tally.prefill_seconds = perf_counter() - began
-
-    def _decode(self) -> Iterator[NDArray[np.integer]]:
-        ends = np.zeros(self._engine.vocabulary_size, dtype=np.bool_)
-        ends[list(self._model.end_tokens)] = True
-        steps = decode(
-            self._engine,
-            self._sequence,
-            self._proposer,
-            self._config.sampling,
-            self.tally,
-            limit=self._limit,
-            end_tokens=ends,
-            width=self._width,
-        )
-        for tokens in steps:
-            if self.tally.passes == 1:
-                self.tally.first_step_seconds = self.tally.prefill_seconds + self.tally.decode_seconds
-            yield tokens
-
-    def _reason(self, token: int) -> str | None:
-        if token in self._model.end_tokens:
-            return "end"
-        if len(self.tokens) >= self._config.max_tokens:
-            return "length"
-        return "context" if len(self.prompt) + len(self.tokens) >= self._limit else None
 
 
 class TextModel:
@@ -200,10 +59,14 @@ class TextModel:
             GgufError: the file cannot be used.
         """
         self.model = Model.load(path, gpu_layers)
-        self._settings: dict[str, Any] = {"threads": threads, "kv_type": kv_type, "flash_attention": flash_attention}
-        self._context_length = context_length
-        self._engine: Context | None = None
-        self._sequence: TokenSequence | None = None
+        self.engines = Engines(
+            self.model,
+            context_length,
+            gpu_layers=gpu_layers,
+            threads=threads,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+        )
         self._answer: Answer | None = None
 
     @property
@@ -214,6 +77,17 @@ class TextModel:
     def block_size(self) -> int:
         """The n that the file was trained for, or the default."""
         return int(self.model.header.metadata.get(BLOCK_SIZE_KEY, DEFAULT_N))
+
+    def block_length(self, config: DecodeConfig) -> int:
+        """The n that `config` comes to with this file.
+
+        Raises:
+            GgufError: it asks for heads and there are none.
+            UsageError: it asks for more heads than there are.
+        """
+        if find_method(config.method).heads:
+            return self.engines.count_heads(config.n)
+        return config.n or self.block_size
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -230,6 +104,7 @@ class TextModel:
         *,
         jacobi: bool = False,
         block_mode: bool = False,
+        heads: bool = False,
         n: int | None = None,
         exact: bool | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -243,6 +118,7 @@ class TextModel:
             prompt: a user's text, or the messages of a conversation.
             jacobi: decode n tokens in parallel.
             block_mode: Jacobi iteration block by block instead of a sliding window.
+            heads: let the model's extra heads draft n-1 tokens for each pass.
             n, exact, max_tokens, stop: see `DecodeConfig`.
             raw: take the text as it is, without the chat template.
             sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
@@ -252,10 +128,11 @@ class TextModel:
 
         Raises:
             UsageError: an option that cannot be used.
+            GgufError: heads are asked for and the file has none.
             ContextError: the prompt does not fit the context, or n the batch.
         """
         config = DecodeConfig(
-            method=(JACOBI_BLOCK if block_mode else JACOBI) if jacobi or block_mode else AUTOREGRESSIVE,
+            method=method_name(jacobi=jacobi, block_mode=block_mode, heads=heads),
             n=n,
             exact=exact,
             max_tokens=max_tokens,
@@ -275,14 +152,14 @@ class TextModel:
             ContextError: the prompt does not fit the context, or n the batch.
         """
         method = find_method(config.method)
-        n = config.n or self.block_size
+        n = self.block_length(config)
         exact = method.parallel if config.exact is None else config.exact
         if self._answer is not None:
             self._answer.close()
-        engine, sequence = self._open(n if exact or method.parallel else 1)
+        opened = self.engines.open(n if exact or method.parallel else 1, n if method.heads else None)
         if not reuse:
-            sequence.truncate(0)
-        self._answer = Answer(self.model, engine, sequence, prompt, config, n, n if exact else None)
+            opened.sequence.truncate(0)
+        self._answer = Answer(self.model, opened, prompt, config, n, n if exact else None)
         return self._answer
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:
@@ -308,9 +185,7 @@ class TextModel:
         """Free everything. A second call does nothing."""
         if self._answer is not None:
             self._answer.close()
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self.engines.close()
         self.model.close()
 
     def __enter__(self) -> Self:
@@ -320,16 +195,6 @@ class TextModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _open(self, width: int) -> tuple[Context, TokenSequence]:
-        """The engine, made anew when a step would be too wide for it."""
-        if self._engine is None or self._sequence is None or self._engine.width < width:
-            if self._engine is not None:
-                self._engine.close()
-            self._engine = Context(self.model, self._context_length, width=max(width, DEFAULT_WIDTH), **self._settings)
-            self._sequence = TokenSequence(self._engine)
-            _warm_up(self._engine, width)
-        return self._engine, self._sequence
 
 
 def load(path: str | Path | None = None, **options: Any) -> TextModel:
@@ -345,12 +210,17 @@ def load(path: str | Path | None = None, **options: Any) -> TextModel:
     return TextModel(latest_run().gguf if path is None else path, **options)
 
 
-def _warm_up(engine: Context, width: int) -> None:
-    """The first batch of a context pays for page faults and graph building; let no answer pay for it."""
-    for rows in {1, width}:
-        engine.evaluate(np.zeros(rows, dtype=np.int32), 0)
-        engine.clear()
-    engine.seconds = 0.0
+def method_name(*, jacobi: bool = False, block_mode: bool = False, heads: bool = False) -> str:
+    """The method that a few switches mean, `block_mode` implying `jacobi`.
+
+    Raises:
+        UsageError: two of them are different methods.
+    """
+    if heads and (jacobi or block_mode):
+        raise UsageError("Jacobi iteration and heads are two methods; choose one of them")
+    if heads:
+        return HEADS
+    return JACOBI_BLOCK if block_mode else JACOBI if jacobi else AUTOREGRESSIVE
 
 
 def _message(item: Message | Mapping[str, str]) -> Message:

@@ -35,6 +35,8 @@ class Fill:
 class JacobiWindow:
     """A window that slides: what was accepted leaves at the front, as many fresh tokens enter at the end."""
 
+    seconds = 0.0
+
     def __init__(self, n: int, prompt: NDArray[np.int32], seed: int) -> None:
         self.width = n
         self._fill = Fill(prompt, seed, n)
@@ -53,6 +55,8 @@ class JacobiWindow:
 
 class JacobiBlock:
     """The paper's blocks: n tokens are iterated until all of them are accepted, only then the next n are begun."""
+
+    seconds = 0.0
 
     def __init__(self, n: int, prompt: NDArray[np.int32], seed: int) -> None:
         self.width = n

@@ -43,7 +43,7 @@ def decode(
     """
     resumed = perf_counter()
     while sequence.length < limit:
-        before = engine.seconds
+        before, drafting = engine.seconds, proposer.seconds
         draft = proposer.propose(limit - sequence.length - 1)
         rows = len(draft) + 1
         batch = sequence.lay(draft, width or rows)
@@ -62,6 +62,7 @@ def decode(
         tally.drafted[: len(draft)] += 1
         tally.accepted[:accepted] += 1
         tally.engine_seconds += engine.seconds - before
+        tally.heads_seconds += proposer.seconds - drafting
         tally.decode_seconds += perf_counter() - resumed
         yield tokens
         resumed = perf_counter()

@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from nptool.decoding.chain import HeadsChain, Lookahead
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.proposers import Autoregressive, Proposer
+from nptool.decoding.sampling import Sampling
+from nptool.decoding.sequence import Sequence
 from nptool.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a proposer may know of the one text it is made for."""
+
+    n: int
+    """Block length in tokens, or heads in all."""
+    sequence: Sequence
+    """The text, whose tokens at the beginning are the prompt."""
+    sampling: Sampling
+    heads: Lookahead | None = None
+    """The model's heads, for methods that use them."""
+
+    def require_heads(self) -> Lookahead:
+        """The heads, which whoever calls such a method has opened."""
+        assert self.heads is not None, "a method with heads was given none"
+        return self.heads
 
 
 @dataclass(frozen=True)
@@ -19,15 +37,18 @@ class Method:
 
     name: str
     summary: str
-    propose: Callable[[int, NDArray[np.int32], int], Proposer]
-    """Makes a proposer from n, the prompt's tokens and a seed."""
+    propose: Callable[[Task], Proposer]
+    """Makes a proposer."""
     parallel: bool = True
     """Whether it uses a block of n tokens, and so runs in exact mode unless told otherwise."""
+    heads: bool = False
+    """Whether it uses the model's extra heads; n is then how many, the model's own included."""
 
 
 AUTOREGRESSIVE = "ar"
 JACOBI = "jacobi"
 JACOBI_BLOCK = "jacobi-block"
+HEADS = "heads"
 
 METHODS = {
     method.name: method
@@ -35,11 +56,25 @@ METHODS = {
         Method(
             AUTOREGRESSIVE,
             "autoregressive, one token for each forward pass",
-            lambda n, prompt, seed: Autoregressive(),
+            lambda task: Autoregressive(),
             parallel=False,
         ),
-        Method(JACOBI, "Jacobi iteration in a sliding window of n tokens", JacobiWindow),
-        Method(JACOBI_BLOCK, "Jacobi iteration block by block, as in the CLLM paper", JacobiBlock),
+        Method(
+            JACOBI,
+            "Jacobi iteration in a sliding window of n tokens",
+            lambda task: JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed),
+        ),
+        Method(
+            JACOBI_BLOCK,
+            "Jacobi iteration block by block, as in the CLLM paper",
+            lambda task: JacobiBlock(task.n, task.sequence.tokens, task.sampling.seed),
+        ),
+        Method(
+            HEADS,
+            "blockwise parallel decoding: n heads draft one token each",
+            lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
+            heads=True,
+        ),
     )
 }
 

@@ -17,6 +17,10 @@ class Proposer(Protocol):
     width: int
     """Rows of a full step: the last accepted token and the longest draft."""
 
+    @property
+    def seconds(self) -> float:
+        """Time that `propose` has spent inside models of its own."""
+
     def propose(self, room: int) -> NDArray[np.integer]:
         """The draft of the next step, at most `room` tokens."""
 
@@ -33,6 +37,7 @@ class Autoregressive:
     """No draft: one token for each forward pass."""
 
     width = 1
+    seconds = 0.0
     _nothing = np.empty(0, dtype=np.int32)
 
     def propose(self, room: int) -> NDArray[np.integer]:

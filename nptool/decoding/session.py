@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
-from nptool.decoding.generate import Answer, DecodeConfig, TextModel, Token
+from nptool.decoding.answer import Answer, DecodeConfig, Token
+from nptool.decoding.generate import TextModel
 from nptool.decoding.tally import Tally
 
 # Between the turns of a model without a chat template, whose conversation is one growing text.
@@ -27,7 +28,7 @@ class Session:
         self.messages: tuple[Message, ...] = self._beginning
         self.answer: Answer | None = None
         """The newest one."""
-        self.total = Tally(width=config.n or model.block_size)
+        self.total = Tally(width=model.block_length(config))
         self.turns = 0
 
     def ask(self, text: str) -> Generator[Token, None, None]:

@@ -27,6 +27,8 @@ class Tally:
     """Time in the loop, from the end of the prefill on; what the consumer does between two steps is not in it."""
     engine_seconds: float = 0.0
     """The part of `decode_seconds` spent inside the engine."""
+    heads_seconds: float = 0.0
+    """The part of `decode_seconds` spent inside extra heads."""
     first_step_seconds: float = 0.0
     """Prefill and first step: when the first token was there."""
     drafted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
@@ -55,8 +57,13 @@ class Tally:
 
     @property
     def overhead(self) -> float:
-        """Share of the decoding time outside the engine, from 0 to 1."""
-        return 1.0 - self.engine_seconds / self.decode_seconds if self.decode_seconds else 0.0
+        """Share of the decoding time outside the engine and the heads, from 0 to 1."""
+        return self.loop_seconds / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def loop_seconds(self) -> float:
+        """The part of `decode_seconds` outside the engine and the heads."""
+        return self.decode_seconds - self.engine_seconds - self.heads_seconds
 
     @property
     def acceptance(self) -> list[float]:
@@ -74,6 +81,7 @@ class Tally:
             "prefill_seconds",
             "decode_seconds",
             "engine_seconds",
+            "heads_seconds",
             "first_step_seconds",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -93,6 +101,7 @@ class Tally:
             "prefill_seconds": self.prefill_seconds,
             "decode_seconds": self.decode_seconds,
             "first_token_ms": 1e3 * self.first_step_seconds,
+            "heads_seconds": self.heads_seconds,
             "share_outside_llama": self.overhead,
             "acceptance_by_position": self.acceptance,
         }

@@ -9,16 +9,24 @@ from __future__ import annotations
 import ctypes
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import llama_cpp
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from nptool.errors import ContextError, GgufError, UsageError
-from nptool.llama.library import cause, error_lines
+from nptool.errors import ContextError, UsageError
 from nptool.llama.model import Model
+from nptool.llama.native import (
+    ContextSettings,
+    LayerInput,
+    create_context,
+    decode,
+    explain,
+    get_logits,
+    memory_of,
+    remove_from,
+)
 from nptool.provenance import usable_cores
 
 DEFAULT_CONTEXT = 4096
@@ -27,17 +35,7 @@ DEFAULT_BATCH = 512
 # The most rows of a decoding step, and so the most rows whose logits are kept.
 DEFAULT_WIDTH = 64
 
-CACHE_TYPES = {
-    name: int(GGMLQuantizationType[name.upper()])
-    for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-}
-_UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
 _SEQUENCE = 0
-
-# Own prototypes: llama_cpp's get_logits returns a ctypes pointer object, which costs more than the call itself.
-_LIBRARY = llama_cpp.llama_cpp._lib
-_get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", _LIBRARY))
-_decode = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, llama_cpp.llama_batch)(("llama_decode", _LIBRARY))
 
 
 class Context:
@@ -75,30 +73,38 @@ class Context:
         self.model = model
         self.capacity = min(model.context_length, DEFAULT_CONTEXT) if capacity is None else capacity
         self.width = width
-        self.threads = usable_cores() if threads is None else threads
+        self.settings = ContextSettings(threads, flash_attention, kv_type)
+        self.threads = threads or usable_cores()
         self.batch_limit = batch
-        self._check_settings(kv_type, flash_attention)
+        self._check_sizes()
+        self._layer: LayerInput | None = None
         self.vocabulary_size = model.vocabulary_size
         self.seconds = 0.0
         """Time spent inside llama.cpp by `evaluate` since the start."""
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
         self._flagged = True
-        self._pointer: Any = self._create(kv_type, flash_attention)
+        self._pointer: Any = create_context(
+            model, self.settings, cells=self.capacity + width, batch=batch, outputs=width
+        )
         model.add_dependent(self)
-        self._memory = llama_cpp.llama_get_memory(self._pointer)
-        if not self._memory:
-            self.close()
-            raise GgufError(f"{model.path} has no KV cache in llama.cpp; it cannot generate text")
+        self._memory = memory_of(model, self._pointer)
         # llama.cpp lowers it to the size of a smaller cache.
         self.batch_limit = int(llama_cpp.llama_n_batch(self._pointer))
         self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, 1)
         self._bind_batch(self.batch_limit)
         self._logits_address = 0
         self._logits = np.empty((0, self.vocabulary_size), dtype=np.float32)
+        self._showing = False
+        self._shown = _Shown(0, 0, np.empty((0, 0), dtype=np.float32))
 
-    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+    def evaluate(
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
+    ) -> NDArray[np.float32]:
         """Run one batch: `tokens` at positions start, start+1, ... of the text.
+
+        Args:
+            show: keep the input of the chosen layer for `layer_input`.
 
         Returns:
             Logits (rows, vocabulary) of every row, or (0, vocabulary) without `outputs`: a view into llama.cpp's
@@ -121,23 +127,45 @@ class Context:
         if outputs != self._flagged:
             self._flags[:] = outputs
             self._flagged = outputs
+        if show != self._showing:
+            self._switch(show)
         self._batch.n_tokens = rows
         began = perf_counter()
-        code = _decode(pointer, self._batch)
-        address = _get_logits(pointer) if outputs else 0
+        code = decode(pointer, self._batch)
+        address = get_logits(pointer) if outputs else 0
         self.seconds += perf_counter() - began
         if code != 0:
-            raise ContextError(_explain(code, rows, start))
+            raise ContextError(explain(code, rows, start))
         if not outputs:
             return self._logits[:0]
         if address != self._logits_address:
             self._bind_logits(address)
         return self._logits[:rows]
 
+    def choose_layer(self, layer: int) -> None:
+        """Say which layer's input `evaluate` shows on request.
+
+        Raises:
+            GgufError: the model has no such layer, or llama.cpp cannot show it.
+        """
+        if self._showing:
+            self._switch(False)
+        self._layer = LayerInput(self.model, layer)
+
+    def layer_input(self) -> NDArray[np.float32]:
+        """What the chosen layer read (rows, D) in the last batch, which had to show it: a view until the next."""
+        if not self._showing or self._layer is None:
+            raise ValueError("the last batch did not show the input of a layer")
+        began = perf_counter()
+        address, rows = self._layer.address(self.pointer), int(self._batch.n_tokens)
+        self.seconds += perf_counter() - began
+        if (address, rows) != (self._shown.address, self._shown.rows):
+            self._shown = _Shown(address, rows, float_view(address, rows, self._layer.size))
+        return self._shown.view_TD
+
     def rollback(self, position: int) -> None:
         """Forget everything at `position` and behind it."""
-        if not llama_cpp.llama_memory_seq_rm(self._memory_pointer, _SEQUENCE, position, -1):
-            raise GgufError(f"{self.model.path}: llama.cpp cannot take back tokens of this model's cache")
+        remove_from(self.model, self._memory_pointer, _SEQUENCE, position)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -173,35 +201,18 @@ class Context:
             raise ValueError("the context is closed")
         return self._memory
 
-    def _check_settings(self, kv_type: str, flash_attention: bool) -> None:
-        for name, value in (("context", self.capacity), ("width", self.width), ("threads", self.threads)):
+    def _check_sizes(self) -> None:
+        for name, value in (("context", self.capacity), ("width", self.width)):
             if value < 1:
                 raise UsageError(f"the {name} must be at least 1, got {value}")
         if self.width > self.batch_limit:
             raise ContextError(f"a block of {self.width} tokens is above the batch limit of {self.batch_limit}")
-        if kv_type not in CACHE_TYPES:
-            raise UsageError(f"unknown cache type {kv_type!r}; known are {', '.join(CACHE_TYPES)}")
-        if kv_type not in _UNQUANTIZED and not flash_attention:
-            raise UsageError(f"a cache of type {kv_type} needs flash attention; leave it on or use f16")
 
-    def _create(self, kv_type: str, flash_attention: bool) -> Any:
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = self.capacity + self.width
-        parameters.n_batch = parameters.n_ubatch = self.batch_limit
-        parameters.n_outputs_max = self.width
-        parameters.n_threads = parameters.n_threads_batch = self.threads
-        parameters.type_k = parameters.type_v = CACHE_TYPES[kv_type]
-        parameters.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
-        # A sliding-window cache of its natural size drops cells that a rollback would need.
-        parameters.swa_full = True
-        parameters.no_perf = True
-        with error_lines() as lines:
-            pointer = llama_cpp.llama_init_from_model(self.model.pointer, parameters)
-        if not pointer:
-            raise ContextError(f"no context of {self.capacity} tokens for {self.model.path}: {cause(lines)}")
-        return pointer
+    def _switch(self, show: bool) -> None:
+        if self._layer is None:
+            raise ValueError("no layer was chosen whose input could be shown")
+        self._layer.show(self.pointer, show)
+        self._showing = show
 
     def _bind_batch(self, batch: int) -> None:
         """Numpy views over the batch's arrays; the columns that never change are filled once."""
@@ -222,11 +233,18 @@ class Context:
         if not address:
             raise ContextError("llama.cpp returned no logits for a batch that asked for them")
         # As many rows as a step may have; the buffer holds those of the last batch, and only they are handed out.
-        buffer = (ctypes.c_float * (self.width * self.vocabulary_size)).from_address(address)
-        self._logits = np.ctypeslib.as_array(buffer).reshape(self.width, self.vocabulary_size)
+        self._logits = float_view(address, self.width, self.vocabulary_size)
         self._logits_address = address
 
 
-def _explain(code: int, rows: int, start: int) -> str:
-    causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
-    return f"llama_decode failed on {rows} rows from position {start}: {causes.get(code, f'error {code}')}"
+class _Shown(NamedTuple):
+    """A view that serves as long as llama.cpp's buffer stays where it is and the batch as wide as it was."""
+
+    address: int
+    rows: int
+    view_TD: NDArray[np.float32]
+
+
+def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
+    """A matrix over llama.cpp's memory."""
+    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections.abc import Callable
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,18 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import GgufError
+from nptool.llama.c_stream import c_stream
 from nptool.llama.gguf_check import Header, check_gguf
-from nptool.llama.gguf_parts import Part
 from nptool.llama.library import cause, error_lines, initialise, supports_gpu
 
 logger = logging.getLogger(__name__)
 
 # llama.cpp takes any negative number of layers as "all".
 ALL_LAYERS = -1
-# What llama.cpp calls a size that is not among those it has a name for.
-_UNKNOWN_SIZE = "?B"
-# What it adds where the file does not say its type.
-_GUESSED = " (guessed)"
 
 
 class Closable(Protocol):
@@ -66,30 +61,29 @@ class Model:
         Raises:
             GgufError: it is missing, damaged, not decodable in parallel, or llama.cpp refuses it.
         """
-        return cls._load(check_gguf(path), gpu_layers, memory_map)
+        header = check_gguf(path)
+        parameters = _parameters(gpu_layers, memory_map)
+        with error_lines() as lines:
+            pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
+        return cls._checked(pointer, header, lines)
 
     @classmethod
-    def load_part(cls, part: Part, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
-        """Load a GGUF that lies behind another one: a head that `gguf_parts.find_parts` found.
+    def load_part(cls, header: Header, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
+        """Load a GGUF that lies inside a file, at its header's offset.
 
         Raises:
             GgufError: llama.cpp refuses it.
         """
-        return cls._load(part.header, gpu_layers, memory_map)
+        parameters = _parameters(gpu_layers, memory_map)
+        with error_lines() as lines, c_stream(header.path, header.offset) as stream:
+            pointer = llama_cpp.llama_model_load_from_file_ptr(stream, parameters)
+        return cls._checked(pointer, header, lines)
 
     @classmethod
-    def _load(cls, header: Header, gpu_layers: int, memory_map: bool) -> Self:
-        initialise()
-        if gpu_layers and not supports_gpu():
-            logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
-        parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers = gpu_layers
-        parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
-        with error_lines() as lines:
-            pointer = _load_weights(header, parameters)
+    def _checked(cls, pointer: Any, header: Header, lines: list[str]) -> Self:
         if not pointer:
-            where = f"the head at byte {header.offset} of {header.path}" if header.offset else str(header.path)
-            raise GgufError(f"llama.cpp cannot load {where}: {cause(lines)}")
+            place = f" at byte {header.offset}" if header.offset else ""
+            raise GgufError(f"llama.cpp cannot load {header.path}{place}: {cause(lines)}")
         model = cls(pointer, header)
         try:
             model._check_kind()
@@ -133,10 +127,8 @@ class Model:
 
     @cached_property
     def description(self) -> str:
-        """llama.cpp's one line: architecture, size, type; the size, of which it knows only some, as a number."""
-        text = self._text(partial(llama_cpp.llama_model_desc, self.pointer)) or ""
-        millions = llama_cpp.llama_model_n_params(self.pointer) / 1e6
-        return text.replace(_GUESSED, "").replace(_UNKNOWN_SIZE, f"{millions:.1f}M")
+        """llama.cpp's one line: architecture, size, type."""
+        return self._text(partial(llama_cpp.llama_model_desc, self.pointer)) or ""
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -273,27 +265,11 @@ class Model:
             size = needed + 1
 
 
-def _load_weights(header: Header, parameters: Any) -> Any:
-    """`llama_model *` or NULL."""
-    if not header.offset:
-        return llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
-    stream = _libc().fopen(str(header.path).encode(), b"rb")
-    if not stream:
-        raise GgufError(f"cannot open {header.path} to load the head at byte {header.offset}")
-    try:
-        if _libc().fseek(stream, header.offset, os.SEEK_SET):
-            raise GgufError(f"cannot go to byte {header.offset} of {header.path}, where a head begins")
-        return llama_cpp.llama_model_load_from_file_ptr(stream, parameters)
-    finally:
-        _libc().fclose(stream)
-
-
-@cache
-def _libc() -> Any:
-    """The C library, for the `FILE *` that llama.cpp takes where a model does not begin its file."""
-    library = ctypes.CDLL(None)
-    library.fopen.restype = ctypes.c_void_p
-    library.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-    library.fseek.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
-    library.fclose.argtypes = [ctypes.c_void_p]
-    return library
+def _parameters(gpu_layers: int, memory_map: bool) -> Any:
+    initialise()
+    if gpu_layers and not supports_gpu():
+        logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
+    return parameters

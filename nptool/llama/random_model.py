@@ -1,12 +1,13 @@
 """Random-weight Llama GGUFs with a working byte-level BPE tokenizer: what benchmarks and tests decode.
 
-A model of any size in seconds, without a download. Its text means nothing. Not part of the conversion of real models.
+A model of any size in seconds, without a download. Its text means nothing; a `counting` model's is foreseeable, so
+that its extra heads can be right. Not part of the conversion of real models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+
+from nptool.heads import COUNT_KEY, INDEX_KEY, TRUNK_LAYER_KEY
+from nptool.llama.gguf_parts import part_start
 
 SPECIAL_TOKENS = ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>")
 BYTES = 256
@@ -53,6 +57,8 @@ def write_random_model(
     chat_template: str | None = CHAT_TEMPLATE,
     add_bos: bool = False,
     metadata: Mapping[str, str | int] | None = None,
+    heads: int = 1,
+    counting: float = 0.0,
 ) -> Path:
     """Write a random model to `path` and return it.
 
@@ -61,22 +67,77 @@ def write_random_model(
         sharpness: standard deviation of the logits, about.
         add_bos: whether the tokenizer puts `<|bos|>` before a text.
         metadata: more entries.
+        heads: heads in all; those from the second on are written behind the model.
+        counting: how much the model and its heads are drawn to count on: token t is followed by t + 1, t + 2, ...
+            Large values make every head right, 0 leaves them to chance.
     """
+    path = Path(path)
+    entries: dict[str, str | int] = dict(metadata or {})
+    if heads > 1:
+        entries |= {COUNT_KEY: heads, TRUNK_LAYER_KEY: shape.layers - 1}
+    generator = np.random.default_rng(seed)
+    tensors = dict(_tensors(shape, generator, sharpness))
+    embedding = tensors["token_embd.weight"]
+    _draw(tensors, "output.weight", embedding, 1, counting)
     writer = gguf.GGUFWriter(path, "llama")
     _add_sizes(writer, shape)
     _add_tokenizer(writer, shape.vocabulary, chat_template, add_bos)
-    for key, value in (metadata or {}).items():
+    for key, value in entries.items():
         if isinstance(value, int):
             writer.add_uint32(key, value)
         else:
             writer.add_string(key, value)
-    for name, tensor in _tensors(shape, np.random.default_rng(seed), sharpness):
+    _finish(writer, tensors, kind)
+    for head in range(2, heads + 1):
+        _append_head(path, head, shape, dict(_tensors(shape, generator, sharpness)), embedding, kind, counting)
+    return path
+
+
+def _draw(
+    tensors: dict[str, NDArray[np.float32]],
+    name: str,
+    embedding_VD: NDArray[np.float32],
+    distance: int,
+    weight: float,
+) -> None:
+    """Draw an unembedding towards the token `distance` behind the one that is read."""
+    tensors[name] = tensors[name] + np.float32(weight) * np.roll(embedding_VD, distance, axis=0)
+
+
+def _append_head(
+    path: Path,
+    head: int,
+    shape: Shape,
+    tensors: dict[str, NDArray[np.float32]],
+    embedding_VD: NDArray[np.float32],
+    kind: str,
+    counting: float,
+) -> None:
+    """Write one more head behind what `path` holds, in the layout that `convert` writes."""
+    one_layer = replace(shape, layers=1)
+    part = path.with_suffix(".head")
+    writer = gguf.GGUFWriter(part, "llama")
+    _add_sizes(writer, one_layer)
+    writer.add_tokenizer_model("none")
+    writer.add_uint32(INDEX_KEY, head)
+    unembedding = tensors.pop("output.weight")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("blk.") or name[4] == "0"}
+    tensors["token_embd.weight"] = unembedding
+    _draw(tensors, "token_embd.weight", embedding_VD, head, counting)
+    _finish(writer, tensors, kind)
+    with path.open("ab") as stream:
+        stream.write(bytes(part_start(stream.tell()) - stream.tell()))
+        stream.write(part.read_bytes())
+    part.unlink()
+
+
+def _finish(writer: Any, tensors: Mapping[str, NDArray[np.float32]], kind: str) -> None:
+    for name, tensor in tensors.items():
         _add_tensor(writer, name, tensor, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return Path(path)
 
 
 def _add_sizes(writer: Any, shape: Shape) -> None:

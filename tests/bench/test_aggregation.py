@@ -98,7 +98,7 @@ def test_summary_of_one_variant() -> None:
         equal_width=[(1, 2, 3, 4), (1, 2, 3, 4)],
         width_1=[(9, 2, 3, 4), (1, 2, 3, 9)],
         margins={(0, 0): 0.5, (1, 3): 0.25},
-        cost_ratio=1.6,
+        costs={1: 1.0, 4: 1.6},
         sources=["a:1", "a:2"],
         accuracy=0.75,
     )
@@ -117,7 +117,7 @@ def test_summary_of_one_variant() -> None:
 def test_the_baseline_against_itself_is_one() -> None:
     same = [(1, 2, 3, 4)] * 2
     report = summarize(
-        BASELINE, BASELINE, equal_width=same, width_1=same, margins={}, cost_ratio=1.0, sources=["", ""], accuracy=None
+        BASELINE, BASELINE, equal_width=same, width_1=same, margins={}, costs={1: 1.0}, sources=["", ""], accuracy=None
     )
     assert (report.speedup, report.speedup_with_prefill, report.tokens_per_forward) == (1.0, 1.0, 1.0)
     assert (report.differences, report.margin_median, report.margin_worst) == ([], None, None)
@@ -127,5 +127,5 @@ def test_variants_are_the_baseline_and_every_parallel_method_at_every_length() -
     found = variants_of(["jacobi", "ar", "jacobi-block", "jacobi"], [8, 4, 8])
     names = [(variant.method, variant.n) for variant in found]
     assert names == [("ar", 1), ("jacobi", 8), ("jacobi", 4), ("jacobi-block", 8), ("jacobi-block", 4)]
-    with pytest.raises(UsageError, match=r"unknown method 'warp'; known are ar, jacobi, jacobi-block"):
+    with pytest.raises(UsageError, match=r"unknown method 'warp'; known are ar, jacobi, jacobi-block, heads"):
         variants_of(["warp"], [4])

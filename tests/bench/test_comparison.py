@@ -79,7 +79,7 @@ def report_of(comparison: Comparison, variant: Variant) -> MethodReport:
         equal_width=comparison.references[variant.n],
         width_1=comparison.references[1],
         margins=comparison.margins,
-        cost_ratio=comparison.costs.ratio(variant.n),
+        costs=comparison.costs.seconds(),
         sources=["one"],
         accuracy=None,
     )

@@ -11,7 +11,8 @@ import pytest
 
 import nptool
 from nptool.data.records import Message
-from nptool.decoding.generate import Answer, DecodeConfig, TextModel
+from nptool.decoding.answer import Answer, DecodeConfig
+from nptool.decoding.generate import TextModel
 from nptool.errors import ContextError, DataError, UsageError
 
 SAMPLED = {"temperature": 0.8, "seed": 7}
@@ -115,8 +116,9 @@ def test_every_mode_leaves_the_same_text_and_cache_behind(model: TextModel) -> N
     kept = []
     for jacobi in (False, True):
         read(model.generate("d", max_tokens=60, n=N, exact=True, jacobi=jacobi, stop=[stop]))
-        assert model._sequence is not None
-        kept.append((model._sequence.tokens.tolist(), model._sequence.cached))
+        assert model.engines.newest is not None
+        sequence = model.engines.newest.sequence
+        kept.append((sequence.tokens.tolist(), sequence.cached))
     assert kept[0] == kept[1]
 
 
@@ -179,8 +181,8 @@ def test_the_file_may_say_its_block_size(tiny_gguf: Callable[..., Path]) -> None
 
 def test_the_engine_is_made_anew_for_a_wider_block(model: TextModel) -> None:
     assert len(read(model.generate("h", jacobi=True, n=100, max_tokens=10)).tokens) == 10
-    assert model._engine is not None
-    assert model._engine.width == 100
+    assert model.engines.newest is not None
+    assert model.engines.newest.engine.width == 100
 
 
 def test_what_cannot_be_asked(model: TextModel) -> None:
@@ -190,7 +192,7 @@ def test_what_cannot_be_asked(model: TextModel) -> None:
         model.generate("a", jacobi=True, n=513)
     with pytest.raises(UsageError, match="--max-tokens must be at least 1, got 0"):
         model.generate("a", max_tokens=0)
-    with pytest.raises(UsageError, match="unknown method 'magic'; known are ar, jacobi, jacobi-block"):
+    with pytest.raises(UsageError, match="unknown method 'magic'; known are ar, jacobi, jacobi-block, heads"):
         DecodeConfig(method="magic")
     with pytest.raises(ContextError, match="the prompt is empty"):
         model.generate("", raw=True)

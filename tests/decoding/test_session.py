@@ -10,7 +10,8 @@ import pytest
 
 import nptool
 from nptool.data.records import Message
-from nptool.decoding.generate import DecodeConfig, TextModel
+from nptool.decoding.answer import DecodeConfig
+from nptool.decoding.generate import TextModel
 from nptool.decoding.session import Session
 from nptool.errors import ContextError
 

@@ -140,7 +140,7 @@ def test_a_model_behind_another_one(memory_map: bool, tiny_gguf: Callable[..., P
     ids = np.arange(20, dtype=np.int32)
     with Model.load(second) as model, Context(model, 64) as context:
         expected = context.evaluate(ids, 0).copy()
-    with Model.load_part(part, memory_map=memory_map) as model, Context(model, 64) as context:
+    with Model.load_part(part.header, memory_map=memory_map) as model, Context(model, 64) as context:
         assert np.array_equal(context.evaluate(ids, 0), expected)
     with Model.load(path, memory_map=memory_map) as model, Context(model, 64) as context:
         assert not np.array_equal(context.evaluate(ids, 0), expected)
@@ -153,7 +153,7 @@ def test_a_part_that_llama_cpp_refuses(tiny_gguf: Callable[..., Path], tmp_path:
     path.write_bytes(content + tiny_gguf().read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_up.wrong_"))
     header = read_header(path, len(content))
     with pytest.raises(GgufError, match=rf"cannot load the head at byte {len(content)} of .*two\.gguf: .*ffn_up"):
-        Model.load_part(Part(header.offset, header.data_end - header.offset, header))
+        Model.load_part(header)
     path.unlink()
     with pytest.raises(GgufError, match=rf"cannot open .*two\.gguf to load the head at byte {len(content)}"):
-        Model.load_part(Part(header.offset, header.data_end - header.offset, header))
+        Model.load_part(header)

@@ -1,0 +1,157 @@
+"""One answer while it is made: how, its tokens and text, why it ended. Knows neither files nor templates."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.headed import Opened
+from nptool.decoding.loop import decode
+from nptool.decoding.methods import AUTOREGRESSIVE, Task, find_method
+from nptool.decoding.sampling import Sampling
+from nptool.decoding.tally import Tally
+from nptool.decoding.text_stream import TextStream
+from nptool.errors import ContextError, UsageError
+from nptool.llama.context import DEFAULT_BATCH
+from nptool.llama.model import Model
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How one answer is made."""
+
+    method: str = AUTOREGRESSIVE
+    """A name of `METHODS`."""
+    n: int | None = None
+    """Block length in tokens; None is what the file says, or 16. With heads, how many are used; None is all."""
+    exact: bool | None = None
+    """Every batch padded to n rows, so that the text is bit for bit that of any other method at this n; None is yes
+    for parallel methods and no for autoregressive decoding, whose fast form is one row wide."""
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    """The longest answer in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer and are not part of it."""
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        find_method(self.method)
+        if self.n is not None and self.n < 1:
+            raise UsageError(f"-n must be at least 1, got {self.n}")
+        if self.n is not None and self.n > DEFAULT_BATCH:
+            raise ContextError(f"-n {self.n} is above the batch limit of {DEFAULT_BATCH} rows; choose a smaller n")
+        if self.max_tokens < 1:
+            raise UsageError(f"--max-tokens must be at least 1, got {self.max_tokens}")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    text: str
+    """What became final text by it: whole characters, perhaps none, perhaps some held back from tokens before it."""
+
+
+class Answer:
+    """The tokens of one answer as they are made; iterate once. `text`, `tokens` and `tally` grow meanwhile."""
+
+    def __init__(
+        self,
+        model: Model,
+        opened: Opened,
+        prompt: NDArray[np.int32],
+        config: DecodeConfig,
+        n: int,
+        width: int | None,
+    ) -> None:
+        """Make `prompt` the text.
+
+        Args:
+            n: block length in tokens, or heads in all.
+            width: rows of every batch, or None.
+
+        Raises:
+            ContextError: the prompt is empty or does not fit.
+        """
+        engine, sequence, heads = opened
+        sequence.open(prompt)
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        """Ids so far, the end token included."""
+        self.text = ""
+        self.finish: str | None = None
+        """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room
+        left); None while it goes on or when the reader left."""
+        self._proposer = find_method(config.method).propose(Task(n, sequence, config.sampling, heads))
+        self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
+        self._model = model
+        self._engine = engine
+        self._sequence = sequence
+        self._config = config
+        self._width = width
+        self._limit = min(engine.capacity, len(prompt) + config.max_tokens)
+        self._steps = self._run()
+
+    def __iter__(self) -> Iterator[Token]:
+        return self._steps
+
+    def close(self) -> None:
+        """Stop here. What was generated stays, in the cache too."""
+        self._steps.close()
+
+    def _run(self) -> Generator[Token, None, None]:
+        stream = TextStream(self._config.stop)
+        try:
+            self._prefill()
+            for tokens in self._decode():
+                for token in tokens.tolist():
+                    self.tokens.append(token)
+                    reason = self._reason(token)
+                    text = stream.feed(b"" if reason == "end" else self._model.piece(token))
+                    if reason is not None:
+                        text += stream.finish()
+                    self.finish = "stop" if stream.stopped is not None else reason
+                    self.text += text
+                    yield Token(token, text)
+                    if self.finish is not None:
+                        return
+        finally:
+            # A step may have added more than was taken; every method must leave the same text and cache behind.
+            self.tally.tokens = len(self.tokens)
+            self._sequence.truncate(len(self.prompt) + len(self.tokens))
+
+    def _prefill(self) -> None:
+        began = perf_counter()
+        self.tally.prefilled_tokens = self._sequence.prefill()
+        self.tally.prefill_seconds = perf_counter() - began
+
+    def _decode(self) -> Iterator[NDArray[np.integer]]:
+        ends = np.zeros(self._engine.vocabulary_size, dtype=np.bool_)
+        ends[list(self._model.end_tokens)] = True
+        steps = decode(
+            self._engine,
+            self._sequence,
+            self._proposer,
+            self._config.sampling,
+            self.tally,
+            limit=self._limit,
+            end_tokens=ends,
+            width=self._width,
+        )
+        for tokens in steps:
+            if self.tally.passes == 1:
+                self.tally.first_step_seconds = self.tally.prefill_seconds + self.tally.decode_seconds
+            yield tokens
+
+    def _reason(self, token: int) -> str | None:
+        if token in self._model.end_tokens:
+            return "end"
+        if len(self.tokens) >= self._config.max_tokens:
+            return "length"
+        return "context" if len(self.prompt) + len(self.tokens) >= self._limit else None

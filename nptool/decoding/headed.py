@@ -1,0 +1,108 @@
+"""A trunk and its extra heads as one engine: every position that stays in the text is read by the heads too.
+
+The loop sees an ordinary `Engine`. What the trunk shows of a batch (z) is held back until it is known which rows were
+right: the next batch begins behind them, or `lookahead` is asked. So junk and rejected drafts never reach a head, no
+pass of the trunk is added, and the heads' caches stay in step with the trunk's from turn to turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AnySequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.engine import Engine, HeadEngine, Trunk
+from nptool.decoding.sequence import Sequence
+
+
+class HeadedEngine:
+    """An `Engine` with heads 2..n behind it."""
+
+    def __init__(self, trunk: Trunk, heads: AnySequence[HeadEngine]) -> None:
+        """Args: `heads` are heads 2..n in this order. The caches of all must be empty, or be rolled back before use."""
+        self.capacity = trunk.capacity
+        self.width = trunk.width
+        self.batch_limit = trunk.batch_limit
+        self.vocabulary_size = trunk.vocabulary_size
+        self.count = 1 + len(heads)
+        """n: heads in all, the trunk's own included."""
+        self._trunk = trunk
+        self._heads = heads
+        self._logits_KV = np.empty((len(heads), trunk.vocabulary_size), dtype=np.float32)
+        self._end = 0
+        """Positions in the trunk's cache."""
+        self._read = 0
+        """Positions in the heads' caches."""
+        self._start = 0
+        """Position of the first row of z."""
+        self._z_TD = np.empty((0, 0), dtype=np.float32)
+        self._newest = 0
+        """The heads' logits are those at the position before this one."""
+        self._uneven = False
+        """An interruption may have left some heads further than others."""
+
+    @property
+    def seconds(self) -> float:
+        """Time inside the trunk so far."""
+        return self._trunk.seconds
+
+    @property
+    def heads_seconds(self) -> float:
+        """Time inside the heads so far."""
+        return sum(head.seconds for head in self._heads)
+
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+        """As the trunk's. The heads read what the batch before left in the text, as it is about to be overwritten."""
+        self._let_read()
+        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=bool(self._heads))
+        if self._heads:
+            self._z_TD = self._trunk.layer_input()
+        self._start, self._end = start, start + len(tokens)
+        return logits_RV
+
+    def rollback(self, position: int) -> None:
+        """Forget everything at `position` and behind it, in the trunk and in the heads."""
+        self._trunk.rollback(position)
+        self._end = min(self._end, position)
+        if self._read >= position:
+            # Even where they have read no further: other engines may use the same heads.
+            self._uneven = True
+            self._read = position
+
+    def lookahead(self) -> NDArray[np.float32] | None:
+        """What heads 2..n say (n-1, V) of the tokens behind the one that the text's last pass gave.
+
+        None where no pass led there: behind an empty cache, or right after a rollback.
+        """
+        self._let_read()
+        if not self._end or self._newest != self._end:
+            return None
+        for row_V, head in zip(self._logits_KV, self._heads, strict=True):
+            row_V[:] = head.logits()
+        return self._logits_KV
+
+    def _let_read(self) -> None:
+        """Let every head read what the trunk's cache holds and theirs do not."""
+        if self._uneven:
+            for head in self._heads:
+                head.rollback(self._read)
+            self._uneven = False
+        if self._read == self._end:
+            return
+        z_TD = self._z_TD[self._read - self._start : self._end - self._start]
+        self._uneven = True
+        for head in self._heads:
+            head.evaluate(z_TD, self._read)
+        self._read = self._newest = self._end
+        self._uneven = False
+
+
+class Opened(NamedTuple):
+    """What one way to decode works on. Ways with another number of heads share the caches and have their own text."""
+
+    engine: Engine
+    sequence: Sequence
+    heads: HeadedEngine | None
+    """The engine again, where it has heads."""

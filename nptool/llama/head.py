@@ -1,0 +1,141 @@
+"""One extra head in llama.cpp: a one-layer model that reads z instead of tokens, with a KV cache of its own.
+
+Implements `nptool.decoding.engine.HeadEngine`. Knows neither the trunk nor the other heads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from time import perf_counter
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.errors import ContextError, GgufError, NptoolError
+from nptool.llama.context import Context, float_view
+from nptool.llama.gguf_check import Header
+from nptool.llama.model import ALL_LAYERS, Model
+from nptool.llama.native import create_context, decode, explain, get_logits, memory_of, remove_from
+
+_SEQUENCE = 0
+
+
+class Head:
+    """A head beside a trunk's context: as many positions, computed in the same way."""
+
+    def __init__(self, header: Header, trunk: Context, *, gpu_layers: int = 0) -> None:
+        """Load the head that lies at `header`'s offset.
+
+        Raises:
+            GgufError: llama.cpp refuses it, or it does not fit the trunk.
+            ContextError: there is no memory for its cache.
+        """
+        self.model = Model.load_part(header, ALL_LAYERS if gpu_layers else 0)
+        self.seconds = 0.0
+        """Time spent inside llama.cpp since the start."""
+        self.size = int(llama_cpp.llama_model_n_embd_inp(self.model.pointer))
+        """Values of one row of z."""
+        self._cells = trunk.capacity + trunk.width
+        self._pointer: Any = None
+        try:
+            self._check_sizes(trunk.model)
+            self._pointer = create_context(
+                self.model, trunk.settings, cells=self._cells, batch=trunk.batch_limit, outputs=1
+            )
+            self._memory = memory_of(self.model, self._pointer)
+        except NptoolError:
+            self.close()
+            raise
+        self._batch_limit = min(trunk.batch_limit, int(llama_cpp.llama_n_batch(self._pointer)))
+        self._address = 0
+        self._logits_V = np.empty(0, dtype=np.float32)
+        self._line = np.arange(self._cells, dtype=np.int32)
+        self._positions = np.zeros(self._batch_limit, dtype=np.int32)
+        self._flags = np.zeros(self._batch_limit, dtype=np.int8)
+        self._last = 0
+        self._batch: Any = self._make_batch()
+        trunk.model.add_dependent(self)
+
+    def evaluate(self, z_TD: NDArray[np.float32], start: int) -> None:
+        """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
+
+        `logits` tells afterwards what follows the last of them. On a GPU the work is only begun here.
+
+        Raises:
+            ContextError: the rows do not fit.
+        """
+        rows = len(z_TD)
+        if not 0 < rows <= self._batch_limit or start < 0 or start + rows > self._cells:
+            raise ContextError(f"{rows} rows from position {start} do not fit a head of {self._cells} positions")
+        if z_TD.shape[1] != self.size or z_TD.dtype != np.float32 or not z_TD.flags.c_contiguous:
+            raise ValueError(f"a head reads contiguous float32 rows of {self.size} values")
+        if not self._pointer:
+            raise ValueError("the head is closed")
+        self._positions[:rows] = self._line[start : start + rows]
+        self._flags[self._last] = 0
+        self._last = rows - 1
+        self._flags[self._last] = 1
+        self._batch.n_tokens = rows
+        self._batch.embd = ctypes.cast(z_TD.ctypes.data, ctypes.POINTER(ctypes.c_float))
+        began = perf_counter()
+        code = decode(self._pointer, self._batch)
+        self.seconds += perf_counter() - began
+        if code != 0:
+            raise ContextError(explain(code, rows, start))
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits (V) at the last position that was read: a view, valid until the next `evaluate`."""
+        if not self._pointer:
+            raise ValueError("the head is closed")
+        began = perf_counter()
+        address = get_logits(self._pointer)
+        self.seconds += perf_counter() - began
+        if not address:
+            raise ContextError("llama.cpp returned no logits of a head")
+        if address != self._address:
+            self._logits_V = float_view(address, 1, self.model.vocabulary_size).reshape(-1)
+            self._address = address
+        return self._logits_V
+
+    def rollback(self, position: int) -> None:
+        """Forget everything at `position` and behind it."""
+        if not self._pointer:
+            raise ValueError("the head is closed")
+        remove_from(self.model, self._memory, _SEQUENCE, position)
+
+    def close(self) -> None:
+        """Free cache and weights. A second call does nothing."""
+        if self._pointer:
+            llama_cpp.llama_free(self._pointer)
+            self._pointer = None
+        self.model.close()
+
+    def _check_sizes(self, trunk: Model) -> None:
+        expected = int(llama_cpp.llama_model_n_embd(trunk.pointer))
+        for name, value, wanted in (
+            ("values for each position", self.size, expected),
+            ("tokens in its vocabulary", self.model.vocabulary_size, trunk.vocabulary_size),
+        ):
+            if value != wanted:
+                raise GgufError(
+                    f"{self.model.path}: the head at byte {self.model.header.offset} has {value} {name} and the "
+                    f"model {wanted}; convert it again"
+                )
+
+    def _make_batch(self) -> Any:
+        """A batch over arrays of our own; its embeddings will point straight into the trunk's output."""
+        limit, row_type = self._batch_limit, ctypes.POINTER(ctypes.c_int32)
+        self._counts = np.ones(limit, dtype=np.int32)
+        self._sequence = (ctypes.c_int32 * 1)(_SEQUENCE)
+        self._rows = (row_type * limit)(*[ctypes.cast(self._sequence, row_type)] * limit)
+        return llama_cpp.llama_batch(
+            n_tokens=0,
+            token=None,
+            embd=None,
+            pos=self._positions.ctypes.data_as(row_type),
+            n_seq_id=self._counts.ctypes.data_as(row_type),
+            seq_id=self._rows,
+            logits=self._flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )

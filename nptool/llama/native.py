@@ -1,0 +1,157 @@
+"""Calls of llama.cpp that tokens wait for, with prototypes of our own, and the making of a context. Knows no batch.
+
+llama_cpp's `get_logits` returns a ctypes pointer object, which costs more than the call itself; the two functions that
+show what a layer reads are declared in llama.cpp's `llama-ext.h`, exported under C++ names and bound nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+from gguf.constants import GGMLQuantizationType
+
+from nptool.errors import ContextError, GgufError, UsageError
+from nptool.llama.library import cause, error_lines
+from nptool.llama.model import Model
+from nptool.provenance import usable_cores
+
+CACHE_TYPES = {
+    name: int(GGMLQuantizationType[name.upper()])
+    for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+}
+_UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
+
+LIBRARY = llama_cpp.llama_cpp._lib
+get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", LIBRARY))
+decode = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, llama_cpp.llama_batch)(("llama_decode", LIBRARY))
+
+# Names of the GNU and of the Microsoft compiler.
+_SHOW = (
+    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+    "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
+)
+_SHOWN = (
+    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
+    "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
+)
+# Graphs of llama.cpp that mark what their layers read, among those that `convert` writes.
+_MARKING = frozenset({"llama", "qwen3"})
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How a context computes, whatever it holds."""
+
+    threads: int | None = None
+    """None is every usable core."""
+    flash_attention: bool = True
+    """llama.cpp's fused attention kernel; needed by a quantized cache."""
+    kv_type: str = "f16"
+    """Element type of the cache, one of `CACHE_TYPES`."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"the threads must be at least 1, got {self.threads}")
+        if self.kv_type not in CACHE_TYPES:
+            raise UsageError(f"unknown cache type {self.kv_type!r}; known are {', '.join(CACHE_TYPES)}")
+        if self.kv_type not in _UNQUANTIZED and not self.flash_attention:
+            raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
+
+
+def create_context(model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int) -> Any:
+    """`llama_context *`, never NULL.
+
+    Args:
+        cells: positions that the cache has room for.
+        batch: the most rows of one batch.
+        outputs: the most rows whose logits one batch may ask for.
+
+    Raises:
+        ContextError: llama.cpp refuses, for want of memory mostly.
+    """
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = cells
+    parameters.n_batch = parameters.n_ubatch = batch
+    parameters.n_outputs_max = outputs
+    parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
+    parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
+    parameters.flash_attn_type = (
+        llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if settings.flash_attention
+        else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    # A sliding-window cache of its natural size drops cells that a rollback would need.
+    parameters.swa_full = True
+    parameters.no_perf = True
+    with error_lines() as lines:
+        pointer = llama_cpp.llama_init_from_model(model.pointer, parameters)
+    if not pointer:
+        raise ContextError(f"no context of {cells} tokens for {model.path}: {cause(lines)}")
+    return pointer
+
+
+def memory_of(model: Model, context: Any) -> Any:
+    """`llama_memory_t` of a context, never NULL."""
+    memory = llama_cpp.llama_get_memory(context)
+    if not memory:
+        raise GgufError(f"{model.path} has no KV cache in llama.cpp; it cannot generate text")
+    return memory
+
+
+def remove_from(model: Model, memory: Any, sequence: int, position: int) -> None:
+    """Forget everything of a sequence at `position` and behind it."""
+    if not llama_cpp.llama_memory_seq_rm(memory, sequence, position, -1):
+        raise GgufError(f"{model.path}: llama.cpp cannot take back tokens of this model's cache")
+
+
+def explain(code: int, rows: int, start: int) -> str:
+    """What `llama_decode` means by `code`."""
+    causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
+    return f"llama_decode failed on {rows} rows from position {start}: {causes.get(code, f'error {code}')}"
+
+
+class LayerInput:
+    """Shows what one layer of a model reads in every row: z, the trunk's output, where it is the last one."""
+
+    def __init__(self, model: Model, layer: int) -> None:
+        """
+        Raises:
+            GgufError: there is no such layer, or llama.cpp cannot show it.
+        """
+        layers = int(llama_cpp.llama_model_n_layer(model.pointer))
+        if not 0 <= layer < layers:
+            raise GgufError(f"{model.path}: its heads read layer {layer}, and it has {layers} layers; convert it again")
+        if model.header.architecture not in _MARKING:
+            raise GgufError(
+                f"{model.path}: llama.cpp shows no layer's input of the architecture {model.header.architecture}; "
+                f"heads work with {', '.join(sorted(_MARKING))}"
+            )
+        self.size = int(llama_cpp.llama_model_n_embd(model.pointer))
+        self._layer = layer
+        self._show = _bind(_SHOW, None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool)
+        self._shown = _bind(_SHOWN, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+
+    def show(self, context: Any, shown: bool) -> None:
+        """Switch it on or off for the batches to come; off it costs nothing."""
+        self._show(context, self._layer, shown)
+
+    def address(self, context: Any) -> int:
+        """Where the rows (rows, size) of the last batch are, until the next one. Only behind a batch that shows them:
+        llama.cpp would abort the process otherwise."""
+        address = self._shown(context, self._layer)
+        if not address:
+            raise ContextError("llama.cpp did not keep the layer's input of a batch that asked for it")
+        return int(address)
+
+
+def _bind(names: tuple[str, ...], result: Any, *arguments: Any) -> Any:
+    for name in names:
+        if hasattr(LIBRARY, name):
+            return ctypes.CFUNCTYPE(result, *arguments)((name, LIBRARY))
+    raise GgufError(
+        "this build of llama.cpp does not show the input of a layer, which heads need; "
+        "install the llama-cpp-python that constraints.txt names"
+    )
