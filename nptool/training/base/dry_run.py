@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from nptool.training.arguments import uses_bfloat16
+from nptool.training.arguments import count_steps, uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import Unit, load_corpus, unit_texts
 from nptool.training.base.sequences import make_sequences
 from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.base.train import check_context, count_steps
+from nptool.training.base.train import check_context
 from nptool.training.batches import batches_in_pass
 from nptool.training.checkpoints import check_checkpoint, load_config, load_tokenizer
 from nptool.training.config import to_json

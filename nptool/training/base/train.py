@@ -7,7 +7,6 @@ Interrupted anywhere, the same call goes on; what is finished is not done again.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from nptool.files import read_json, write_json
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
-from nptool.training.arguments import training_arguments
+from nptool.training.arguments import count_steps, training_arguments
 from nptool.training.base.config import FREE_FIELDS, BaseConfig
 from nptool.training.base.corpus import Corpus, load_corpus, unit_texts, write_heldout
 from nptool.training.base.evaluation import Evaluation, evaluate
@@ -136,14 +135,6 @@ def plan_steps(config: BaseConfig, train: Sequences) -> tuple[int, list[Rows]]:
     steps = count_steps(config, batches_in_pass(train.lengths, config.batch_tokens))
     count = steps * config.accumulation * process_count()
     return steps, plan_batches(train.lengths, config.batch_tokens, count, config.seed)
-
-
-def count_steps(config: BaseConfig, batches: float) -> int:
-    """Optimizer steps of the training, when one pass over the data takes so many batches."""
-    if config.steps is not None:
-        return config.steps
-    passes = 1.0 if config.epochs is None else config.epochs
-    return max(1, math.ceil(passes * batches / (config.accumulation * process_count())))
 
 
 def check_context(config: BaseConfig, described: PretrainedConfig) -> None:
