@@ -16,8 +16,8 @@ def print_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         return
     memory = estimate["memory"]
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if name != "total")
-    _print_table("configuration", ((name, _shown(value)) for name, value in estimate["config"].items()))
-    _print_table(
+    print_table("configuration", ((name, _shown(value)) for name, value in estimate["config"].items()))
+    print_table(
         "estimate",
         (
             ("run", f"runs/{estimate['run']}"),
@@ -49,10 +49,11 @@ def print_base_result(result: dict[str, Any], as_json: bool) -> None:
     speed = result["tokens_per_second"]
     rows.append(("speed", f"{speed:,.0f} tokens/s" if speed is not None else "-"))
     rows.append(("time", f"{result['seconds']:.1f} s"))
-    _print_table("result", rows)
+    print_table("result", rows)
 
 
-def _print_table(title: str, rows: Rows) -> None:
+def print_table(title: str, rows: Rows) -> None:
+    """Print labels and values."""
     from rich.console import Console
     from rich.table import Table
 

@@ -53,6 +53,9 @@ class MultiHead(nn.Module):
         extra: heads 2..n; layers of the same architecture.
     """
 
+    _keys_to_ignore_on_save = None
+    """The Trainer asks for it when a checkpoint lacks weights, as one of a frozen trunk does."""
+
     def __init__(self, base: Any, extra: Sequence[nn.Module]) -> None:
         super().__init__()
         self.config = base.config

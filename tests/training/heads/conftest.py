@@ -102,7 +102,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def collected(tmp_path: Path, checkpoint: Path) -> Path:
-    """A file of 40 trajectories, n = 4, whose responses count upwards from the prompt's last token."""
+    """A file of 40 trajectories, n = 4, whose responses count, modulo 5, upwards from the prompt's last token."""
     tokenizer = load_tokenizer(checkpoint)
     metadata = CollectionMetadata(
         n=4,
@@ -125,6 +125,6 @@ def collected(tmp_path: Path, checkpoint: Path) -> Path:
 
 def _counting(seed: int, prompt: int, response: int, block: int = 4) -> Trajectory:
     prompt_ids = np.random.default_rng(seed).integers(200, size=prompt).astype(np.int32)
-    fixed = np.arange(prompt_ids[-1] + 1, prompt_ids[-1] + 1 + response + -response % block, dtype=np.int32)
+    fixed = (10 + (prompt_ids[-1] + np.arange(response + -response % block)) % 5).astype(np.int32)
     states = tuple(row[None] for row in fixed.reshape(-1, block))
     return Trajectory(prompt_ids, fixed[:response], None, states)
