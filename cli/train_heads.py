@@ -135,6 +135,8 @@ def print_heads_result(result: dict[str, Any], as_json: bool) -> None:
         ("speed", "-" if speed is None else f"{speed:,.0f} tokens/s"),
         ("time", f"{result['seconds']:.1f} s"),
     ]
+    if result["loss_before"] is not None:
+        rows.append(("head 1 before", f"loss {result['loss_before']:.4f}"))
     print_table("result", rows)
     if result["loss"] is not None:
         _print_figures(result)
@@ -144,8 +146,7 @@ def _print_figures(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{result['heldout']:,} held-out responses; head 1 before: loss {result['loss_before']:.4f}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title="held out", title_justify="left")
     for column in ("head", "loss", "top-1", "top-5"):
         table.add_column(column, justify="right")
     figures = zip(result["loss"], result["top1"], result["top5"], strict=True)

@@ -100,4 +100,4 @@ def _lengths(config: HeadsConfig, source: Source) -> NDArray[np.int64]:
     tokenizer = load_tokenizer(source.model)
     prompts = load_prompts(collect_config(config, source, Run(ROOT / config.run_name)), tokenizer, limit).prompts
     responses = [len(one.reference_ids) if one.reference_ids is not None else one.limit for one in prompts]
-    return np.array([len(one.ids) for one in prompts]) + np.array(responses) - 1
+    return np.array([len(one.ids) + length - 1 for one, length in zip(prompts, responses, strict=True)])

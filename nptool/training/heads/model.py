@@ -171,7 +171,7 @@ def check_layers(base: Any) -> None:
         CheckpointError: it has not.
     """
     trunk, unembedding = base.base_model, base.get_output_embeddings()
-    layers = getattr(trunk, "layers", None)
+    layers: Any = getattr(trunk, "layers", None)
     parts = isinstance(layers, nn.ModuleList) and hasattr(trunk, "norm") and hasattr(trunk, "embed_tokens")
     plain = getattr(unembedding, "weight", None) is not None and getattr(unembedding, "bias", None) is None
     if not parts or not plain:
