@@ -27,7 +27,7 @@ from nptool.cli.training_options import (
     data_paths,
     given_fields,
 )
-from nptool.cli.training_output import print_estimate, print_table
+from nptool.cli.training_output import print_estimate, print_head_figures, print_table
 from nptool.training.config_file import read_mapping, resolve
 from nptool.training.heads.config import HeadsConfig, heads_defaults
 from nptool.training.processes import is_main_process
@@ -139,17 +139,4 @@ def print_heads_result(result: dict[str, Any], as_json: bool) -> None:
         rows.append(("head 1 before", f"loss {result['loss_before']:.4f}"))
     print_table("result", rows)
     if result["loss"] is not None:
-        _print_figures(result)
-
-
-def _print_figures(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="held out", title_justify="left")
-    for column in ("head", "loss", "top-1", "top-5"):
-        table.add_column(column, justify="right")
-    figures = zip(result["loss"], result["top1"], result["top5"], strict=True)
-    for head, (loss, top1, top5) in enumerate(figures, start=1):
-        table.add_row(str(head), f"{loss:.4f}", f"{top1:.1%}", f"{top5:.1%}")
-    Console().print(table, markup=False, highlight=False)
+        print_head_figures(result["loss"], result["top1"], result["top5"])

@@ -50,6 +50,21 @@ def print_base_result(result: dict[str, Any], as_json: bool) -> None:
     rows.append(("speed", f"{speed:,.0f} tokens/s" if speed is not None else "-"))
     rows.append(("time", f"{result['seconds']:.1f} s"))
     print_table("result", rows)
+    if result["head_loss"] is not None:
+        print_head_figures(result["head_loss"], result["top1"], result["top5"])
+
+
+def print_head_figures(losses: Iterable[float], top1: Iterable[float], top5: Iterable[float]) -> None:
+    """Print held-out loss and accuracy of heads 1..n."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held out", title_justify="left")
+    for column in ("head", "loss", "top-1", "top-5"):
+        table.add_column(column, justify="right")
+    for head, (loss, first, five) in enumerate(zip(losses, top1, top5, strict=True), start=1):
+        table.add_row(str(head), f"{loss:.4f}", f"{first:.1%}", f"{five:.1%}")
+    Console().print(table, markup=False, highlight=False)
 
 
 def print_table(title: str, rows: Rows) -> None:

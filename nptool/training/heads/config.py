@@ -25,6 +25,9 @@ HEADS_LR = 3e-4
 JOINT_LR = 2e-5
 """Highest learning rate of the joint stage; the paper fine-tunes with 3e-5 to 5e-5 and no guard."""
 
+GUARD = 1.0
+"""Weight of the divergence from the original model in the joint stage."""
+
 SMALLEST_HEADS = 2
 
 
@@ -38,7 +41,7 @@ class HeadsConfig(ResponsesConfig):
     """Train trunk and heads together afterwards, at a low rate, head 1 held near the original model."""
     joint_lr: float = JOINT_LR
     """Highest learning rate of the joint stage."""
-    guard: float = 1.0
+    guard: float = GUARD
     """Weight of KL(original model || head 1) in the joint stage."""
 
     def __post_init__(self) -> None:
@@ -47,7 +50,7 @@ class HeadsConfig(ResponsesConfig):
         check_range(self, ("joint_lr",), low=0, open_low=True)
         check_range(self, ("guard",), low=0)
         if not self.joint:
-            for name, default in (("joint_lr", JOINT_LR), ("guard", 1.0)):
+            for name, default in (("joint_lr", JOINT_LR), ("guard", GUARD)):
                 if getattr(self, name) != default:
                     raise UsageError(f"--{name.replace('_', '-')} belongs to the joint stage; add --joint")
 

@@ -19,7 +19,7 @@ from nptool.training.config import to_json
 from nptool.training.estimate import FLOAT32, Memory, Shape, estimate_memory
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.losses import CHUNK_ELEMENTS
-from nptool.training.heads.train import check_count, split_heldout
+from nptool.training.heads.preparation import check_count, split_heldout
 from nptool.training.processes import process_count
 from nptool.training.responses.data import (
     Source,

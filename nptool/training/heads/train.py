@@ -9,32 +9,29 @@ anywhere, the same call goes on; what is finished is not done again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from nptool.collection.store import Trajectory
-from nptool.errors import DataError, UsageError
+from nptool.collection.store import Collected
 from nptool.files import atomic_file, read_json, write_json
-from nptool.heads import read_heads_info
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
 from nptool.training.arguments import count_steps, training_arguments
 from nptool.training.base.sequences import Sequences
 from nptool.training.batches import Rows, batches_in_pass, plan_batches
-from nptool.training.checkpoints import load_model, local_directory
+from nptool.training.checkpoints import load_model
 from nptool.training.continuation import open_run
-from nptool.training.heads.batching import heads_batch, response_sequences
-from nptool.training.heads.checkpoint import load_heads, save_heads
-from nptool.training.heads.config import JOINT_LR, KIND, HeadsConfig
+from nptool.training.heads.batching import heads_batch
+from nptool.training.heads.checkpoint import save_heads
+from nptool.training.heads.config import GUARD, JOINT_LR, KIND, HeadsConfig
 from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
-from nptool.training.heads.model import MultiHead, add_heads
+from nptool.training.heads.model import MultiHead
+from nptool.training.heads.preparation import check_count, split_heldout, start_model
 from nptool.training.heads.trainer import HeadsTrainer
 from nptool.training.processes import is_main_process, process_count
 from nptool.training.responses.config import FREE_FIELDS
@@ -55,6 +52,8 @@ METHOD_FILE = "nptool.json"
 """Beside the weights of a CLLM, which stays one as long as its trunk is frozen."""
 ALONE = "heads-alone"
 """Inside the run of a joint stage: the run of the heads it starts from."""
+STEP, JOINT_STEP = "training the heads", "joint training"
+"""Names in progress reports."""
 
 
 @dataclass(frozen=True)
@@ -104,24 +103,21 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     set_seed(config.seed)
     source = find_source(config)
     described, tokenizer = open_source(source)
-    trained_heads = check_count(config, source)
+    has_heads = check_count(config, source)
     run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=FREE_FIELDS, run=run)
     if finished:
         logger.info("%s is finished already", run.path)
         return _read_result(run)
     collected = responses_of(config, source, run, progress)
-    if config.joint and not trained_heads:
-        alone = replace(config, data=(collected.path,), model=source.model, joint=False, joint_lr=JOINT_LR, guard=1.0)
-        source = replace(source, model=train_heads(alone, progress, Run(run.path / ALONE)).model)
+    if config.joint and not has_heads:
+        source = _heads_alone(config, source, collected, run, progress)
     rows = load_trajectories(collected, position_limit(described, config), references=False)
     train, heldout = split_heldout(rows.rows, config.heldout)
     model = start_model(config, source)
     before = _evaluate(model, heldout, config, progress, "loss of head 1 before", heads=1)
     steps, plan = plan_steps(config, train)
     trainer = _trainer(config, model, train, plan, tokenizer, run, source)
-    seconds = run_trainer(trainer, run, progress, "joint training" if config.joint else "training the heads").metrics[
-        "train_runtime"
-    ]
+    seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP).metrics["train_runtime"]
     trainer.log_rest()
     after = _evaluate(model, heldout, config, progress, "figures of the heads")
     done = plan[trainer.first_step * len(plan) // steps :]
@@ -137,67 +133,23 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         heldout=0 if heldout is None else len(heldout.lengths),
         steps=steps,
         tokens=_tokens(train, plan),
-        loss_before=before.loss[0] if before else None,
-        loss=after.loss if after else None,
-        top1=after.top(1) if after else None,
-        top5=after.top(5) if after else None,
         tokens_per_second=_tokens(train, done) / seconds if done else None,
         seconds=seconds,
+        **_figures(before, after),
     )
     if is_main_process():
         _save(model, config, source, tokenizer, run, described.dtype, after)
         write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
+        if run.path.name != ALONE:
+            run.publish()
     remove_checkpoints(run)
     return result
 
 
-def check_count(config: HeadsConfig, source: Source) -> bool:
-    """Whether the model has heads already, which are then trained further.
-
-    Raises:
-        UsageError: it has another number of them.
-        CheckpointError: they do not fit the model.
-    """
-    directory = local_directory(source.model)
-    info = read_heads_info(directory) if directory is not None else None
-    if info is not None and info.count != config.heads:
-        raise UsageError(
-            f"{source.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count} to train "
-            "them further, or start from the plain model"
-        )
-    return info is not None
-
-
-def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, Sequences | None]:
-    """Sequences to train on, and a share of them to measure on, drawn by a hash of the prompt.
-
-    Raises:
-        DataError: too few rows for the share.
-    """
-    if not share:
-        return response_sequences(rows), None
-    places = [int.from_bytes(blake2b(row.prompt_ids.tobytes(), digest_size=8).digest()) / 2**64 for row in rows]
-    border = max(share, min(places))
-    heldout = [row for row, place in zip(rows, places, strict=True) if place <= border]
-    train = [row for row, place in zip(rows, places, strict=True) if place > border]
-    if not train:
-        raise DataError(
-            f"{len(rows)} trajector{'y is' if len(rows) == 1 else 'ies are'} too few to hold out {share:.0%} of them; "
-            "give more data, or --heldout 0"
-        )
-    return response_sequences(train), response_sequences(heldout)
-
-
-def start_model(config: HeadsConfig, source: Source) -> MultiHead:
-    """The model as training starts from it: with its heads, or with copies of its last layer."""
-    directory = local_directory(source.model)
-    if directory is not None and read_heads_info(directory) is not None:
-        model = load_heads(directory)
-    else:
-        model = add_heads(load_model(source.model), config.heads)
-    if not config.joint:
-        model.freeze_trunk()
-    return model
+def _heads_alone(config: HeadsConfig, source: Source, collected: Collected, run: Run, progress: Progress) -> Source:
+    """Train the heads on a frozen trunk first, in a run inside `run`; returns the model with them."""
+    alone = replace(config, data=(collected.path,), model=source.model, joint=False, joint_lr=JOINT_LR, guard=GUARD)
+    return replace(source, model=train_heads(alone, progress, Run(run.path / ALONE)).model)
 
 
 def plan_steps(config: HeadsConfig, train: Sequences) -> tuple[int, list[Rows]]:
@@ -237,6 +189,12 @@ def _evaluate(
     if heldout is None:
         return None
     return evaluate_heads(model, heldout, batch_tokens=config.batch_tokens, heads=heads, progress=progress, step=step)
+
+
+def _figures(before: HeadsEvaluation | None, after: HeadsEvaluation | None) -> dict[str, Any]:
+    if before is None or after is None:
+        return {"loss_before": None, "loss": None, "top1": None, "top5": None}
+    return {"loss_before": before.loss[0], "loss": after.loss, "top1": after.top(1), "top5": after.top(5)}
 
 
 def _save(

@@ -50,6 +50,7 @@ def test_without_arguments_the_newest_run_gets_heads(
 ) -> None:
     run = Run.create("base")
     run.config.write_text(json.dumps({"kind": "base", "config": {}}))
+    run.publish()
     run.collected.write_bytes(collected.read_bytes())
     checkpoint.rename(run.model)
     first = invoke("--json")

@@ -197,14 +197,17 @@ def test_targets_end_with_the_response() -> None:
 
 def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collected: Path) -> None:
     base = Run.create("base")
+    base.publish()
     base.config.write_text(json.dumps({"kind": "base", "config": {}}))
     assert "holds no collected.parquet" in message(UsageError, lambda: heads_defaults({}))
     base.collected.write_bytes(collected.read_bytes())
     assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/base/model"}
     cllm = Run.create("cllm")
+    cllm.publish()
     cllm.config.write_text(json.dumps({"kind": "cllm", "config": {"data": [str(base.collected)], "model": None}}))
     assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/cllm/model"}
     heads = Run.create("heads")
+    heads.publish()
     saved = {"data": [str(base.collected)], "model": "runs/cllm/model"}
     heads.config.write_text(json.dumps({"kind": "heads", "config": saved}))
     assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/cllm/model"}
