@@ -52,7 +52,11 @@ def start_multi_head(config: BaseConfig, heads: int, tokenizer: PreTrainedTokeni
     """The model to train: the checkpoint's, or a new one whose last `heads` - 1 layers are heads."""
     if config.model is not None:
         return load_heads(Path(config.model))
-    base: Any = new_llama(config, tokenizer)
+    return move_layers(new_llama(config, tokenizer), heads)
+
+
+def move_layers(base: Any, heads: int) -> MultiHead:
+    """A model whose last `heads` layers, none of them trained yet, become heads 1..n on what is left as the trunk."""
     layers = base.model.layers
     kept = len(layers) - (heads - 1)
     extra = list(layers[kept:])
