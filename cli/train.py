@@ -1,4 +1,4 @@
-"""`nptool train`: the embedded default; `nptool train base` and `nptool train cllm` for everything else."""
+"""`nptool train`: the embedded default; `nptool train base`, `cllm` and `heads` for everything else."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson
 from nptool.cli.train_base import train_base
 from nptool.cli.train_cllm import train_cllm
+from nptool.cli.train_heads import train_heads
 
 if TYPE_CHECKING:
     from nptool.pipeline.default import DefaultResult
@@ -24,6 +25,7 @@ train_app = typer.Typer(
 )
 train_app.command("base")(train_base)
 train_app.command("cllm")(train_cllm)
+train_app.command("heads")(train_heads)
 
 
 @train_app.callback(invoke_without_command=True)

@@ -42,7 +42,8 @@ def train_base(
         typer.Option("-m", "--model", metavar="DIR|ID", help="finished model to train further", show_default=False),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="take this tokenizer [trained on the data]", show_default=False)
+        str | None,
+        typer.Option(metavar="DIR|ID|bytes", help="take this tokenizer [trained on the data]", show_default=False),
     ] = None,
     vocab_size: Annotated[
         int | None,
@@ -70,6 +71,10 @@ def train_base(
     tied: Annotated[
         bool | None,
         typer.Option("--tied/--untied", help="one matrix for embedding and unembedding [tied]", show_default=False),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(help="heads of a multi-head model, taken from its layers [-m's, or 1]", show_default=False),
     ] = None,
     context: Annotated[
         int | None, typer.Option(help=f"longest sequence in tokens [{BaseConfig.context}]", show_default=False)

@@ -28,9 +28,10 @@ from nptool.cli.training_options import (
     given_fields,
 )
 from nptool.cli.training_output import print_estimate
-from nptool.training.cllm.config import BLOCK_SIZE, CllmConfig, run_defaults
+from nptool.training.cllm.config import CllmConfig
 from nptool.training.config_file import read_mapping, resolve
 from nptool.training.processes import is_main_process
+from nptool.training.responses.config import BLOCK_SIZE, run_defaults
 
 DEFAULTS = CllmConfig
 

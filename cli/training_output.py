@@ -16,8 +16,8 @@ def print_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         return
     memory = estimate["memory"]
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if name != "total")
-    _print_table("configuration", ((name, _shown(value)) for name, value in estimate["config"].items()))
-    _print_table(
+    print_table("configuration", ((name, _shown(value)) for name, value in estimate["config"].items()))
+    print_table(
         "estimate",
         (
             ("run", f"runs/{estimate['run']}"),
@@ -49,10 +49,26 @@ def print_base_result(result: dict[str, Any], as_json: bool) -> None:
     speed = result["tokens_per_second"]
     rows.append(("speed", f"{speed:,.0f} tokens/s" if speed is not None else "-"))
     rows.append(("time", f"{result['seconds']:.1f} s"))
-    _print_table("result", rows)
+    print_table("result", rows)
+    if result["head_loss"] is not None:
+        print_head_figures(result["head_loss"], result["top1"], result["top5"])
 
 
-def _print_table(title: str, rows: Rows) -> None:
+def print_head_figures(losses: Iterable[float], top1: Iterable[float], top5: Iterable[float]) -> None:
+    """Print held-out loss and accuracy of heads 1..n."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held out", title_justify="left")
+    for column in ("head", "loss", "top-1", "top-5"):
+        table.add_column(column, justify="right")
+    for head, (loss, first, five) in enumerate(zip(losses, top1, top5, strict=True), start=1):
+        table.add_row(str(head), f"{loss:.4f}", f"{first:.1%}", f"{five:.1%}")
+    Console().print(table, markup=False, highlight=False)
+
+
+def print_table(title: str, rows: Rows) -> None:
+    """Print labels and values."""
     from rich.console import Console
     from rich.table import Table
 

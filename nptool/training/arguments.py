@@ -5,6 +5,7 @@ Knows the Trainer's options, not the data and not the loss.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import TrainingArguments
 
 from nptool.runs import Run
 from nptool.training.config import Precision, TrainingConfig
+from nptool.training.processes import process_count
 
 # The one being written may be cut short; the one before it is whole.
 CHECKPOINTS_KEPT = 2
@@ -71,3 +73,11 @@ def uses_bfloat16(precision: Precision) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def count_steps(config: TrainingConfig, batches_in_pass: float) -> int:
+    """Optimizer steps of the training, when one pass over the data takes so many batches."""
+    if config.steps is not None:
+        return config.steps
+    passes = 1.0 if config.epochs is None else config.epochs
+    return max(1, math.ceil(passes * batches_in_pass / (config.accumulation * process_count())))

@@ -102,9 +102,7 @@ def test_the_residual_stream_keeps_its_size_with_depth(tokenizer: PreTrainedToke
     assert all(one <= 1.5 * other for other, one in pairwise(sizes[1:]))
 
 
-def test_keys_start_as_queries_and_outputs_as_values_transposed(
-    tokenizer: PreTrainedTokenizerFast, tiny: TINY
-) -> None:
+def test_keys_start_as_queries_and_outputs_as_values_transposed(tokenizer: PreTrainedTokenizerFast, tiny: TINY) -> None:
     model = new_llama(tiny(hidden_size=32, attention_heads=4, kv_heads=2, layers=2), tokenizer)
     for layer in model.model.layers:
         weight = {name: getattr(layer.self_attn, f"{name}_proj").weight for name in "qkvo"}

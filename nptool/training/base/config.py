@@ -26,6 +26,8 @@ SHAPE_FIELDS = (
 )
 # What does not change the result, and may change when a run is continued.
 FREE_FIELDS = ("name", "save_every", "log_every")
+BYTES = "bytes"
+"""A tokenizer whose tokens are the 256 bytes and the special ones."""
 # 256 bytes and the special tokens.
 SMALLEST_VOCABULARY = 262
 _FROM_SCRATCH_LR = 1e-3
@@ -47,7 +49,7 @@ class BaseConfig(TrainingConfig):
     model: str | None = None
     """Hugging Face directory or Hub id to go on from; None makes a new Llama."""
     tokenizer: str | None = None
-    """Directory or Hub id to take the tokenizer from; None trains one on the data."""
+    """Directory or Hub id to take the tokenizer from, `bytes` for a token per byte; None trains one on the data."""
     vocab_size: int = 2048
     """Tokens of a tokenizer trained here."""
     digits: bool = False
@@ -63,6 +65,9 @@ class BaseConfig(TrainingConfig):
     """One matrix for embedding and unembedding."""
     rope_theta: float = 10_000.0
     """Base of the rotary position embedding."""
+    heads: int | None = None
+    """n of a multi-head model, whose n - 1 extra heads are taken from its layers; None: those of the model (-m), or 1.
+    With 1 a model's extra heads are left behind."""
     context: int = 1024
     """Longest sequence in tokens; a new model's context."""
     loss: LossTokens = "all"
@@ -86,6 +91,7 @@ class BaseConfig(TrainingConfig):
         check_range(self, ("hidden_size", "layers", "attention_heads", "kv_heads"), low=1)
         check_range(self, ("intermediate_size", "rope_theta"), low=1)
         check_range(self, ("context",), low=2)
+        check_range(self, ("heads",), low=1)
         if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
             raise UsageError(f"--name is {self.name!r}; it must be the name of a directory in runs/, without slashes")
         if self.model is None:
@@ -94,6 +100,11 @@ class BaseConfig(TrainingConfig):
             self._check_no_shape()
 
     def _check_shape(self) -> None:
+        if self.heads is not None and self.layers <= self.heads > 1:
+            raise UsageError(
+                f"--heads {self.heads} are {self.heads} of the model's layers, --layers {self.layers} leaves none for "
+                f"the trunk; give at least --layers {self.heads + 1}"
+            )
         if self.tokenizer is None:
             check_range(self, ("vocab_size",), low=SMALLEST_VOCABULARY)
         if self.hidden_size % self.attention_heads:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from nptool.training.arguments import uses_bfloat16
+from nptool.training.arguments import count_steps, uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import Unit, load_corpus, unit_texts
+from nptool.training.base.multi_head import count_heads
 from nptool.training.base.sequences import make_sequences
-from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.base.train import check_context, count_steps
+from nptool.training.base.train import check_context, new_tokenizer, tokenizer_source
 from nptool.training.batches import batches_in_pass
 from nptool.training.checkpoints import check_checkpoint, load_config, load_tokenizer
 from nptool.training.config import to_json
@@ -40,18 +40,21 @@ def dry_run(config: BaseConfig) -> dict[str, Any]:
     if config.model is not None:
         check_checkpoint(config.model)
         check_context(config, load_config(config.model))
+    heads = count_heads(config)
     corpus = load_corpus(config)
     sample, share = _sample(corpus.train)
-    if (source := config.model or config.tokenizer) is not None:
+    if (source := tokenizer_source(config)) is not None:
         tokenizer = load_tokenizer(source)
     else:
-        texts = (text for unit in sample for text in unit_texts(unit))
-        tokenizer = train_tokenizer(texts, config.vocab_size, chat=corpus.has_conversations, digits=config.digits)
+        tokenizer = new_tokenizer(config, sample, chat=corpus.has_conversations)
     rows = make_sequences(sample, tokenizer, context=config.context, loss=config.loss, prompt_share=config.prompt_share)
     tokens = int(rows.lengths.sum())
     if config.model is not None:
         described = load_config(config.model)
         shape, parameters = shape_of(described), _count_parameters(described)
+        if heads > 1:
+            shape = replace(shape, layers=shape.layers + heads - 1)
+            parameters = shape.parameters
     else:
         shape = new_shape(config, len(tokenizer))
         parameters = shape.parameters

@@ -66,10 +66,11 @@ def evaluate(
         batch = {name: tensor.to(device) for name, tensor in sequences.batch(rows, pad=0).items()}
         total += float(model(**batch).loss) * len(batch["shift_labels"])
     progress("held-out loss", len(batches), len(batches))
-    return Evaluation(sequences.targets, total / sequences.targets, sum(_target_bytes(sequences, tokenizer)))
+    return Evaluation(sequences.targets, total / sequences.targets, sum(target_bytes(sequences, tokenizer)))
 
 
-def _target_bytes(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+def target_bytes(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+    """UTF-8 bytes of each row's targets, special tokens left out."""
     for start, end, first in zip(sequences.starts, sequences.ends, sequences.first_targets, strict=True):
         ids = sequences.ids[start + first : end].tolist()
         # A character cut at a row's border decodes to a replacement character of 3 bytes; the error is negligible.

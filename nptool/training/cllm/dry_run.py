@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from nptool.collection.prompts import load_prompts
 from nptool.collection.store import Trajectory, read_collected
 from nptool.runs import ROOT, Run
-from nptool.training.arguments import uses_bfloat16
+from nptool.training.arguments import count_steps, uses_bfloat16
 from nptool.training.base.dry_run import shape_of
 from nptool.training.batches import batches_in_pass
 from nptool.training.checkpoints import check_checkpoint, load_config, load_tokenizer
-from nptool.training.cllm.config import BLOCK_SIZE, CllmConfig
-from nptool.training.cllm.data import (
+from nptool.training.cllm.config import CllmConfig
+from nptool.training.cllm.planning import draw
+from nptool.training.config import to_json
+from nptool.training.estimate import estimate_memory
+from nptool.training.processes import process_count
+from nptool.training.responses.config import BLOCK_SIZE
+from nptool.training.responses.data import (
     Source,
     check_match,
     collect_config,
@@ -25,11 +30,6 @@ from nptool.training.cllm.data import (
     load_trajectories,
     position_limit,
 )
-from nptool.training.cllm.planning import draw
-from nptool.training.cllm.train import count_steps
-from nptool.training.config import to_json
-from nptool.training.estimate import estimate_memory
-from nptool.training.processes import process_count
 
 # Trajectories that are packed to know how many tokens all of them are.
 SAMPLE = 2000

@@ -7,37 +7,35 @@ batches, training, checkpoint. Interrupted anywhere, the same call goes on; what
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from nptool.collection.store import Collected, read_collected
 from nptool.errors import CheckpointError
 from nptool.files import read_json, write_json
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
-from nptool.training.arguments import training_arguments
-from nptool.training.checkpoints import check_vocabulary, load_config, load_model, load_tokenizer, save_model
-from nptool.training.cllm.config import FREE_FIELDS, CllmConfig
-from nptool.training.cllm.data import (
-    Source,
-    check_match,
-    collect_config,
-    data_digest,
-    find_source,
-    keep_heldout,
-    load_trajectories,
-    position_limit,
-)
+from nptool.training.arguments import count_steps, training_arguments
+from nptool.training.checkpoints import load_model, save_model
+from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.planning import Plan, plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
 from nptool.training.continuation import open_run
 from nptool.training.lora import add_adapters, merge_adapters
-from nptool.training.processes import is_main_process, main_process_first, process_count
+from nptool.training.processes import is_main_process, process_count
+from nptool.training.responses.config import FREE_FIELDS
+from nptool.training.responses.data import (
+    Source,
+    data_digest,
+    find_source,
+    load_trajectories,
+    open_source,
+    position_limit,
+    responses_of,
+)
 from nptool.training.trainer import BatchList, remove_checkpoints, run_trainer, state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -93,12 +91,12 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
     """
     set_seed(config.seed)
     source = find_source(config)
-    described, tokenizer = _checked(source)
+    described, tokenizer = open_source(source)
     run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=FREE_FIELDS, run=run)
     if finished:
         logger.info("%s is finished already", run.path)
         return _read_result(run)
-    collected = _collected(config, source, run, progress)
+    collected = responses_of(config, source, run, progress)
     trajectories = load_trajectories(
         collected, position_limit(described, config), references=config.ar_target == "reference"
     )
@@ -135,26 +133,6 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
     return result
 
 
-def count_steps(config: CllmConfig, batches_in_pass: float) -> int:
-    """Optimizer steps of the training, when one pass over the data takes so many batches."""
-    if config.steps is not None:
-        return config.steps
-    passes = 1.0 if config.epochs is None else config.epochs
-    return max(1, math.ceil(passes * batches_in_pass / (config.accumulation * process_count())))
-
-
-def _collected(config: CllmConfig, source: Source, run: Run, progress: Progress) -> Collected:
-    """The trajectories' file; where the data are prompts, the model answers them now."""
-    with main_process_first():
-        if is_main_process():
-            keep_heldout(config, source, run)
-    if source.collected is not None:
-        return read_collected(source.collected)
-    from nptool.collection.collect import collect
-
-    return read_collected(collect(collect_config(config, source, run), progress).path)
-
-
 def check_attention(model: PreTrainedModel, ref: str) -> None:
     """Check that the model's attention takes a mask of ours.
 
@@ -166,15 +144,6 @@ def check_attention(model: PreTrainedModel, ref: str) -> None:
             f"{ref} runs with {model.config._attn_implementation} attention; packed training needs one of "
             f"{', '.join(ATTENTION)}"
         )
-
-
-def _checked(source: Source) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """The model's configuration and tokenizer, after checking that they fit each other and the trajectories."""
-    described, tokenizer = load_config(source.model), load_tokenizer(source.model)
-    check_vocabulary(described, tokenizer, source.model)
-    if source.collected is not None:
-        check_match(read_collected(source.collected).metadata, source.collected, described, tokenizer, source.model)
-    return described, tokenizer
 
 
 def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:

@@ -14,10 +14,11 @@ from nptool.cli.train_cllm import train_cllm
 from nptool.collection.store import read_collected
 from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.runs import Run
-from nptool.training.cllm.config import CllmConfig, run_defaults
+from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.dry_run import dry_run
 from nptool.training.cllm.planning import plan
 from nptool.training.cllm.train import train_cllm as train
+from nptool.training.responses.config import run_defaults
 
 app = typer.Typer()
 app.command()(train_cllm)

@@ -16,7 +16,7 @@ from nptool.runs import Run
 from nptool.training.base.tokenizer import train_tokenizer
 from nptool.training.checkpoints import load_config, load_tokenizer
 from nptool.training.cllm.config import CllmConfig
-from nptool.training.cllm.data import (
+from nptool.training.responses.data import (
     Source,
     check_match,
     data_digest,

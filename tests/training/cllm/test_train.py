@@ -18,9 +18,9 @@ from nptool.progress import silent
 from nptool.runs import Run
 from nptool.training.checkpoints import load_model
 from nptool.training.cllm.config import CllmConfig
-from nptool.training.cllm.data import Source
 from nptool.training.cllm.train import CllmResult, merged_model, train_cllm
 from nptool.training.lora import add_adapters
+from nptool.training.responses.data import Source
 
 # peft asks transformers for a property by its old name.
 adapters = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -19,10 +19,12 @@ from nptool.data.records import read_records
 from nptool.data.rendering import tokenizer_digest
 from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.files import atomic_file
+from nptool.progress import Progress
 from nptool.runs import Run, run_of
 from nptool.training.base.corpus import cut_texts, split_units, write_heldout
-from nptool.training.cllm.config import BLOCK_SIZE, CllmConfig
-from nptool.training.processes import process_count
+from nptool.training.checkpoints import check_vocabulary, load_config, load_tokenizer
+from nptool.training.processes import is_main_process, main_process_first, process_count
+from nptool.training.responses.config import BLOCK_SIZE, ResponsesConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -40,7 +42,7 @@ class Source:
     """The file of trajectories; None where the data are prompts."""
 
 
-def find_source(config: CllmConfig) -> Source:
+def find_source(config: ResponsesConfig) -> Source:
     """Tell trajectories from prompts, and find the model.
 
     Raises:
@@ -74,7 +76,7 @@ def data_digest(paths: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def keep_heldout(config: CllmConfig, source: Source, run: Run) -> None:
+def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
     """Put the prompts for testing into the run: those of the model's or the collection's run, or a share of the data.
 
     A share is drawn by a hash of the prompt, so the same prompt always lands on the same side. Trajectories alone give
@@ -104,7 +106,7 @@ def keep_heldout(config: CllmConfig, source: Source, run: Run) -> None:
     write_heldout(heldout, run.heldout)
 
 
-def collect_config(config: CllmConfig, source: Source, run: Run) -> CollectConfig:
+def collect_config(config: ResponsesConfig, source: Source, run: Run) -> CollectConfig:
     """The collection that a training on prompts begins with."""
     return CollectConfig(
         model=source.model,
@@ -122,7 +124,7 @@ def collect_config(config: CllmConfig, source: Source, run: Run) -> CollectConfi
     )
 
 
-def position_limit(described: PretrainedConfig, config: CllmConfig) -> int | None:
+def position_limit(described: PretrainedConfig, config: ResponsesConfig) -> int | None:
     """Longest prompt and response together, in tokens; None if nothing limits it.
 
     A model with sliding-window attention is trained on what fits one window: the packed mask has no window.
@@ -212,3 +214,28 @@ def _check_row(row: Trajectory, metadata: CollectionMetadata, where: str) -> Non
     largest = max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.states, *references))
     if largest >= metadata.vocab_size:
         raise DataError(f"{where}: token {largest} in a vocabulary of {metadata.vocab_size}; collect again")
+
+
+def open_source(source: Source) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """The model's configuration and tokenizer, after checking that they fit each other and the trajectories.
+
+    Raises:
+        CheckpointError: they do not, or cannot be read.
+    """
+    described, tokenizer = load_config(source.model), load_tokenizer(source.model)
+    check_vocabulary(described, tokenizer, source.model)
+    if source.collected is not None:
+        check_match(read_collected(source.collected).metadata, source.collected, described, tokenizer, source.model)
+    return described, tokenizer
+
+
+def responses_of(config: ResponsesConfig, source: Source, run: Run, progress: Progress) -> Collected:
+    """The trajectories' file; where the data are prompts, the model answers them now."""
+    with main_process_first():
+        if is_main_process():
+            keep_heldout(config, source, run)
+    if source.collected is not None:
+        return read_collected(source.collected)
+    from nptool.collection.collect import collect
+
+    return read_collected(collect(collect_config(config, source, run), progress).path)

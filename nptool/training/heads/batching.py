@@ -1,0 +1,58 @@
+"""Batches for the heads: at every position where decoding may ask, the tokens that each head is to say.
+
+Head k at position i says the token at i + k. All heads are trained at the same positions, those whose next token is
+trained; the last k - 1 of them have no target for head k.
+
+Legend: B rows of a batch, T inputs of its longest row, N trained positions, K heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nptool.collection.store import Trajectory
+from nptool.training.base.sequences import Sequences
+from nptool.training.heads.losses import IGNORE
+from nptool.training.trainer import Batch
+
+
+def heads_batch(sequences: Sequences, rows: Sequence[int] | NDArray[np.int64], pad: int, heads: int) -> Batch:
+    """The rows as a batch.
+
+    Returns:
+        `input_ids` (B, T), padded on the right; `positions_N`, of the trained positions in the flattened batch;
+        `labels_NK`, what each head is to say there, or `IGNORE`.
+    """
+    plain = sequences.batch(rows, pad)
+    ids_BT = plain["input_ids"]
+    known = np.full((len(rows), ids_BT.shape[1] + 1 + heads), IGNORE, dtype=np.int64)
+    for line, row in zip(known, rows, strict=True):
+        ids = sequences.ids[sequences.starts[row] : sequences.ends[row]]
+        line[: len(ids)] = ids
+    row_N, place_N = plain["logits_to_keep"].nonzero(as_tuple=True)
+    ahead_NK = place_N[:, None] + torch.arange(1, heads + 1)
+    return {
+        "input_ids": ids_BT,
+        "positions_N": row_N * ids_BT.shape[1] + place_N,
+        "labels_NK": torch.from_numpy(known)[row_N[:, None], ahead_NK],
+    }
+
+
+def response_sequences(rows: Sequence[Trajectory]) -> Sequences:
+    """Prompts with the model's own responses; the responses' tokens are trained."""
+    ids = [np.concatenate([row.prompt_ids, row.response_ids]) for row in rows]
+    lengths = np.array([len(one) for one in ids], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    prompts = np.array([len(row.prompt_ids) for row in rows], dtype=np.int64)
+    return Sequences(
+        ids=np.concatenate([*ids, np.empty(0, np.int32)]),
+        starts=ends - lengths,
+        ends=ends,
+        first_targets=prompts,
+        response_starts=prompts,
+        skipped=0,
+    )

@@ -1,0 +1,107 @@
+"""Configuration of `nptool train heads`. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nptool.errors import UsageError
+from nptool.files import read_json
+from nptool.runs import latest_run, run_of
+from nptool.training.config import check_range
+from nptool.training.responses.config import ResponsesConfig, run_defaults
+
+KIND = "heads"
+# Kinds of training on trajectories, whose configuration names them.
+_ON_RESPONSES = (KIND, "cllm")
+
+HEADS = 4
+"""n: best of 1 to 8 at a vocabulary of 32,000 (2404.19737, table 1)."""
+
+HEADS_LR = 3e-4
+"""Highest learning rate of heads on a frozen trunk: the paper's for training from scratch."""
+
+JOINT_LR = 2e-5
+"""Highest learning rate of the joint stage; the paper fine-tunes with 3e-5 to 5e-5 and no guard."""
+
+GUARD = 1.0
+"""Weight of the divergence from the original model in the joint stage."""
+
+SMALLEST_HEADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig(ResponsesConfig):
+    """Extra heads for a finished model, trained on its own responses."""
+
+    heads: int = HEADS
+    """n: heads in all, the model's own last layer included."""
+    joint: bool = False
+    """Train trunk and heads together afterwards, at a low rate, head 1 held near the original model."""
+    joint_lr: float = JOINT_LR
+    """Highest learning rate of the joint stage."""
+    guard: float = GUARD
+    """Weight of KL(original model || head 1) in the joint stage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.heads)
+        check_range(self, ("joint_lr",), low=0, open_low=True)
+        check_range(self, ("guard",), low=0)
+        if not self.joint:
+            for name, default in (("joint_lr", JOINT_LR), ("guard", GUARD)):
+                if getattr(self, name) != default:
+                    raise UsageError(f"--{name.replace('_', '-')} belongs to the joint stage; add --joint")
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate: 3e-4 unless given, in the joint stage its own."""
+        if self.joint:
+            return self.joint_lr
+        return self.lr if self.lr is not None else HEADS_LR
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory: the same for the same configuration, so that a repeated command continues."""
+        return self.name_of_run("heads")
+
+
+def check_heads(heads: int) -> None:
+    """Check a number of heads.
+
+    Raises:
+        UsageError: fewer than two.
+    """
+    if heads < SMALLEST_HEADS:
+        raise UsageError(
+            f"--heads is {heads}; the model's own last layer is head 1, so a multi-head model has at least "
+            f"{SMALLEST_HEADS}"
+        )
+
+
+def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Where no data are given: model and trajectories of the newest run, or of the run of the model that is given.
+
+    A CLLM's run may have been trained on another run's trajectories; those serve here too. A run of heads names the
+    model and data it was trained on, so that a repeated command finds that run again.
+
+    Raises:
+        DataError: there is no run.
+        UsageError: it has no trajectories.
+    """
+    if "data" in given:
+        return {}
+    run = run_of(given["model"]) if "model" in given else latest_run()
+    if run is None or not run.config.is_file():
+        return run_defaults(given)
+    saved = read_json(run.config)
+    kind, config = saved["kind"], saved["config"]
+    if run.collected.is_file():
+        data: tuple[Path, ...] = (run.collected,)
+    elif kind in _ON_RESPONSES:
+        data = tuple(Path(path) for path in config["data"])
+    else:
+        return run_defaults(given)
+    model = config["model"] if kind == KIND else str(run.model)
+    return {"data": data} if model is None else {"data": data, "model": model}

@@ -1,0 +1,97 @@
+"""How well each head says the token it is for: held-out loss, and how often that is its first, second, ... choice.
+
+Knows no Trainer. Legend: B batch, T tokens, D hidden, V vocabulary, N positions, M positions of one head, C of a chunk,
+K heads, R ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nptool.progress import Progress, silent
+from nptool.training.base.sequences import Sequences
+from nptool.training.batches import cut_batches
+from nptool.training.heads.batching import heads_batch
+from nptool.training.heads.losses import IGNORE, chunks
+from nptool.training.heads.model import MultiHead
+
+RANKS = 10
+"""Choices of a head that are counted: as many as a tree may branch (Medusa's trees use the first ten)."""
+
+
+@dataclass(frozen=True)
+class HeadsEvaluation:
+    """Figures of heads 1..n."""
+
+    tokens: tuple[int, ...]
+    """Targets of each head."""
+    loss: tuple[float, ...]
+    """Nats per target."""
+    accuracy: tuple[tuple[float, ...], ...]
+    """For each head the shares of targets that are its first, second, ... choice, not cumulative."""
+
+    def top(self, choices: int) -> tuple[float, ...]:
+        """For each head the share of targets among its first `choices`."""
+        return tuple(sum(row[:choices]) for row in self.accuracy)
+
+
+@torch.no_grad()
+def evaluate_heads(
+    model: MultiHead,
+    sequences: Sequences,
+    *,
+    batch_tokens: int,
+    heads: int | None = None,
+    progress: Progress = silent,
+    step: str = "held-out loss",
+) -> HeadsEvaluation:
+    """Measure on all targets of `sequences`.
+
+    Args:
+        batch_tokens: padded tokens of one pass.
+        heads: measure the first so many; None is all.
+        step: name of this step in progress reports.
+    """
+    model.eval()
+    count = heads or model.count
+    lengths = sequences.lengths
+    batches = cut_batches(lengths, np.argsort(lengths, kind="stable"), batch_tokens)
+    tokens_K = torch.zeros(count, dtype=torch.long)
+    loss_K = torch.zeros(count, dtype=torch.float64)
+    hits_KR = torch.zeros(count, RANKS, dtype=torch.long)
+    for index, rows in enumerate(batches):
+        progress(step, index, len(batches))
+        batch = {name: tensor.to(model.device) for name, tensor in heads_batch(sequences, rows, 0, count).items()}
+        trunk = model.run_trunk(batch["input_ids"])
+        for head in range(count):
+            labels_N = batch["labels_NK"][:, head]
+            kept_N = labels_N != IGNORE
+            output_BTD = model.heads[head](trunk.z_BTD, **trunk.arguments)
+            hidden_MD = model.norm(output_BTD.flatten(0, 1)[batch["positions_N"][kept_N]])
+            loss, hits_R = _measure(hidden_MD, labels_N[kept_N], model.unembedding_VD)
+            tokens_K[head] += int(kept_N.sum())
+            loss_K[head] += loss
+            hits_KR[head] += hits_R
+    progress(step, len(batches), len(batches))
+    share_KR = hits_KR / tokens_K.clamp(min=1)[:, None]
+    return HeadsEvaluation(
+        tokens=tuple(tokens_K.tolist()),
+        loss=tuple((loss_K / tokens_K.clamp(min=1)).tolist()),
+        accuracy=tuple(tuple(row) for row in share_KR.tolist()),
+    )
+
+
+def _measure(hidden_MD: Tensor, labels_M: Tensor, unembedding_VD: Tensor) -> tuple[float, Tensor]:
+    """Sum of cross-entropies, and how many labels are the first, second, ... choice (R,)."""
+    loss, hits_R = 0.0, torch.zeros(RANKS, dtype=torch.long)
+    for rows_C in chunks(len(hidden_MD), len(unembedding_VD)):
+        logits_CV = F.linear(hidden_MD[rows_C], unembedding_VD).float()
+        loss += float(F.cross_entropy(logits_CV, labels_M[rows_C], reduction="sum"))
+        rank_C = (logits_CV > logits_CV.gather(1, labels_M[rows_C, None])).sum(-1)
+        hits_R += torch.bincount(rank_C[rank_C < RANKS], minlength=RANKS).cpu()
+    return loss, hits_R

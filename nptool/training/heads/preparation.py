@@ -1,0 +1,66 @@
+"""What a training of heads starts from: the model with its heads, and responses to train and to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from nptool.collection.store import Trajectory
+from nptool.errors import DataError, UsageError
+from nptool.heads import read_heads_info
+from nptool.training.base.sequences import Sequences
+from nptool.training.checkpoints import load_model, local_directory
+from nptool.training.heads.batching import response_sequences
+from nptool.training.heads.checkpoint import load_heads
+from nptool.training.heads.config import HeadsConfig
+from nptool.training.heads.model import MultiHead, add_heads
+from nptool.training.responses.data import Source
+
+
+def check_count(config: HeadsConfig, source: Source) -> bool:
+    """Whether the model has heads already, which are then trained further.
+
+    Raises:
+        UsageError: it has another number of them.
+        CheckpointError: they do not fit the model.
+    """
+    directory = local_directory(source.model)
+    info = read_heads_info(directory) if directory is not None else None
+    if info is not None and info.count != config.heads:
+        raise UsageError(
+            f"{source.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count} to train "
+            "them further, or start from the plain model"
+        )
+    return info is not None
+
+
+def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, Sequences | None]:
+    """Sequences to train on, and a share of them to measure on, drawn by a hash of the prompt.
+
+    Raises:
+        DataError: too few rows for the share.
+    """
+    if not share:
+        return response_sequences(rows), None
+    places = [int.from_bytes(blake2b(row.prompt_ids.tobytes(), digest_size=8).digest()) / 2**64 for row in rows]
+    border = max(share, min(places))
+    heldout = [row for row, place in zip(rows, places, strict=True) if place <= border]
+    train = [row for row, place in zip(rows, places, strict=True) if place > border]
+    if not train:
+        raise DataError(
+            f"{len(rows)} trajector{'y is' if len(rows) == 1 else 'ies are'} too few to hold out {share:.0%} of them; "
+            "give more data, or --heldout 0"
+        )
+    return response_sequences(train), response_sequences(heldout)
+
+
+def start_model(config: HeadsConfig, source: Source) -> MultiHead:
+    """The model as training starts from it: with its heads, or with copies of its last layer."""
+    directory = local_directory(source.model)
+    if directory is not None and read_heads_info(directory) is not None:
+        model = load_heads(directory)
+    else:
+        model = add_heads(load_model(source.model), config.heads)
+    if not config.joint:
+        model.freeze_trunk()
+    return model

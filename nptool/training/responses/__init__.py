@@ -1,0 +1,1 @@
+"""Training data that the model itself wrote: collected trajectories, or prompts to collect from first."""

@@ -1,0 +1,103 @@
+"""`nptool train heads` on the command line, and what it would do without doing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from nptool.cli.train import train_app
+from nptool.errors import CheckpointError, DataError, UsageError
+from nptool.runs import Run
+from nptool.training.heads.config import HeadsConfig
+from nptool.training.heads.dry_run import dry_run
+from nptool.training.heads.train import train_heads
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    def run(*arguments: str | Path | int | float) -> Result:
+        return CliRunner().invoke(train_app, ["heads", *map(str, arguments)], catch_exceptions=True)
+
+    return run
+
+
+def test_a_training_ends_with_each_head_s_figures(invoke: Callable[..., Result], collected: Path) -> None:
+    result = invoke("--data", collected, "--steps", 3, "--batch-tokens", 300, "--heads", 3, "--name", "one")
+    assert result.exit_code == 0, result.output
+    for label in ("runs/one/model", "head 1 before", "top-1", "top-5", "held out"):
+        assert label in result.stdout
+    figures = [line.split()[1] for line in result.stdout.splitlines() if line.endswith("% │") and "│" in line[:2]]
+    assert figures == ["1", "2", "3"]
+
+
+def test_json_is_the_result_alone(invoke: Callable[..., Result], collected: Path) -> None:
+    result = invoke("--data", collected, "--steps", 2, "--batch-tokens", 300, "--name", "one", "--json")
+    value = json.loads(result.stdout)
+    assert (value["heads"], value["steps"], len(value["loss"]), value["joint"]) == (4, 2, 4, False)
+
+
+def test_without_arguments_the_newest_run_gets_heads(
+    invoke: Callable[..., Result], collected: Path, checkpoint: Path
+) -> None:
+    run = Run.create("base")
+    run.config.write_text(json.dumps({"kind": "base", "config": {}}))
+    run.publish()
+    run.collected.write_bytes(collected.read_bytes())
+    checkpoint.rename(run.model)
+    first = invoke("--json")
+    assert first.exit_code == 0, first.output
+    assert json.loads(invoke("--json").stdout) == json.loads(first.stdout)
+
+
+def test_every_option_has_a_flag_and_wins_over_the_file(
+    invoke: Callable[..., Result], collected: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {collected}\nheads: 8\nsteps: 7\nmax-length: 50\n")
+    words = ("--heads", 2, "--joint", "--joint-lr", 1e-6, "--guard", 3, "--heldout", 0.2)
+    result = invoke("--config", path, *words, "--dry-run", "--json")
+    config = json.loads(result.stdout)["config"]
+    expected = {"heads": 2, "joint": True, "joint_lr": 1e-6, "guard": 3.0, "heldout": 0.2, "steps": 7, "lr": 1e-6}
+    assert {name: config[name] for name in expected} == expected
+    assert config["max_length"] == 50
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "text"),
+    [
+        (("--data", "COLLECTED", "--heads", "1"), UsageError, "--heads is 1; the model's own last layer is head 1"),
+        (("--data", "COLLECTED", "-m", "./gone"), CheckpointError, "./gone does not exist; expected a Hugging Face"),
+        (("--data", "gone.parquet"), DataError, "gone.parquet does not exist; expected a file of `nptool collect`, or"),
+        ((), DataError, "no run in runs/ yet"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    invoke: Callable[..., Result], collected: Path, words: tuple[str, ...], error: type[Exception], text: str
+) -> None:
+    result = invoke(*(str(collected) if word == "COLLECTED" else word for word in words))
+    assert isinstance(result.exception, error)
+    assert text in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_the_estimate_counts_what_the_training_will_do(collected: Path) -> None:
+    config = HeadsConfig(data=(collected,), epochs=3.0, batch_tokens=150, heldout=0.2, name="one")
+    estimate = dry_run(config)
+    result = train_heads(config)
+    assert estimate["steps"] == result.steps
+    assert estimate["trained_parameters"] == result.trained_parameters
+    assert estimate["parameters"] == result.parameters + result.trained_parameters
+    assert estimate["memory"]["gradients"] == 4 * result.trained_parameters
+    joint = dry_run(HeadsConfig(data=(collected,), joint=True, name="two"))
+    assert joint["trained_parameters"] == estimate["parameters"]
+    assert joint["memory"]["total"] > estimate["memory"]["total"]

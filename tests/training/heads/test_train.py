@@ -1,0 +1,245 @@
+"""Training runs: from trajectories to a multi-head checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from nptool.collection.store import Trajectory
+from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
+from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
+from nptool.runs import Run
+from nptool.training.checkpoints import load_model
+from nptool.training.heads.batching import heads_batch, response_sequences
+from nptool.training.heads.checkpoint import load_heads
+from nptool.training.heads.config import HeadsConfig, heads_defaults
+from nptool.training.heads.evaluation import RANKS, evaluate_heads
+from nptool.training.heads.losses import IGNORE
+from nptool.training.heads.model import add_heads
+from nptool.training.heads.train import ALONE, train_heads
+
+LAYER = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
+
+
+@pytest.fixture
+def config(collected: Path) -> HeadsConfig:
+    return HeadsConfig(
+        data=(collected,), lr=1e-2, steps=6, batch_tokens=200, log_every=2, save_every=2, heldout=0.2, name="one"
+    )
+
+
+def message(error: type[NptoolError], call: Callable[[], object]) -> str:
+    with pytest.raises(error) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_training_leaves_the_model_as_it_was_and_heads_beside_it(config: HeadsConfig, checkpoint: Path) -> None:
+    result = train_heads(replace(config, steps=60))
+    run = Run(Path("runs/one"))
+    before, after = (load_file(path / "model.safetensors") for path in (checkpoint, run.model))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert result.loss is not None
+    assert result.loss[0] == result.loss_before
+    assert (result.heads, result.steps, result.trained_parameters) == (4, 60, 3 * LAYER)
+    assert result.trajectories + result.heldout == 40
+    info = read_heads_info(run.model)
+    assert info is not None
+    assert (info.count, info.trunk_layer, info.model_type, info.hidden_size) == (4, 2, "llama", 16)
+    assert [len(row) for row in info.accuracy] == [RANKS] * 3
+    assert [row[0] for row in info.accuracy] == list(result.top1 or ())[1:]
+    names = set(load_file(run.model / HEADS_WEIGHTS))
+    assert len(names) == 3 * 9
+    assert "heads.4.mlp.down_proj.weight" in names
+    saved = json.loads(run.results.read_text())
+    assert {name: saved[name] for name in asdict(result)} == json.loads(json.dumps(asdict(result)))
+    assert (saved["kind"], run.checkpoints.exists()) == ("heads", False)
+
+
+def test_heads_learn(config: HeadsConfig, checkpoint: Path) -> None:
+    short, long = train_heads(replace(config, steps=1)), train_heads(replace(config, steps=150, name="two"))
+    assert short.loss is not None
+    assert long.loss is not None
+    assert all(after < 0.8 * before for before, after in zip(short.loss[1:], long.loss[1:], strict=True))
+    assert long.loss[0] == short.loss[0]
+
+
+def test_the_checkpoint_loads_as_the_plain_model(config: HeadsConfig, checkpoint: Path) -> None:
+    directory = Path(train_heads(config).model)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)(input_ids=ids).logits
+        start = load_model(checkpoint)(input_ids=ids).logits
+    assert torch.equal(plain, start)
+
+
+def test_saved_heads_come_back(config: HeadsConfig) -> None:
+    directory = Path(train_heads(config).model)
+    model = load_heads(directory)
+    saved = load_file(directory / HEADS_WEIGHTS)
+    for number in range(2, 5):
+        for name, weight in model.heads[number - 1].state_dict().items():
+            assert torch.equal(weight, saved.pop(f"heads.{number}.{name}"))
+    assert not saved
+    assert not torch.equal(model.heads[1].mlp.up_proj.weight, model.heads[0].mlp.up_proj.weight)
+
+
+def test_the_type_of_the_weights_is_kept(config: HeadsConfig, checkpoint: Path) -> None:
+    load_model(checkpoint, torch.bfloat16).save_pretrained(checkpoint)
+    result = train_heads(config)
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (checkpoint, result.model))
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert result.loss is not None
+    assert result.loss[0] == result.loss_before
+
+
+def test_an_interrupted_training_ends_as_if_nothing_had_happened(config: HeadsConfig) -> None:
+    def interrupt(step: str, done: float, total: float, note: str = "") -> None:
+        if step == "training the heads" and done == 5:
+            kept = Path("runs/one/checkpoints/checkpoint-4/model.safetensors")
+            assert {name.split(".")[1] for name in load_file(kept)} == {"1", "2", "3"}
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(config, interrupt)
+    assert not Path("runs/one/results.json").exists()
+    resumed, whole = train_heads(config), train_heads(replace(config, name="two"))
+    mine, theirs = (load_file(Path(result.model) / HEADS_WEIGHTS) for result in (resumed, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert resumed.loss == whole.loss
+
+
+def test_a_finished_run_is_not_trained_again(config: HeadsConfig) -> None:
+    first = train_heads(config)
+    reports: list[str] = []
+    assert train_heads(config, lambda step, *_, **__: reports.append(step)) == first
+    assert not reports
+
+
+def test_heads_are_trained_further(config: HeadsConfig) -> None:
+    first = train_heads(config)
+    second = train_heads(replace(config, model=first.model, steps=60, name="two"))
+    assert first.loss is not None
+    assert second.loss is not None
+    assert sum(second.loss) < sum(first.loss)
+    text = message(UsageError, lambda: train_heads(replace(config, model=first.model, heads=3, name="three")))
+    assert text.startswith("runs/one/model has 4 heads, --heads is 3; give --heads 4")
+
+
+def test_a_joint_stage_follows_heads_trained_alone(config: HeadsConfig, checkpoint: Path) -> None:
+    joint = train_heads(replace(config, joint=True, joint_lr=1e-3))
+    assert (Path("runs/one") / ALONE / "model" / HEADS_FILE).is_file()
+    assert joint.trained_parameters == joint.parameters + 3 * LAYER
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (checkpoint, joint.model))
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    assert read_heads_info(Path(joint.model)) is not None
+
+
+def test_the_guard_holds_head_1_near_the_original(config: HeadsConfig, checkpoint: Path) -> None:
+    alone = train_heads(config)
+    joint = replace(config, model=alone.model, joint=True, joint_lr=1e-2, steps=30)
+    ids = torch.arange(1, 40)[None]
+
+    def distance(result: Any) -> float:
+        with torch.no_grad():
+            original, trained = (
+                load_model(path)(input_ids=ids).logits.log_softmax(-1) for path in (checkpoint, result)
+            )
+        return float(torch.nn.functional.kl_div(trained, original, reduction="sum", log_target=True))
+
+    free = train_heads(replace(joint, guard=0.0, name="free"))
+    held = train_heads(replace(joint, guard=20.0, name="held"))
+    assert distance(held.model) < 0.5 * distance(free.model)
+
+
+def test_figures_are_those_of_a_loop_over_positions(checkpoint: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        Trajectory(rng.integers(200, size=3).astype(np.int32), rng.integers(200, size=6).astype(np.int32), None, ())
+        for _ in range(4)
+    ]
+    model = add_heads(load_model(checkpoint), 3)
+    found = evaluate_heads(model, response_sequences(rows), batch_tokens=20)
+    with torch.no_grad(), model.plain_model() as plain:
+        for head in range(3):
+            losses, ranks = [], []
+            for row in rows:
+                text = [*row.prompt_ids.tolist(), *row.response_ids.tolist()]
+                for seen in range(3, len(text) - head):
+                    logits_V = plain(input_ids=torch.tensor([text[:seen]])).logits[0, -1]
+                    label = text[seen + head]
+                    losses.append(-float(logits_V.log_softmax(-1)[label]))
+                    ranks.append(logits_V.argsort(descending=True).tolist().index(label))
+            assert found.tokens[head] == len(losses) == 4 * (6 - head)
+            assert found.loss[head] == pytest.approx(np.mean(losses), rel=1e-5)
+            assert found.accuracy[head] == pytest.approx([ranks.count(rank) / len(ranks) for rank in range(RANKS)])
+
+
+def test_targets_end_with_the_response() -> None:
+    row = Trajectory(np.array([5, 6], np.int32), np.array([7, 8, 9], np.int32), None, ())
+    batch = heads_batch(response_sequences([row]), [0], 0, 3)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8]]
+    assert batch["positions_N"].tolist() == [1, 2, 3]
+    assert batch["labels_NK"].tolist() == [[7, 8, 9], [8, 9, IGNORE], [9, IGNORE, IGNORE]]
+
+
+def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collected: Path) -> None:
+    base = Run.create("base")
+    base.publish()
+    base.config.write_text(json.dumps({"kind": "base", "config": {}}))
+    assert "holds no collected.parquet" in message(UsageError, lambda: heads_defaults({}))
+    base.collected.write_bytes(collected.read_bytes())
+    assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/base/model"}
+    cllm = Run.create("cllm")
+    cllm.publish()
+    cllm.config.write_text(json.dumps({"kind": "cllm", "config": {"data": [str(base.collected)], "model": None}}))
+    assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/cllm/model"}
+    heads = Run.create("heads")
+    heads.publish()
+    saved = {"data": [str(base.collected)], "model": "runs/cllm/model"}
+    heads.config.write_text(json.dumps({"kind": "heads", "config": saved}))
+    assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/cllm/model"}
+    assert heads_defaults({"data": (collected,)}) == {}
+
+
+def test_bad_input_is_one_clear_error(config: HeadsConfig, checkpoint: Path, tmp_path: Path) -> None:
+    assert message(UsageError, lambda: replace(config, heads=1)).startswith("--heads is 1; the model's own last layer")
+    assert message(UsageError, lambda: replace(config, guard=2.0)) == "--guard belongs to the joint stage; add --joint"
+    assert "too few to hold out" in message(DataError, lambda: train_heads(replace(config, heldout=0.999999)))
+    (checkpoint / "model.safetensors").unlink()
+    assert "has no model.safetensors" in message(CheckpointError, lambda: train_heads(replace(config, name="two")))
+
+
+def test_heads_that_do_not_fit_are_refused(config: HeadsConfig) -> None:
+    directory = Path(train_heads(config).model)
+    heads = load_file(directory / HEADS_WEIGHTS)
+    for change, text in (
+        (
+            {"heads.2.mlp.up_proj.weight": torch.zeros(3, 4)},
+            r"head 2: mlp.up_proj.weight has shape [3, 4], the model's",
+        ),
+        ({"heads.3.mlp.gate.weight": torch.zeros(1)}, "head 3 has an unknown mlp.gate.weight"),
+        ({"heads.5.mlp.up_proj.weight": torch.zeros(1)}, "holds heads.5.mlp.up_proj.weight, which is none of the 4"),
+    ):
+        save_file(heads | change, directory / HEADS_WEIGHTS)
+        assert text in message(CheckpointError, lambda: load_heads(directory))
+    (directory / HEADS_WEIGHTS).write_bytes(b"\0" * 20)
+    assert "cannot be read" in message(CheckpointError, lambda: load_heads(directory))
+    weights = load_file(directory / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    assert "were trained on another trunk" in message(CheckpointError, lambda: load_heads(directory))
+    (directory / HEADS_FILE).unlink()
+    assert "has no heads; train some with" in message(CheckpointError, lambda: load_heads(directory))
