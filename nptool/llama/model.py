@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 # llama.cpp takes any negative number of layers as "all".
 ALL_LAYERS = -1
+# What llama.cpp calls a size that is not among those it has a name for.
+_UNKNOWN_SIZE = "?B"
+# What it adds where the file does not say its type.
+_GUESSED = " (guessed)"
 
 
 class Closable(Protocol):
@@ -82,8 +86,8 @@ class Model:
     @classmethod
     def _checked(cls, pointer: Any, header: Header, lines: list[str]) -> Self:
         if not pointer:
-            place = f" at byte {header.offset}" if header.offset else ""
-            raise GgufError(f"llama.cpp cannot load {header.path}{place}: {cause(lines)}")
+            part = f"the head at byte {header.offset} of {header.path}" if header.offset else str(header.path)
+            raise GgufError(f"llama.cpp cannot load {part}: {cause(lines)}")
         model = cls(pointer, header)
         try:
             model._check_kind()
@@ -127,8 +131,10 @@ class Model:
 
     @cached_property
     def description(self) -> str:
-        """llama.cpp's one line: architecture, size, type."""
-        return self._text(partial(llama_cpp.llama_model_desc, self.pointer)) or ""
+        """llama.cpp's one line: architecture, size, type; the size, of which it knows only some, as a number."""
+        text = self._text(partial(llama_cpp.llama_model_desc, self.pointer)) or ""
+        millions = llama_cpp.llama_model_n_params(self.pointer) / 1e6
+        return text.replace(_GUESSED, "").replace(_UNKNOWN_SIZE, f"{millions:.1f}M")
 
     @cached_property
     def metadata(self) -> dict[str, str]:

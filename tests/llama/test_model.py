@@ -155,5 +155,5 @@ def test_a_part_that_llama_cpp_refuses(tiny_gguf: Callable[..., Path], tmp_path:
     with pytest.raises(GgufError, match=rf"cannot load the head at byte {len(content)} of .*two\.gguf: .*ffn_up"):
         Model.load_part(header)
     path.unlink()
-    with pytest.raises(GgufError, match=rf"cannot open .*two\.gguf to load the head at byte {len(content)}"):
+    with pytest.raises(GgufError, match=r"cannot read .*two\.gguf: No such file"):
         Model.load_part(header)
