@@ -118,7 +118,7 @@ def found_logits(path: Path, ids: np.ndarray[Any, Any]) -> list[np.ndarray[Any, 
     with Model.load(path) as model, Context(model, 128, **options) as context:
         z_TD = trunk_output(context, parts.trunk_layer, ids)
     for part in parts.heads:
-        with Model.load_part(part) as head, Context(head, 128, **options) as context:
+        with Model.load_part(part.header) as head, Context(head, 128, **options) as context:
             batch = llama_cpp.llama_batch_init(len(ids), z_TD.shape[1], 1)
             batch.n_tokens = len(ids)
             np.ctypeslib.as_array(batch.embd, (z_TD.size,))[:] = z_TD.ravel()
