@@ -18,8 +18,10 @@ Legend: H query heads, G key/value heads, E size of a head, D hidden, V vocabula
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from nptool.training.base.config import BaseConfig
@@ -73,7 +75,7 @@ def _draw_weights(model: LlamaForCausalLM) -> None:
         _draw_attention(layer.self_attn, model.config, shrink)
 
 
-def _draw_attention(attention: nn.Module, config: LlamaConfig, shrink: float) -> None:
+def _draw_attention(attention: Any, config: Any, shrink: float) -> None:
     """Keys like queries, outputs like values transposed; query heads of one group share their keys and values."""
     groups, hidden = config.num_key_value_heads, config.hidden_size
     size = hidden // config.num_attention_heads
@@ -98,7 +100,8 @@ def _draw_embeddings(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
         # Spaces and parts of characters are no words.
         word = text if text and "\ufffd" not in text else f"\ufffd{token}"
         word_of_V.append(words.setdefault(word, len(words)))
-    table_VD = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings()
+    table_VD: Tensor = embedding.weight
     common_VD = torch.randn(len(words), table_VD.shape[1])[torch.tensor(word_of_V)]
     own_VD = torch.randn_like(table_VD)
     table_VD.copy_(INITIAL_STD * (EMBEDDING_SHARE**0.5 * common_VD + (1 - EMBEDDING_SHARE) ** 0.5 * own_VD))
