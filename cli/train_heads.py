@@ -11,10 +11,8 @@ from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson, ConfigFile, DryRun
 from nptool.cli.training_options import (
     Accumulation,
-    BatchTokens,
     Checkpointing,
     DataFiles,
-    Epochs,
     LearningRate,
     MoreData,
     PrecisionChoice,
@@ -81,9 +79,13 @@ def train_heads(
     prompt_field: PromptField = None,
     response_field: ResponseField = None,
     steps: Steps = None,
-    epochs: Epochs = None,
+    epochs: Annotated[
+        float | None, typer.Option(help=f"passes over the data [{DEFAULTS.DEFAULT_PASSES:g}]", show_default=False)
+    ] = None,
     lr: LearningRate = None,
-    batch_tokens: BatchTokens = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help=f"tokens in a batch [{DEFAULTS.batch_tokens}]", show_default=False)
+    ] = None,
     accumulation: Accumulation = None,
     gradient_checkpointing: Checkpointing = None,
     precision: PrecisionChoice = None,

@@ -79,5 +79,5 @@ def count_steps(config: TrainingConfig, batches_in_pass: float) -> int:
     """Optimizer steps of the training, when one pass over the data takes so many batches."""
     if config.steps is not None:
         return config.steps
-    passes = 1.0 if config.epochs is None else config.epochs
+    passes = config.DEFAULT_PASSES if config.epochs is None else config.epochs
     return max(1, math.ceil(passes * batches_in_pass / (config.accumulation * process_count())))

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from nptool.errors import UsageError
 
@@ -23,10 +23,12 @@ DIGEST_BYTES = 4
 class TrainingConfig:
     """Optimizer (AdamW), schedule (warm-up, then cosine to a floor), precision, checkpoints."""
 
+    DEFAULT_PASSES: ClassVar[float] = 1.0
+
     steps: int | None = None
     """Optimizer steps; None leaves it to `epochs`."""
     epochs: float | None = None
-    """Passes over the training data; None, with `steps` None too, is one pass."""
+    """Passes over the training data; None, with `steps` None too, is one pass, for heads three."""
     lr: float | None = None
     """Highest learning rate; None is the stage's own."""
     min_lr_ratio: float = 0.03

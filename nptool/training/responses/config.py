@@ -64,8 +64,13 @@ class ResponsesConfig(TrainingConfig):
         if self.name is not None:
             return self.name
         values = {name: value for name, value in to_json(self).items() if name not in FREE_FIELDS}
-        origin = run_of(self.data[0])
-        return f"{kind}-{origin.path.name if origin else self.data[0].resolve().stem}-{digest(values)}"
+        return f"{kind}-{self.origin}-{digest(values)}"
+
+    @property
+    def origin(self) -> str:
+        """What the run is named after: the run its trajectories lie in, or their file."""
+        run = run_of(self.data[0])
+        return run.path.name if run else self.data[0].resolve().stem
 
 
 def run_defaults(given: dict[str, Any]) -> dict[str, Any]:

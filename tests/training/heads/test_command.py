@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from nptool.cli.train import train_app
+from nptool.collection.store import read_collected
 from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.runs import Run
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.dry_run import dry_run
+from nptool.training.heads.preparation import split_heldout
 from nptool.training.heads.train import train_heads
 
 
@@ -55,6 +57,11 @@ def test_without_arguments_the_newest_run_gets_heads(
     checkpoint.rename(run.model)
     first = invoke("--json")
     assert first.exit_code == 0, first.output
+    value = json.loads(first.stdout)
+    assert value["run"].startswith("runs/heads-base-")
+    rows = list(read_collected(collected).rows())
+    trained, _ = split_heldout(rows, HeadsConfig.heldout)
+    assert value["tokens"] == 3 * trained.lengths.sum()
     assert json.loads(invoke("--json").stdout) == json.loads(first.stdout)
 
 

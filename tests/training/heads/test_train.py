@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -162,6 +165,35 @@ def test_the_guard_holds_head_1_near_the_original(config: HeadsConfig, checkpoin
     free = train_heads(replace(joint, guard=0.0, name="free"))
     held = train_heads(replace(joint, guard=20.0, name="held"))
     assert distance(held.model) < 0.5 * distance(free.model)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+from nptool.training.heads.config import HeadsConfig
+from nptool.training.heads.train import train_heads
+
+train_heads(
+    HeadsConfig(
+        data=(Path(sys.argv[1]),), lr=1e-2, steps=3, batch_tokens=200, warmup=0.0, heldout=0.2, joint=True, name="two"
+    )
+)
+"""
+
+
+def test_two_processes_train_what_one_trains_with_twice_the_batches(config: HeadsConfig, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launch, str(script), str(config.data[0])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = train_heads(replace(config, steps=3, warmup=0.0, accumulation=2, joint=True))
+    saved = json.loads(Path("runs/two/results.json").read_text())
+    assert saved["tokens"] == one.tokens
+    assert saved["loss"] == pytest.approx(list(one.loss or ()), rel=1e-3)
 
 
 def test_figures_are_those_of_a_loop_over_positions(checkpoint: Path) -> None:
