@@ -33,7 +33,7 @@ from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
 from nptool.training.heads.model import MultiHead
 from nptool.training.heads.preparation import check_count, split_heldout, start_model
 from nptool.training.heads.trainer import HeadsTrainer
-from nptool.training.processes import is_main_process, process_count
+from nptool.training.processes import is_main_process, main_process_first, process_count
 from nptool.training.responses.config import FREE_FIELDS
 from nptool.training.responses.data import (
     Source,
@@ -137,11 +137,13 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         seconds=seconds,
         **_figures(before, after),
     )
-    if is_main_process():
-        _save(model, config, source, tokenizer, run, described.dtype, after)
-        write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
-        if run.path.name != ALONE:
-            run.publish()
+    # A joint stage reads what its heads alone left.
+    with main_process_first():
+        if is_main_process():
+            _save(model, config, source, tokenizer, run, described.dtype, after)
+            write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
+            if run.path.name != ALONE:
+                run.publish()
     remove_checkpoints(run)
     return result
 
