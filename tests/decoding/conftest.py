@@ -35,19 +35,28 @@ class ScriptedEngine:
         self.batches: list[tuple[int, int, bool]] = []
         """(start, rows, outputs) of every call."""
 
-    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+    def evaluate(
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
+    ) -> NDArray[np.float32]:
         assert start == len(self.cache), "the cache does not end where the batch begins"
         assert 0 < len(tokens) <= (self.width if outputs else self.batch_limit)
         assert start + len(tokens) <= self.capacity + self.width
         assert all(0 <= token < self.vocabulary_size for token in tokens.tolist())
         self.batches.append((start, len(tokens), outputs))
         self.seconds += 0.001
+        # z names the token and its position, so that a head can tell what it reads.
+        places = np.arange(start, start + len(tokens))
+        self._z_TD = np.stack([tokens, places], axis=1).astype(np.float32) if show else None
         rows = []
         for token in tokens.tolist():
             self.cache.append(token)
             if outputs:
                 rows.append(self._logits(self.cache))
         return np.asarray(rows, dtype=np.float32).reshape(len(rows), self.vocabulary_size)
+
+    def layer_input(self) -> NDArray[np.float32]:
+        assert self._z_TD is not None, "the batch did not show it"
+        return self._z_TD
 
     def rollback(self, position: int) -> None:
         del self.cache[position:]
@@ -56,6 +65,42 @@ class ScriptedEngine:
     def widths(self) -> list[int]:
         """Rows of every decoding step."""
         return [rows for _, rows, outputs in self.batches if outputs]
+
+
+class ScriptedHead:
+    """A `HeadEngine` that reads the z of a `ScriptedEngine` and insists on the contract of its cache."""
+
+    def __init__(self, logits: Callable[[Sequence[int]], Sequence[float]]) -> None:
+        """Args: `logits` gives a row from all the tokens read."""
+        self._logits = logits
+        self.seconds = 0.0
+        self.cache: list[int] = []
+        self.fails_after: int | None = None
+        """Calls of `evaluate` until one is interrupted."""
+
+    def evaluate(self, z_TD: NDArray[np.float32], start: int) -> None:
+        assert start == len(self.cache), "the cache does not end where the rows begin"
+        assert len(z_TD) > 0
+        if self.fails_after is not None:
+            self.fails_after -= 1
+            if self.fails_after < 0:
+                self.fails_after = None
+                raise KeyboardInterrupt
+        self.seconds += 0.0001
+        for token, position in z_TD.tolist():
+            assert position == len(self.cache), "z of another position"
+            self.cache.append(int(token))
+
+    def logits(self) -> NDArray[np.float32]:
+        return np.asarray(self._logits(self.cache), dtype=np.float32)
+
+    def rollback(self, position: int) -> None:
+        del self.cache[position:]
+
+
+@pytest.fixture(scope="session")
+def scripted_head() -> type[ScriptedHead]:
+    return ScriptedHead
 
 
 @pytest.fixture(scope="session")
