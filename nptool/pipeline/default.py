@@ -35,7 +35,7 @@ SCORES_FILE = "scores.json"
 
 @dataclass(frozen=True)
 class DefaultConfig:
-    """Sizes of the embedded default, chosen for 25 minutes on 2 cores; without AVX512-BF16 it takes far longer."""
+    """Sizes of the embedded default, meant for 25 minutes on 2 cores with AVX512-BF16; not yet run as a whole."""
 
     train_examples: int = 9_000
     """Examples the base model is trained on, each seen once."""
