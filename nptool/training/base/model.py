@@ -10,9 +10,9 @@ to say it again. Three choices of initial weights give them a start, all of them
   a byte-level vocabulary has most words in several such forms, and a question names a column in another form than SQL.
 - What writes into the residual stream is divided by sqrt(2 layers) (GPT-2), so that its size does not grow with depth.
 
-On the default text-to-SQL data, 4 layers of 512, after 250 steps of 1,024 tokens, the loss of 100 held-out responses was
-0.93 from plain normal weights, 0.77 with the first choice and 0.64 with the first two: one run each, by a script that is
-not kept. At the end of a cosine over about 390 steps the three were much closer (0.59, 0.54; 0.53 after 345 steps).
+On the default text-to-SQL data, 4 layers of 512, after 250 steps of 1,024 tokens, the loss of 100 held-out responses
+was 0.93 from plain normal weights, 0.77 with the first choice and 0.64 with the first two: one run each, by a script
+that is not kept. At the end of a cosine over about 390 steps the three were much closer (0.59, 0.54; 0.53 after 345).
 
 Legend: H query heads, G key/value heads, E size of a head, D hidden, V vocabulary.
 """
