@@ -1,4 +1,4 @@
-"""`nptool chat`: a conversation in the terminal, or one turn for each line of a pipe."""
+"""`nptool chat`: a conversation in the terminal, or with the text of a pipe."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ SYSTEM = Annotated[
     typer.Option("--system", metavar="TEXT", help="system message that begins the conversation", show_default=False),
 ]
 PROMPT_SIGN = "> "
+CONTINUATION_SIGN = ". "
+CONTINUES = "\\"
+"""At the end of a line in a terminal: the message goes on in the next one (llama.cpp's convention)."""
 COMMANDS = {
     "/help": "this list",
     "/reset": "forget the conversation",
@@ -66,7 +69,11 @@ def chat(
     context_length: ContextLength = None,
     threads: Threads = None,
 ) -> None:
-    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    A line that ends in a backslash goes on in the next one. In a pipe an empty line or a /command ends
+    a message; `nptool generate` takes a whole pipe as one prompt.
+    """
     from nptool.decoding.session import Session
 
     config = decode_config(
@@ -89,17 +96,17 @@ def chat(
         if sys.stdin.isatty():
             way = describe(config, text_model.block_length(config))
             say(f"{text_model.path}: {text_model.model.description}; {way}. /help lists the commands.")
-        for line in _lines():
-            if not _turn(session, line.strip()):
+        for message in _messages():
+            if not _turn(session, message.strip()):
                 return
 
 
-def _turn(session: Session, line: str) -> bool:
-    """One line of the user's; False when it is the last."""
-    if line.startswith("/"):
-        return _command(session, line)
-    if line:
-        _answer(session, line)
+def _turn(session: Session, message: str) -> bool:
+    """One message or command of the user's; False when it is the last."""
+    if _is_command(message):
+        return _command(session, message)
+    if message:
+        _answer(session, message)
     return True
 
 
@@ -140,34 +147,59 @@ def _answer(session: Session, line: str) -> None:
         say(f"[{figures(session.answer.tally)}]")
 
 
-def _lines() -> Iterator[str]:
-    """What the user says, line by line, until Ctrl-D or the end of the pipe. Ctrl-C leaves the program."""
-    read = _terminal() if sys.stdin.isatty() and sys.stdout.isatty() else _piped()
-    while True:
-        try:
-            line = read()
-        except EOFError:
-            return
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt("the chat was left") from interrupt
-        yield line
+def _is_command(message: str) -> bool:
+    """Whether it is for the chat itself. In a pipe only the known ones are: text may begin with a slash."""
+    return message in COMMANDS or (message.startswith("/") and sys.stdin.isatty())
 
 
-def _terminal() -> Callable[[], str]:
+def _messages() -> Iterator[str]:
+    """What the user says until Ctrl-D or the end of the pipe. Ctrl-C leaves the program."""
+    if not sys.stdin.isatty():
+        messages = _piped()
+    else:
+        # Without line editing where only the output is redirected.
+        messages = _typed(_editor() if sys.stdout.isatty() else _plain)
+    try:
+        yield from messages
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("the chat was left") from interrupt
+
+
+def _typed(read: Callable[[str], str]) -> Iterator[str]:
+    """A message is a line, with the following ones where it ends in a backslash."""
+    try:
+        while True:
+            message = read(PROMPT_SIGN)
+            while message.endswith(CONTINUES):
+                message = message.removesuffix(CONTINUES) + "\n" + read(CONTINUATION_SIGN)
+            yield message
+    except EOFError:
+        return
+
+
+def _editor() -> Callable[[str], str]:
     """Line editing with a history of this session."""
     from prompt_toolkit import PromptSession
 
     prompt: PromptSession[str] = PromptSession()
-    return lambda: prompt.prompt(PROMPT_SIGN)
+    return prompt.prompt
 
 
-def _piped() -> Callable[[], str]:
-    """Plain lines. A terminal may be behind them when only the output is redirected."""
+def _plain(_: str) -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
 
-    def read() -> str:
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line
 
-    return read
+def _piped() -> Iterator[str]:
+    """Lines up to an empty one or a command are one message, so a prompt of several lines stays whole."""
+    lines: list[str] = []
+    for line in sys.stdin:
+        if line.strip() and line.strip() not in COMMANDS:
+            lines.append(line)
+            continue
+        yield "".join(lines)
+        lines.clear()
+        yield line
+    yield "".join(lines)

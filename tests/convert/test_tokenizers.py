@@ -89,6 +89,10 @@ def test_any_text_has_the_same_tokens(kind: str, loaded: Callable[[str], tuple[M
         if kind == "deepseek-llm":
             # Full-width punctuation to this tokenizer, a space to llama.cpp, which splits it off differently.
             text = text.replace("\u3000", "")
+        if kind == "tekken":
+            # llama.cpp knows upper case in ASCII only, and takes combining marks for punctuation.
+            unmarked = (letter for letter in text if not unicodedata.category(letter).startswith("M"))
+            text = "".join(letter if letter.isascii() else letter.lower()[0] for letter in unmarked)
         expected = backend.encode(text, add_special_tokens=False).ids
         assert tokens(model, text) == expected
         assert model.detokenize(expected, special=True).decode() == text
