@@ -154,13 +154,12 @@ def _is_command(message: str) -> bool:
 
 def _messages() -> Iterator[str]:
     """What the user says until Ctrl-D or the end of the pipe. Ctrl-C leaves the program."""
-    if not sys.stdin.isatty():
-        messages = _piped()
-    else:
-        # Without line editing where only the output is redirected.
-        messages = _typed(_editor() if sys.stdout.isatty() else _plain)
     try:
-        yield from messages
+        if sys.stdin.isatty():
+            # Without line editing where only the output is redirected.
+            yield from _typed(_editor() if sys.stdout.isatty() else _plain)
+        else:
+            yield from _piped()
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("the chat was left") from interrupt
 

@@ -84,6 +84,12 @@ def train_cllm(
     draws: Annotated[
         int | None, typer.Option(help=f"states of a block in one sequence [{DEFAULTS.draws}]", show_default=False)
     ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(
+            help=f"weight of a row for each token behind the first wrong one [{DEFAULTS.decay:g}]", show_default=False
+        ),
+    ] = None,
     context: Annotated[
         Literal["noisy", "window", "clean"] | None,
         typer.Option(help=f"what a block sees of the blocks before it [{DEFAULTS.context}]", show_default=False),

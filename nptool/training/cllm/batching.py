@@ -32,6 +32,7 @@ class Batch(TypedDict):
     student_rows_M: Tensor
     teacher_rows_M: Tensor
     fixed_labels_M: Tensor
+    weights_M: Tensor
 
 
 def collate(samples: Sequence[Packed], pad_id: int = 0) -> Batch:
@@ -57,6 +58,7 @@ def collate(samples: Sequence[Packed], pad_id: int = 0) -> Batch:
         student_rows_M=rows([sample.student_rows_M for sample in samples]),
         teacher_rows_M=rows([sample.teacher_rows_M for sample in samples]),
         fixed_labels_M=torch.from_numpy(np.concatenate([sample.fixed_labels_M for sample in samples])),
+        weights_M=torch.from_numpy(np.concatenate([sample.weights_M for sample in samples])),
     )
 
 

@@ -1,10 +1,11 @@
 """Consistency and autoregressive loss of the packed rows.
 
-    loss = mean over taught rows of D(teacher row, student row)  +  ar_weight * mean over labels of CE
+    loss = weighted mean over taught rows of D(teacher row, student row)  +  ar_weight * mean over labels of CE
 
-as in CLLM (arXiv 2403.00835, section 3.2) and Jacobi Forcing (arXiv 2512.14681), with one mean over all taught rows of
-the step, not divided once more by the number of blocks. The teacher's rows carry no gradient. Knows no packing: it gets
-logits and row numbers. Legend: K rows with logits, V vocabulary, A autoregressive rows, M taught rows.
+as in CLLM (arXiv 2403.00835, section 3.2) and Jacobi Forcing (arXiv 2512.14681). The first mean is one over all taught
+rows of the step, not divided once more by the number of blocks; all rows weigh alike, unless the recipe's decay lowers
+those far behind a wrong token. The teacher's rows carry no gradient. Knows no packing: it gets logits and row numbers.
+Legend: K rows with logits, V vocabulary, A autoregressive rows, M taught rows.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ CHUNK_ELEMENTS = 2**25
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of the logits are compared with what; all of integer type."""
+    """Which rows of the logits are compared with what, and the weight of each such comparison."""
 
     ar_A: Tensor
     ar_labels_A: Tensor
     student_M: Tensor
     teacher_M: Tensor
     fixed_labels_M: Tensor
+    weights_M: Tensor
 
 
 def divergence(student_MV: Tensor, teacher_MV: Tensor, labels_M: Tensor, kind: Divergence) -> Tensor:
-    """Sum over rows of the distance between the teacher's and the student's distribution, in nats.
+    """The distance between the teacher's and the student's distribution in each row, shape (M,), in nats.
 
     Args:
         student_MV: logits.
@@ -43,17 +45,19 @@ def divergence(student_MV: Tensor, teacher_MV: Tensor, labels_M: Tensor, kind: D
         labels_M: the fixed point's tokens, the target of `fixed-point`.
     """
     if kind == "fixed-point":
-        return F.cross_entropy(student_MV, labels_M, reduction="sum")
+        return F.cross_entropy(student_MV, labels_M, reduction="none")
     student_MV, teacher_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
     if kind == "forward-kl":
-        return F.kl_div(student_MV, teacher_MV, reduction="sum", log_target=True)
+        return _kl(teacher_MV, student_MV)
     if kind == "reverse-kl":
-        return F.kl_div(teacher_MV, student_MV, reduction="sum", log_target=True)
+        return _kl(student_MV, teacher_MV)
     mixture_MV = torch.logaddexp(student_MV, teacher_MV) - torch.log(student_MV.new_tensor(2.0))
-    return 0.5 * (
-        F.kl_div(mixture_MV, teacher_MV, reduction="sum", log_target=True)
-        + F.kl_div(mixture_MV, student_MV, reduction="sum", log_target=True)
-    )
+    return 0.5 * (_kl(teacher_MV, mixture_MV) + _kl(student_MV, mixture_MV))
+
+
+def _kl(p_MV: Tensor, q_MV: Tensor) -> Tensor:
+    """KL(p || q) of each row, from log-probabilities."""
+    return F.kl_div(q_MV, p_MV, reduction="none", log_target=True).sum(-1)
 
 
 def weighted_sums(logits_KV: Tensor, rows: Rows, recipe: Recipe, consistency_weight: Tensor, ar_weight: Tensor) -> Any:
@@ -63,8 +67,8 @@ def weighted_sums(logits_KV: Tensor, rows: Rows, recipe: Recipe, consistency_wei
     one chunk's are in memory.
 
     Returns:
-        The weighted sum (scalar), and a tensor (3,): the divergences' sum, the cross-entropies' sum, and the number of
-        taught rows whose greedy pick is the fixed point's token.
+        The loss (scalar), and a tensor (3,): the divergences' sum (each by its row's weight), the cross-entropies' sum,
+        and the number of taught rows whose greedy pick is the fixed point's token.
     """
     return _WeightedSums.apply(logits_KV, rows, recipe, consistency_weight, ar_weight)  # type: ignore[no-untyped-call]  # untyped in torch
 
@@ -89,7 +93,8 @@ class _WeightedSums(torch.autograd.Function):
                 chunk = slice(begin, begin + size)
                 student_MV = logits_KV[rows.student_M[chunk]].to(exact).detach().requires_grad_()
                 teacher_MV = logits_KV[rows.teacher_M[chunk]].to(exact).detach()
-                loss = divergence(student_MV, teacher_MV, rows.fixed_labels_M[chunk], recipe.divergence)
+                distance_M = divergence(student_MV, teacher_MV, rows.fixed_labels_M[chunk], recipe.divergence)
+                loss = rows.weights_M[chunk].to(exact) @ distance_M
                 add(0, consistency_weight, rows.student_M[chunk], student_MV, loss)
                 sums[2] += (student_MV.detach().argmax(-1) == rows.fixed_labels_M[chunk]).sum()
             for begin in range(0, len(rows.ar_A), size):

@@ -24,14 +24,15 @@ class PackedLoss:
     loss: Tensor
     """Scalar with gradient."""
     sums: Tensor
-    """Sum of divergences (nats), sum of cross-entropies (nats), taught rows that pick the fixed point's token; (3,)."""
+    """Weighted sum of divergences (nats), sum of cross-entropies (nats), taught rows whose pick is right; (3,)."""
     counts: Tensor
-    """Taught rows and autoregressive labels in this batch; shape (2,)."""
+    """As `count_rows` gives them."""
 
 
 def count_rows(batch: Batch) -> Tensor:
-    """Taught rows and autoregressive labels of a batch, shape (2,)."""
-    return torch.tensor([len(batch["student_rows_M"]), len(batch["ar_rows_A"])])
+    """Weight of all taught rows, autoregressive labels, and taught rows of a batch; shape (3,)."""
+    rows, labels = len(batch["student_rows_M"]), len(batch["ar_rows_A"])
+    return torch.tensor([float(batch["weights_M"].sum()), labels, rows], dtype=torch.float64)
 
 
 def packed_loss(
@@ -40,8 +41,8 @@ def packed_loss(
     """Run one forward pass over a batch.
 
     Args:
-        counts: taught rows and labels to average over, shape (2,); None takes this batch's own. An optimizer step of
-            several batches (accumulation, several processes) passes the totals of the step.
+        counts: what `count_rows` says of all that is averaged over, shape (3,); None is this batch. An optimizer step
+            of several batches (accumulation, several processes) passes the totals of the step.
         attention: the model's attention implementation, "sdpa" or "eager".
 
     Returns:
@@ -66,8 +67,9 @@ def packed_loss(
         student_M=numbers[batch["student_rows_M"]],
         teacher_M=numbers[batch["teacher_rows_M"]],
         fixed_labels_M=batch["fixed_labels_M"],
+        weights_M=batch["weights_M"],
     )
-    shares = 1 / counts.clamp(min=1).to(torch.promote_types(output.logits.dtype, torch.float32))
+    shares = 1 / torch.where(counts > 0, counts, 1).to(torch.promote_types(output.logits.dtype, torch.float32))
     loss, sums = weighted_sums(output.logits, rows, recipe, shares[0], recipe.ar_weight * shares[1])
     return PackedLoss(loss, sums, own)
 

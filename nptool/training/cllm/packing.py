@@ -78,6 +78,8 @@ class Packed:
     """Row that teaches the student row: a clean one, or one of the next state's branch (local consistency)."""
     fixed_labels_M: Ints
     """The fixed point's token that the student row should predict."""
+    weights_M: npt.NDArray[np.float64]
+    """Weight of the student row among all, 1 at its block's first wrong token."""
 
     def __len__(self) -> int:
         return len(self.ids_S)
@@ -97,6 +99,7 @@ def pack(trajectory: TrajectoryLike, choices: Sequence[Choice], recipe: Recipe) 
         student_rows_M=np.concatenate([one.student_rows_M for one in taught]),
         teacher_rows_M=np.concatenate([one.teacher_rows_M for one in taught]),
         fixed_labels_M=response_R[r + 1],
+        weights_M=recipe.decay ** np.concatenate([one.distance_M for one in taught]),
     )
 
 
@@ -125,6 +128,8 @@ class _Taught:
     """The response token each stands for."""
     student_rows_M: Ints
     teacher_rows_M: Ints
+    distance_M: Ints
+    """Tokens between the first wrong one of its block and each."""
 
 
 def _teach(streams: _Streams, trajectory: TrajectoryLike, choice: Choice, recipe: Recipe) -> _Taught:
@@ -141,7 +146,13 @@ def _teach(streams: _Streams, trajectory: TrajectoryLike, choice: Choice, recipe
         next_R = noisy_response(trajectory, [min(i + 1, k) for i, k in zip(choice.states, last, strict=True)])
         streams.branch_off(next_R, response_R, taught_R, edges, teacher_row_R)
     r = np.flatnonzero(taught_R)
-    return _Taught(r, student_row_R[r], teacher_row_R[r])
+    return _Taught(r, student_row_R[r], teacher_row_R[r], _distance(r, trajectory.states[0].shape[1]))
+
+
+def _distance(r: Ints, block: int) -> Ints:
+    """For taught rows, in order, the number of taught rows of the same block before each."""
+    _, first, number = np.unique(r // block, return_index=True, return_inverse=True)
+    return np.arange(len(r)) - first[number]
 
 
 class _Streams:

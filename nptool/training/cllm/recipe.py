@@ -39,6 +39,9 @@ class Recipe:
     """Smallest noise level of the schedule, a share of a block's tokens (0 to 1)."""
     max_noise: float = 1.0
     """Largest noise level of the schedule, a share of a block's tokens (0 to 1)."""
+    decay: float = 1.0
+    """Weight of a taught row for each token that it lies behind its block's first wrong one (above 0, at most 1): the
+    near ones are accepted first. Medusa (arXiv 2401.10774, section 2.2.1) weighs its k-th head by 0.8^k; 1 is CLLM."""
     draws: int = 1
     """States of each block that one sequence shows, all behind the same clean tokens: most of a sequence is these."""
     context: Context = "noisy"
@@ -67,6 +70,7 @@ class Recipe:
         check_range(self, ("window", "draws"), low=1)
         check_range(self, ("min_noise", "max_noise"), low=0, high=1)
         check_range(self, ("ar_weight",), low=0)
+        check_range(self, ("decay",), low=0, high=1, open_low=True)
         check_range(self, ("label_smoothing",), low=0, high=1, open_high=True)
         if self.min_noise > self.max_noise:
             raise UsageError(f"--min-noise {self.min_noise} is above --max-noise {self.max_noise}")

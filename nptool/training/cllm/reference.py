@@ -20,7 +20,7 @@ from nptool.training.cllm.schedule import Choice
 
 def plain_loss(model: nn.Module, samples: Sequence[tuple[TrajectoryLike, Sequence[Choice]]], recipe: Recipe) -> Tensor:
     """The loss of a batch of trajectories with their choices of states."""
-    consistency, cross_entropy, rows, labels = torch.zeros(()), torch.zeros(()), 0, 0
+    consistency, cross_entropy, weight, labels = torch.zeros(()), torch.zeros(()), 0.0, 0
     for trajectory, choices in samples:
         prompt, response = trajectory.prompt_ids.tolist(), trajectory.response_ids.tolist()
         clean_TV = _logits(model, prompt + response)
@@ -29,14 +29,14 @@ def plain_loss(model: nn.Module, samples: Sequence[tuple[TrajectoryLike, Sequenc
         for choice in choices:
             for number in range(len(trajectory.states)):
                 distance, taught = _block(model, trajectory, choice, number, clean_TV, recipe)
-                consistency, rows = consistency + distance, rows + taught
-    return consistency / max(rows, 1) + recipe.ar_weight * cross_entropy / max(labels, 1)
+                consistency, weight = consistency + distance, weight + taught
+    return consistency / (weight or 1) + recipe.ar_weight * cross_entropy / max(labels, 1)
 
 
 def _block(
     model: nn.Module, trajectory: TrajectoryLike, choice: Choice, number: int, clean_TV: Tensor, recipe: Recipe
-) -> tuple[Tensor, int]:
-    """Sum of divergences of a block in its state, and the number of taught rows."""
+) -> tuple[Tensor, float]:
+    """Weighted sum of divergences of a block in its state, and the weight of its taught rows."""
     prompt, response = trajectory.prompt_ids.tolist(), trajectory.response_ids.tolist()
     states = trajectory.states[number]
     state, target = states[choice.states[number]].tolist(), states[-1].tolist()
@@ -49,15 +49,16 @@ def _block(
         context = _context(trajectory, following, number, recipe)
         with torch.no_grad():
             teacher_TV = _logits(model, prompt + context + states[following.states[number]].tolist())
-    total, rows, begin = clean_TV.new_zeros(()), 0, number * len(state)
+    total, weights, begin = clean_TV.new_zeros(()), 0.0, number * len(state)
     for i in range(len(state)):
         # Row i of the block predicts response token begin + i + 1, which must exist.
         if wrong and i >= wrong[0] and begin + i + 1 < len(response):
             row = slice(len(prompt) + begin + i, len(prompt) + begin + i + 1)
             label = torch.tensor([response[begin + i + 1]])
-            total = total + divergence(student_TV[row], teacher_TV[row], label, recipe.divergence)
-            rows += 1
-    return total, rows
+            weight = recipe.decay ** (i - wrong[0])
+            distance = divergence(student_TV[row], teacher_TV[row], label, recipe.divergence)
+            total, weights = total + weight * distance.sum(), weights + weight
+    return total, weights
 
 
 def _context(trajectory: TrajectoryLike, choice: Choice, number: int, recipe: Recipe) -> list[int]:

@@ -34,9 +34,9 @@ class CllmTrainer(PlannedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The batches of the next optimizer step, and the taught rows and labels in them, all processes together."""
+        """The batches of the next optimizer step, and the counts of rows in them, all processes together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.stack([count_rows(batch) for batch in batches]).sum(0) if batches else torch.zeros(2)
+        counts = torch.stack([count_rows(batch) for batch in batches]).sum(0) if batches else torch.zeros(3)
         totals: Tensor = self.accelerator.reduce(counts.to(device), "sum")
         return batches, totals
 
@@ -73,5 +73,5 @@ class CllmTrainer(PlannedTrainer):
         counts: Tensor = self.accelerator.reduce(self._counts, "sum")
         self._sums = self._counts = 0.0
         consistency, cross_entropy, right = sums.tolist()
-        rows, labels = counts.clamp(min=1).tolist()
-        return {CONSISTENCY: consistency / rows, AUTOREGRESSIVE: cross_entropy / labels, RIGHT: right / rows}
+        weight, labels, rows = torch.where(counts > 0, counts, 1).tolist()
+        return {CONSISTENCY: consistency / weight, AUTOREGRESSIVE: cross_entropy / labels, RIGHT: right / rows}

@@ -35,12 +35,12 @@ def test_the_divergences_are_what_their_names_say() -> None:
         "fixed-point": -float(q[torch.arange(4), labels].log().sum()),
     }
     for kind, value in expected.items():
-        assert divergence(student, teacher, labels, kind).item() == pytest.approx(value, rel=1e-12)
+        assert divergence(student, teacher, labels, kind).sum().item() == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_equal_rows_have_no_divergence(kind: str) -> None:
-    assert divergence(logits(0), logits(0), torch.zeros(4, dtype=torch.long), kind).item() == pytest.approx(
+    assert divergence(logits(0), logits(0), torch.zeros(4, dtype=torch.long), kind).sum().item() == pytest.approx(
         0, abs=1e-12
     )
 
@@ -63,13 +63,15 @@ def test_the_gradient_is_autograd_s(kind: str, chunk: int, monkeypatch: pytest.M
         student_M=torch.tensor([3, 4, 5, 3]),
         teacher_M=torch.tensor([0, 1, 2, 1]),
         fixed_labels_M=torch.tensor([1, 2, 3, 4]),
+        weights_M=torch.tensor([1.0, 0.5, 2.0, 1.0], dtype=torch.float64),
     )
     logits_KV = logits(2, 6).requires_grad_()
     weights = torch.tensor([0.3, 2.5], dtype=torch.float64)
     loss, sums = weighted_sums(logits_KV, rows, recipe, weights[0], weights[1])
-    plain = weights[0] * divergence(
-        logits_KV[rows.student_M], logits_KV[rows.teacher_M].detach(), rows.fixed_labels_M, kind
-    ) + weights[1] * F.cross_entropy(logits_KV[rows.ar_A], rows.ar_labels_A, reduction="sum", label_smoothing=0.1)
+    distance_M = divergence(logits_KV[rows.student_M], logits_KV[rows.teacher_M].detach(), rows.fixed_labels_M, kind)
+    plain = weights[0] * (rows.weights_M * distance_M).sum() + weights[1] * F.cross_entropy(
+        logits_KV[rows.ar_A], rows.ar_labels_A, reduction="sum", label_smoothing=0.1
+    )
     torch.testing.assert_close(loss, plain)
     mine, theirs = (torch.autograd.grad(7 * value, logits_KV)[0] for value in (loss, plain))
     torch.testing.assert_close(mine, theirs)
@@ -78,7 +80,7 @@ def test_the_gradient_is_autograd_s(kind: str, chunk: int, monkeypatch: pytest.M
 
 def test_bfloat16_logits_are_compared_in_float32() -> None:
     none = torch.zeros(0, dtype=torch.long)
-    rows = Rows(none, none, torch.tensor([0]), torch.tensor([1]), torch.tensor([0]))
+    rows = Rows(none, none, torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), torch.ones(1))
     logits_KV = logits(3, 2).bfloat16().requires_grad_()
     loss, sums = weighted_sums(logits_KV, rows, Recipe(), torch.tensor(1.0), torch.tensor(1.0))
     exact = divergence(

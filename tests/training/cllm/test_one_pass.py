@@ -89,6 +89,7 @@ def test_every_setting_gives_the_plain_loop_s_loss_and_gradients(
         divergence=divergence,
         window=3,
         draws=2,
+        decay=0.8,
         label_smoothing=0.1,
     )
     assert_same(llama, draw_samples(make_trajectory, recipe, seed=10), recipe)
@@ -104,6 +105,7 @@ def test_every_setting_gives_the_plain_loop_s_loss_and_gradients(
     ar_target=st.sampled_from(["response", "reference"]),
     window=st.integers(1, 4),
     draws=st.integers(1, 3),
+    decay=st.sampled_from([1.0, 0.7]),
 )
 def test_any_lengths_and_any_states(
     make_trajectory: Make,
@@ -116,9 +118,10 @@ def test_any_lengths_and_any_states(
     ar_target: str,
     window: int,
     draws: int,
+    decay: float,
 ) -> None:
     """States drawn without any schedule, the fixed point among them."""
-    recipe = Recipe(context=context, consistency=consistency, ar_target=ar_target, window=window)
+    recipe = Recipe(context=context, consistency=consistency, ar_target=ar_target, window=window, decay=decay)
     rng = generator(seed, 0, 0)
     samples = []
     for index, (prompt, response) in enumerate(lengths):
@@ -170,7 +173,7 @@ def test_a_fixed_point_everywhere_has_no_consistency_loss(make_trajectory: Make,
     sample = pack(trajectory, [Choice(tuple(len(states) - 1 for states in trajectory.states), 0)], recipe)
     assert len(sample) == 5 + 9 - 1
     result = packed_loss(llama, collate([sample]), recipe)
-    assert result.counts.tolist() == [0, 9]
+    assert result.counts.tolist() == [0, 9, 0]
     assert result.sums[0] == 0
     assert result.loss.item() == pytest.approx(10 * result.sums[1].item() / 9)
 
@@ -188,6 +191,7 @@ def test_the_teacher_gets_no_gradient(make_trajectory: Make, llama: PreTrainedMo
         student_M=batch["student_rows_M"],
         teacher_M=batch["teacher_rows_M"],
         fixed_labels_M=batch["fixed_labels_M"],
+        weights_M=batch["weights_M"],
     )
     logits_KV = torch.randn(batch["input_ids"].numel(), 29, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor(1 / len(rows.student_M), dtype=torch.float64)

@@ -52,6 +52,13 @@ def test_every_taught_row_has_the_clean_row_at_its_position_as_teacher_and_predi
     assert packed.teacher_rows_M.tolist() == [3, 4, 6, 7, 8]
     assert packed.positions_S[packed.student_rows_M].tolist() == packed.positions_S[packed.teacher_rows_M].tolist()
     assert packed.fixed_labels_M.tolist() == [3, 4, 6, 7, 8]
+    assert packed.weights_M.tolist() == [1, 1, 1, 1, 1]
+
+
+def test_rows_far_behind_a_block_s_first_wrong_token_weigh_less() -> None:
+    packed = pack(small(), [Choice((0, 0, 0), 0)], Recipe(context="clean", decay=0.5))
+    assert packed.fixed_labels_M.tolist() == [2, 3, 4, 6, 7, 8]
+    assert packed.weights_M.tolist() == [1, 0.5, 0.25, 1, 0.5, 1]
 
 
 def test_noisy_context_is_one_branch_and_teaches_no_row_before_a_block_s_first_wrong_token() -> None:
