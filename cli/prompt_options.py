@@ -1,4 +1,4 @@
-"""The prompt of `generate` and `trace`: from the line, a file, a pipe, or else what was held out when the model was trained."""
+"""The prompt of `generate` and `trace`: from the line, a file, a pipe, or else one of those held out in training."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ STYLES = {
     Mark.STATIONARY: "black on bright_yellow",
 }
 NAMES = {mark: mark.name.lower().replace("_", "-") for mark in Mark}
-NO_TEXT = "_"
+NO_TEXT = "<none>"
 """Stands for the token that is not guessed."""
 _CONTROL = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
@@ -77,7 +77,13 @@ def _legend() -> Text:
 def _figures(traces: Sequence[Trace]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
-    for head in ("tokens", "iterations", "tokens/\nforward", "fast-forwarded\nper iteration", "stationary\nper iteration"):
+    for head in (
+        "tokens",
+        "iterations",
+        "tokens/\nforward",
+        "fast-forwarded\nper iteration",
+        "stationary\nper iteration",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     names = ["base", "model"] if len(traces) > 1 else ["model"]
     for name, trace in zip(names, traces, strict=True):

@@ -1,4 +1,4 @@
-"""How a block's tokens converge: right, wrong, fast-forwarded, stationary (CLLM, arXiv 2403.00835, sections 3.1 and 4.3).
+"""How a block's tokens converge: right, wrong, fast-forwarded, stationary (CLLM, arXiv 2403.00835, section 4.3).
 
 Pure, on the states a block passed through. Training counts by it and decoding shows by it, so neither is known here.
 Shapes: S states, N block.
