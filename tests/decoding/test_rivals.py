@@ -68,9 +68,7 @@ class TestLookahead:
         lookahead._window = [(FILL,)] * 3
         lookahead.observe(np.array([6, 1, 2, 3]), accepted=0)
         assert {first: lookahead._pool.behind(first) for first in (5, 7, 6)} == {5: (6,), 7: (3,), 6: ()}
-        guess = lookahead.propose(99).tolist()
-        assert guess[:2] == [1, 2]
-        assert set(guess[2:]) <= {FILL, 5}
+        assert lookahead.propose(99).tolist() == [1, 2, 3]
 
     def test_picks_of_iterations_that_follow_each_other_are_read_diagonally(self) -> None:
         lookahead = LookaheadDecoding(4, np.array([FILL, FILL, 5], dtype=np.int32), seed=0)
@@ -88,6 +86,13 @@ class TestLookahead:
         lookahead.observe(np.array([6, 0, 0, 0, 0]), accepted=0)
         assert lookahead.propose(99).tolist() == [3, 4, 0, 0]
         assert lookahead.propose(1).tolist() == [3]
+
+    def test_guesses_that_no_row_has_read_stay(self) -> None:
+        lookahead = LookaheadDecoding(6, np.array([5], dtype=np.int32), seed=0)
+        lookahead._window = [(1,), (2,), (3,), (4,), (0,)]
+        assert lookahead.propose(2).tolist() == [1, 2]
+        lookahead.observe(np.array([1, 6, 7]), accepted=1)
+        assert lookahead.propose(99).tolist() == [7, 4, 0, 5, 5]
 
     def test_a_cycle_is_learned(self, scripted: Any) -> None:
         """What one round taught gives two tokens more for each pass of the next."""
