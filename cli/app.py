@@ -23,6 +23,7 @@ from nptool.cli.convert import convert
 from nptool.cli.generate import generate
 from nptool.cli.inspect_gguf import inspect
 from nptool.cli.quantize import quantize
+from nptool.cli.trace import trace
 from nptool.cli.train import train_app
 from nptool.errors import NptoolError
 
@@ -68,6 +69,7 @@ app.command()(convert)
 app.command()(generate)
 app.command()(inspect)
 app.command()(quantize)
+app.command()(trace)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

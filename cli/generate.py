@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import stat
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,13 +24,12 @@ from nptool.cli.decoding_options import (
     decode_config,
     describe,
     figures,
-    held_out,
     model_path,
     open_model,
     say,
 )
 from nptool.cli.options import AsJson, ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
-from nptool.errors import DataError, UsageError
+from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
 from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
@@ -42,33 +37,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nptool.decoding.answer import Answer, DecodeConfig
-    from nptool.decoding.generate import Prompt, TextModel
+    from nptool.decoding.generate import TextModel
 
-PROMPT = Annotated[
-    str | None,
-    typer.Option(
-        "-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]", show_default=False
-    ),
-]
-PROMPT_FILE = Annotated[
-    Path | None,
-    typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input", show_default=False),
-]
 COMPARE = Annotated[
     bool, typer.Option("--compare", help="decode autoregressively too and compare; without --heads implies --jacobi")
 ]
 # Short answers are timed more than once, in turns: a fifth of a second is easily disturbed.
 COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
-# Seconds until a pipe that brings nothing is remarked on, and then given up.
-REMARK_AFTER = 1.0
-PATIENCE = 10.0
 
 
 def generate(
     model: ModelGguf = None,
-    prompt: PROMPT = None,
-    prompt_file: PROMPT_FILE = None,
+    prompt: PromptText = None,
+    prompt_file: PromptFile = None,
     raw: Raw = False,
     jacobi: Jacobi = False,
     n: BlockLengthOrModels = None,
@@ -107,7 +89,7 @@ def generate(
     )
     path = model_path(model)
     check_gguf(path)
-    asked = _prompt(path, prompt, prompt_file, raw, seed)
+    asked = find_prompt(path, prompt, prompt_file, raw, seed)
     if asked.remark:
         say(asked.remark)
     with open_model(path, gpu_layers, context_length, threads) as text_model:
@@ -116,69 +98,6 @@ def generate(
             _compare(text_model, ids, config, as_json)
         else:
             _answer(text_model, ids, config, as_json)
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    content: Prompt
-    raw: bool
-    remark: str = ""
-
-
-def _prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed: int) -> _Prompt:
-    """The prompt from the line, a file, a pipe, or else the model's held-out split."""
-    from nptool.data.rendering import split_turns
-
-    if text is not None and file is not None:
-        raise UsageError("-p and -f are two prompts; give one of them")
-    if file is not None:
-        text = _read(file)
-    if text is None:
-        text = _piped()
-    if text is not None:
-        return _Prompt(text, raw)
-    record, source = held_out(path, seed)
-    if record.text is not None:
-        beginning = record.text[: max(1, len(record.text) // 2)]
-        return _Prompt(beginning, True, f"prompt: the first half of {source} (held out)\n{beginning}")
-    turns, _ = split_turns(record)
-    return _Prompt(turns, raw, f"prompt: {source} (held out)\n{turns[-1].content}")
-
-
-def _read(file: Path) -> str:
-    if str(file) == "-":
-        return sys.stdin.read()
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert it first") from error
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def _piped() -> str | None:
-    """What a pipe or a redirected file brings, or None.
-
-    A pipe that nobody writes to is what programs without a terminal are often started with, so its first byte is
-    waited for only so long; `-f -` waits for ever.
-    """
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):
-        return None
-    if stat.S_ISREG(mode):
-        return sys.stdin.read() or None
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        return None
-    if not _readable(REMARK_AFTER):
-        say(f"nptool: waiting {PATIENCE:g} s for a prompt on standard input (-p TEXT gives it at once)")
-        if not _readable(PATIENCE):
-            return None
-    return sys.stdin.read() or None
-
-
-def _readable(seconds: float) -> bool:
-    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:

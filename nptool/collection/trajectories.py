@@ -1,7 +1,6 @@
 """What happens to finished trajectories: counted, judged, augmented, brought into the stored form.
 
-Knows no model and no files. Fast-forwarded and stationary tokens as in CLLM (arXiv 2403.00835, section 4.3); degenerate
-responses and augmentation as in its code.
+Knows no model and no files. Degenerate responses and augmentation as in CLLM's code (arXiv 2403.00835).
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.collection.jacobi import JacobiRun
-from nptool.collection.store import Ids, Trajectory
+from nptool.collection.store import Trajectory
+from nptool.convergence import count_marks, mark_states
 
 # A token this often in a row is a loop (CLLM's code).
 REPEATED_TOKENS = 10
@@ -77,23 +77,11 @@ def count(run: JacobiRun) -> TrajectoryStats:
     for states in run.states:
         block_SN = np.stack(states)
         valid = min(block_SN.shape[1], len(run.response_ids) - position)
-        fast, still = _count_block(block_SN[:, :valid])
+        fast, still = count_marks(mark_states(block_SN[:, :valid]))
         fast_forwarded += fast
         stationary += still
         position += block_SN.shape[1]
     return TrajectoryStats(1, len(run.response_ids), run.passes, len(run.states), fast_forwarded, stationary)
-
-
-def _count_block(states_SN: Ids) -> tuple[int, int]:
-    """Fast-forwarded and stationary tokens of a block, given its states (S, N) without what is behind the end token."""
-    right_SN = states_SN == states_SN[-1]
-    prefix_S = np.logical_and.accumulate(right_SN, axis=1).sum(axis=1)
-    fast_forwarded = int(np.maximum(np.diff(prefix_S) - 1, 0).sum())
-    stays_SN = np.logical_and.accumulate(right_SN[::-1], axis=0)[::-1]
-    behind_wrong_SN = np.arange(states_SN.shape[1]) > prefix_S[:, None]
-    # Where the random guess happens to be right, nothing was predicted.
-    stationary = int((stays_SN & behind_wrong_SN)[1:].any(axis=0).sum())
-    return fast_forwarded, stationary
 
 
 def flaw(run: JacobiRun, text: str, *, open_ended: bool = False) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode
 from nptool.decoding.methods import AUTOREGRESSIVE, Task, find_method
+from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.tally import Tally
 from nptool.decoding.text_stream import TextStream
@@ -69,12 +70,14 @@ class Answer:
         config: DecodeConfig,
         n: int,
         width: int | None,
+        wrap: Callable[[Proposer], Proposer] | None = None,
     ) -> None:
         """Make `prompt` the text.
 
         Args:
             n: block length in tokens, or heads in all.
             width: rows of every batch, or None.
+            wrap: puts something that watches around the proposer.
 
         Raises:
             ContextError: the prompt is empty or does not fit.
@@ -88,7 +91,8 @@ class Answer:
         self.finish: str | None = None
         """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room
         left); None while it goes on or when the reader left."""
-        self._proposer = find_method(config.method).propose(Task(n, sequence, config.sampling, heads))
+        proposer = find_method(config.method).propose(Task(n, sequence, config.sampling, heads))
+        self._proposer = proposer if wrap is None else wrap(proposer)
         self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
         self._model = model
         self._engine = engine

@@ -9,7 +9,7 @@ Puts the pieces together: prompt to tokens, engine, method, loop, tokens to text
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.engines import Engines
 from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
+from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
 from nptool.errors import UsageError
@@ -141,12 +142,20 @@ class TextModel:
         )
         return self.answer(self.encode(prompt, raw=raw), config)
 
-    def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, *, reuse: bool = False) -> Answer:
+    def answer(
+        self,
+        prompt: NDArray[np.int32],
+        config: DecodeConfig,
+        *,
+        reuse: bool = False,
+        wrap: Callable[[Proposer], Proposer] | None = None,
+    ) -> Answer:
         """Answer a prompt given as token ids.
 
         Args:
             reuse: keep what the cache already holds of the prompt; otherwise it is prefilled whole, so that the answer
                 does not depend on what was asked before.
+            wrap: puts something that watches around the proposer, as `trace` does.
 
         Raises:
             ContextError: the prompt does not fit the context, or n the batch.
@@ -159,7 +168,7 @@ class TextModel:
         opened = self.engines.open(n if exact or method.parallel else 1, n if method.heads else None)
         if not reuse:
             opened.sequence.truncate(0)
-        self._answer = Answer(self.model, opened, prompt, config, n, n if exact else None)
+        self._answer = Answer(self.model, opened, prompt, config, n, n if exact else None, wrap)
         return self._answer
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:

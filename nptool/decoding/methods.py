@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from nptool.decoding.chain import HeadsChain, Lookahead
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
+from nptool.decoding.lookahead import LookaheadDecoding
+from nptool.decoding.prompt_lookup import PromptLookup
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
@@ -49,6 +51,8 @@ AUTOREGRESSIVE = "ar"
 JACOBI = "jacobi"
 JACOBI_BLOCK = "jacobi-block"
 HEADS = "heads"
+LOOKAHEAD = "lookahead"
+PROMPT_LOOKUP = "prompt-lookup"
 
 METHODS = {
     method.name: method
@@ -74,6 +78,16 @@ METHODS = {
             "blockwise parallel decoding: n heads draft one token each",
             lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
             heads=True,
+        ),
+        Method(
+            LOOKAHEAD,
+            "for comparison: Jacobi iteration with a pool of n-grams, for untrained models",
+            lambda task: LookaheadDecoding(task.n, task.sequence.tokens, task.sampling.seed),
+        ),
+        Method(
+            PROMPT_LOOKUP,
+            "for comparison: drafts copied from the text so far",
+            lambda task: PromptLookup(task.n, task.sequence),
         ),
     )
 }

@@ -64,7 +64,7 @@ def test_json_is_one_object_with_the_promised_keys(model: Path, capsys: pytest.C
     assert result["provenance"]["packages"]["llama-cpp-python"]
 
 
-@pytest.mark.parametrize("method", ["jacobi", "jacobi-block"])
+@pytest.mark.parametrize("method", ["jacobi", "jacobi-block", "lookahead", "prompt-lookup"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 def test_every_method_gives_the_text_of_equal_width(
@@ -104,7 +104,10 @@ def test_tables_fit_80_columns(model: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--methods", "warp"], "unknown method 'warp'; known are ar, jacobi, jacobi-block, heads"),
+        (
+            ["--methods", "warp"],
+            "unknown method 'warp'; known are ar, jacobi, jacobi-block, heads, lookahead, prompt-lookup",
+        ),
         (["--methods", ","], "--methods names no method; expected names such as ar,jacobi"),
         (["-n", "0"], "-n must be at least 1, got 0"),
         (["-n", "8,513"], "-n 513 is above the batch limit of 512 rows; choose a smaller n"),

@@ -74,7 +74,7 @@ class TestGenerate:
     def test_a_pipe_that_brings_nothing_is_given_up(
         self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        monkeypatch.setattr("nptool.cli.generate.PATIENCE", 0.1)
+        monkeypatch.setattr("nptool.cli.prompt_options.PATIENCE", 0.1)
         reading, writing = os.pipe()
         with os.fdopen(reading) as pipe, os.fdopen(writing, "w"):
             monkeypatch.setattr(sys, "stdin", pipe)

@@ -1,0 +1,109 @@
+"""The prompt of `generate` and `trace`: from the line, a file, a pipe, or else one of those held out in training."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nptool.cli.decoding_options import held_out, say
+from nptool.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from nptool.decoding.generate import Prompt
+
+PromptText = Annotated[
+    str | None,
+    typer.Option(
+        "-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]", show_default=False
+    ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input", show_default=False),
+]
+# Seconds until a pipe that brings nothing is remarked on, and then given up.
+REMARK_AFTER = 1.0
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt and how to take it."""
+
+    content: Prompt
+    raw: bool
+    """Without the chat template."""
+    remark: str = ""
+    """What the user should know of where it came from."""
+
+    @property
+    def text(self) -> str:
+        """What is asked, without the turns before it."""
+        if isinstance(self.content, str):
+            return self.content
+        last = self.content[-1]
+        return last["content"] if isinstance(last, Mapping) else last.content
+
+
+def find_prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed: int) -> AskedPrompt:
+    """The prompt from the line, a file, a pipe, or else the model's held-out split."""
+    from nptool.data.rendering import split_turns
+
+    if text is not None and file is not None:
+        raise UsageError("-p and -f are two prompts; give one of them")
+    if file is not None:
+        text = _read(file)
+    if text is None:
+        text = _piped()
+    if text is not None:
+        return AskedPrompt(text, raw)
+    record, source = held_out(path, seed)
+    if record.text is not None:
+        beginning = record.text[: max(1, len(record.text) // 2)]
+        return AskedPrompt(beginning, True, f"prompt: the first half of {source} (held out)\n{beginning}")
+    turns, _ = split_turns(record)
+    return AskedPrompt(turns, raw, f"prompt: {source} (held out)\n{turns[-1].content}")
+
+
+def _read(file: Path) -> str:
+    if str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert it first") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _piped() -> str | None:
+    """What a pipe or a redirected file brings, or None.
+
+    A pipe that nobody writes to is what programs without a terminal are often started with, so its first byte is
+    waited for only so long; `-f -` waits for ever.
+    """
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return None
+    if stat.S_ISREG(mode):
+        return sys.stdin.read() or None
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return None
+    if not _readable(REMARK_AFTER):
+        say(f"nptool: waiting {PATIENCE:g} s for a prompt on standard input (-p TEXT gives it at once)")
+        if not _readable(PATIENCE):
+            return None
+    return sys.stdin.read() or None
+
+
+def _readable(seconds: float) -> bool:
+    return bool(select.select([sys.stdin], [], [], seconds)[0])

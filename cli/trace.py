@@ -1,0 +1,109 @@
+"""`nptool trace`: how the blocks of one answer converge, iteration by iteration, beside the base model's if wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nptool.cli.decoding_options import Raw, Temperature, decode_config, model_path, open_model, say
+from nptool.cli.options import AsJson, ContextLength, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
+from nptool.files import atomic_file
+from nptool.llama.gguf_check import check_gguf
+
+if TYPE_CHECKING:
+    from nptool.cli.prompt_options import AskedPrompt
+    from nptool.decoding.answer import DecodeConfig
+    from nptool.decoding.trace import Trace
+
+JACOBI = Annotated[bool, typer.Option("--jacobi", help="Jacobi iteration in blocks, the method with states to show")]
+LENGTH = Annotated[
+    int | None,
+    typer.Option("-n", "--block-length", metavar="N", help="tokens in a block [the model's]", show_default=False),
+]
+BASE = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="GGUF", help="show this model's trace of the prompt too", show_default=False),
+]
+HTML = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="write one page, without any other file it needs")
+]
+
+
+def trace(
+    model: ModelGguf = None,
+    prompt: PromptText = None,
+    prompt_file: PromptFile = None,
+    raw: Raw = False,
+    jacobi: JACOBI = True,
+    n: LENGTH = None,
+    base: BASE = None,
+    html: HTML = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    gpu_layers: GpuLayers = 0,
+    context_length: ContextLength = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the Jacobi iterations of one answer: which tokens are right, wrong, fast-forwarded, stationary."""
+    config = decode_config(
+        jacobi=jacobi,
+        block_mode=True,
+        heads=False,
+        n=n,
+        exact=None,
+        max_tokens=max_tokens,
+        stop=None,
+        temperature=temperature,
+        top_k=40,
+        top_p=0.95,
+        min_p=0.05,
+        repeat_penalty=1.0,
+        seed=seed,
+    )
+    path = model_path(model)
+    paths = [path] if base is None else [base, path]
+    for each in paths:
+        check_gguf(each)
+    asked = find_prompt(path, prompt, prompt_file, raw, seed)
+    if asked.remark:
+        say(asked.remark)
+    traces = [_trace(each, asked, config, gpu_layers, context_length, threads) for each in paths]
+    if html is not None:
+        _write_page(html, asked, traces)
+    if as_json:
+        result = traces[-1].to_json()
+        if base is not None:
+            result["base"] = traces[0].to_json()
+        typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+        return
+    from nptool.cli.trace_output import print_traces
+
+    print_traces(traces)
+
+
+def _trace(
+    path: Path,
+    asked: AskedPrompt,
+    config: DecodeConfig,
+    gpu_layers: int,
+    context_length: int | None,
+    threads: int | None,
+) -> Trace:
+    from nptool.decoding.trace import trace_answer
+
+    with open_model(path, gpu_layers, context_length, threads) as text_model:
+        return trace_answer(text_model, text_model.encode(asked.content, raw=asked.raw), config)
+
+
+def _write_page(file: Path, asked: AskedPrompt, traces: list[Trace]) -> None:
+    from nptool.cli.trace_page import page
+
+    with atomic_file(file, "w") as stream:
+        stream.write(page(asked.text, traces))
+    say(f"wrote {file}")
