@@ -12,23 +12,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
+from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
+from nptool.decoding.calibration_cache import remembered
 from nptool.decoding.engines import Engines
+from nptool.decoding.experience import Experience
 from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
 from nptool.decoding.sampling import Sampling
+from nptool.decoding.priors import prior_exponent
 from nptool.decoding.template import ChatTemplate
+from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
+from nptool.llama.context import DEFAULT_WIDTH
+from nptool.llama.digest import identity
 from nptool.llama.model import Model
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
+# Calibrating a model that takes long to load may take this share of it.
+LOADING_SHARE = 0.25
 BLOCK_SIZE_KEY = "nptool.block_size"
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
@@ -58,7 +68,9 @@ class TextModel:
         Raises:
             GgufError: the file cannot be used.
         """
+        began = perf_counter()
         self.model = Model.load(path, gpu_layers)
+        self._loading_seconds = perf_counter() - began
         self.engines = Engines(
             self.model,
             context_length,
@@ -68,6 +80,7 @@ class TextModel:
             flash_attention=flash_attention,
         )
         self._answer: Answer | None = None
+        self._experiences: dict[tuple[str, int], Experience] = {}
 
     @property
     def path(self) -> Path:
@@ -85,9 +98,29 @@ class TextModel:
             GgufError: it asks for heads and there are none.
             UsageError: it asks for more heads than there are.
         """
-        if find_method(config.method).heads:
+        method = find_method(config.method)
+        if method.heads:
             return self.engines.count_heads(config.n)
+        if config.adapt and method.parallel:
+            return min(config.n or DEFAULT_WIDTH, self.calibration.widths[-1])
         return config.n or self.block_size
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What steps cost on this machine: measured at the first use of the file, and kept in the user's cache."""
+        context = self.engines.scratch(DEFAULT_WIDTH)
+        key = identity(context, self.engines.gpu_layers) | {"contexts": fitting(context)}
+        budget = max(BUDGET, LOADING_SHARE * self._loading_seconds)
+        return remembered(key, lambda: calibrate(context, budget=budget))
+
+    def experience(self, method: str, widest: int) -> Experience:
+        """What decoding by a method in steps of up to `widest` rows has shown, from text to text."""
+        key = (method, widest)
+        if key not in self._experiences:
+            independent = find_method(method).independent
+            prior = prior_exponent(self.model.header.metadata, method)
+            self._experiences[key] = Experience(self.calibration, widest, prior, independent=independent)
+        return self._experiences[key]
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -105,7 +138,8 @@ class TextModel:
         jacobi: bool = False,
         block_mode: bool = False,
         heads: bool = False,
-        n: int | None = None,
+        n: int | Literal["auto"] | None = None,
+        adapt: bool = False,
         exact: bool | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: Sequence[str] = (),
@@ -119,7 +153,7 @@ class TextModel:
             jacobi: decode n tokens in parallel.
             block_mode: Jacobi iteration block by block instead of a sliding window.
             heads: let the model's extra heads draft n-1 tokens for each pass.
-            n, exact, max_tokens, stop: see `DecodeConfig`.
+            n, adapt, exact, max_tokens, stop: see `DecodeConfig`; n="auto" is `adapt` without an upper bound.
             raw: take the text as it is, without the chat template.
             sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
 
@@ -133,11 +167,12 @@ class TextModel:
         """
         config = DecodeConfig(
             method=method_name(jacobi=jacobi, block_mode=block_mode, heads=heads),
-            n=n,
+            n=None if n == "auto" else n,
             exact=exact,
             max_tokens=max_tokens,
             stop=tuple(stop),
             sampling=Sampling(**sampling),
+            adapt=adapt or n == "auto",
         )
         return self.answer(self.encode(prompt, raw=raw), config)
 
@@ -152,14 +187,19 @@ class TextModel:
             ContextError: the prompt does not fit the context, or n the batch.
         """
         method = find_method(config.method)
-        n = self.block_length(config)
-        exact = method.parallel if config.exact is None else config.exact
         if self._answer is not None:
             self._answer.close()
+        n = self.block_length(config)
+        exact = method.parallel if config.exact is None else config.exact
+        experience = self.experience(config.method, n) if config.adapt and method.parallel else None
         opened = self.engines.open(n if exact or method.parallel else 1, n if method.heads else None)
         if not reuse:
             opened.sequence.truncate(0)
-        self._answer = Answer(self.model, opened, prompt, config, n, n if exact else None)
+        if experience is None:
+            widths: Widths = FixedWidth(n if exact else None)
+        else:
+            widths = AdaptiveWidth(experience, len(prompt), exact=exact)
+        self._answer = Answer(self.model, opened, prompt, config, n, widths)
         return self._answer
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:

@@ -266,9 +266,7 @@ class TestChat:
             (b"\x03", 130, [b"the chat was left"]),
         ],
     )
-    def test_in_a_terminal(
-        self, tiny_gguf: Callable[..., Path], keys: bytes, code: int, words: list[bytes]
-    ) -> None:
+    def test_in_a_terminal(self, tiny_gguf: Callable[..., Path], keys: bytes, code: int, words: list[bytes]) -> None:
         leader, follower = pty.openpty()
         chat = [sys.executable, "-m", "nptool", "chat", "-m", str(tiny_gguf("f16")), "-t", "1", "--max-tokens", "5"]
         environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
