@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,3 @@ def store_calibration(key: Mapping[str, Any], calibration: Calibration) -> None:
         write_json(path, {"format": FORMAT, "key": dict(key), "calibration": calibration.to_json()})
     except (NptoolError, OSError) as error:
         logger.info("the calibration is not kept: %s", error)
-
-
-def remembered(key: Mapping[str, Any], measure: Callable[[], Calibration]) -> Calibration:
-    """What is kept for `key`, or what `measure` finds now."""
-    found = load_calibration(key)
-    if found is None:
-        found = measure()
-        store_calibration(key, found)
-    return found

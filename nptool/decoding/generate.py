@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
-from nptool.decoding.calibration_cache import remembered
+from nptool.decoding.calibration_cache import load_calibration, store_calibration
 from nptool.decoding.engines import Engines
 from nptool.decoding.experience import Experience
 from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
-from nptool.decoding.sampling import Sampling
 from nptool.decoding.priors import prior_exponent
+from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
 from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
@@ -80,7 +80,7 @@ class TextModel:
             flash_attention=flash_attention,
         )
         self._answer: Answer | None = None
-        self._experiences: dict[tuple[str, int], Experience] = {}
+        self._experiences: dict[tuple[str, int, str], Experience] = {}
 
     @property
     def path(self) -> Path:
@@ -108,14 +108,26 @@ class TextModel:
     @cached_property
     def calibration(self) -> Calibration:
         """What steps cost on this machine: measured at the first use of the file, and kept in the user's cache."""
-        context = self.engines.scratch(DEFAULT_WIDTH)
-        key = identity(context, self.engines.gpu_layers) | {"contexts": fitting(context)}
-        budget = max(BUDGET, LOADING_SHARE * self._loading_seconds)
-        return remembered(key, lambda: calibrate(context, budget=budget))
+        return load_calibration(self._calibration_key()) or self.calibrate()
 
-    def experience(self, method: str, widest: int) -> Experience:
-        """What decoding by a method in steps of up to `widest` rows has shown, from text to text."""
-        key = (method, widest)
+    def calibrate(self) -> Calibration:
+        """Measure what steps cost, and keep it for the next use."""
+        budget = max(BUDGET, LOADING_SHARE * self._loading_seconds)
+        found = calibrate(self.engines.scratch(DEFAULT_WIDTH), budget=budget)
+        store_calibration(self._calibration_key(), found)
+        return found
+
+    def _calibration_key(self) -> dict[str, Any]:
+        context = self.engines.scratch(DEFAULT_WIDTH)
+        return identity(context, self.engines.gpu_layers) | {"contexts": list(fitting(context))}
+
+    def experience(self, method: str, widest: int, purpose: str = "") -> Experience:
+        """What decoding by a method in steps of up to `widest` rows has shown, from text to text.
+
+        Args:
+            purpose: keeps what was seen apart, so that one way to decode does not learn from another.
+        """
+        key = (method, widest, purpose)
         if key not in self._experiences:
             independent = find_method(method).independent
             prior = prior_exponent(self.model.header.metadata, method)

@@ -29,6 +29,8 @@ class Widths(Protocol):
 
     padded: bool
     """Whether a batch has all the rows that were chosen, whatever was drafted."""
+    members: tuple[int, ...]
+    """Widths at which autoregressive decoding gives this text bit for bit; none where batches are not padded."""
 
     def choose(self, length: int, room: int) -> int:
         """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit."""
@@ -45,6 +47,7 @@ class FixedWidth:
 
     def __init__(self, width: int | None) -> None:
         self.padded = width is not None
+        self.members = () if width is None else (width,)
         self._width = UNLIMITED if width is None else width
 
     def choose(self, length: int, room: int) -> int:
@@ -64,11 +67,11 @@ class AdaptiveWidth:
         """Args: `length` is that of the prompt in tokens."""
         self.padded = exact
         experience.begin()
-        self.widths = experience.widths
-        """What may be chosen; in exact mode a class of widths that give the same bits."""
+        self.members: tuple[int, ...] = ()
         self._rate_of_text: float | None = None
         if exact:
-            self.widths, self._rate_of_text = experience.choose_class(length)
+            self.members, self._rate_of_text = experience.choose_class(length)
+        self._widths = self.members or experience.widths
         self._experience = experience
         self._rate: float | None = None
         self._width = 0
@@ -81,7 +84,7 @@ class AdaptiveWidth:
             self._decide(length)
         self._left -= 1
         if self._width > room + 1:
-            return next(width for width in self.widths if width > room or width == self._width)
+            return next(width for width in self._widths if width > room or width == self._width)
         return self._width
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float) -> None:
@@ -95,6 +98,6 @@ class AdaptiveWidth:
 
     def _decide(self, length: int) -> None:
         self.finish()
-        choice = self._experience.choose(self.widths, length, self._width)
+        choice = self._experience.choose(self._widths, length, self._width)
         self._width, self._rate = choice.width, choice.best_rate if choice.trial else None
         self._left = TRIAL_STEPS if choice.trial else _STEPS_OF_WIDTH_1 if choice.width == 1 else _STEPS
