@@ -147,17 +147,26 @@ def test_no_order_of_widths_changes_the_text(scripted: Any, name: str, order: li
     assert tally.passes <= len(expected)
 
 
-@pytest.mark.parametrize("kind", [JacobiWindow, JacobiBlock])
-def test_a_guess_outlasts_narrow_steps(scripted: Any, kind: Any) -> None:
-    """One pass of eight rows tells all; after steps of one row and of three the rest is still known."""
-    for order, lengths in (([8, 1, 1, 8], [1, 1, 1, 5]), ([8, 3, 8], [1, 3, 4]), ([8, 1, 3, 8], [1, 1, 3, 3])):
-        text = Text(engine := scripted(by_position))
-        text.open([6, 6, 6])
-        text.prefill()
-        proposer = kind(8, np.array([6], dtype=np.int32), 0)
-        tally, ends = Tally(width=8), np.zeros(VOCABULARY, dtype=np.bool_)
-        steps = decode(engine, text, proposer, Sampling(), tally, limit=60, end_tokens=ends, widths=Scripted(order))
-        assert [len(next(steps)) for _ in order] == lengths
+@pytest.mark.parametrize(
+    ("kind", "order", "lengths"),
+    [
+        (JacobiWindow, [8, 1, 1, 8], [1, 1, 1, 6]),
+        (JacobiWindow, [8, 3, 8], [1, 3, 5]),
+        (JacobiWindow, [8, 1, 3, 8], [1, 1, 3, 4]),
+        (JacobiBlock, [8, 1, 1, 8], [1, 1, 1, 5]),
+        (JacobiBlock, [8, 3, 8], [1, 3, 4]),
+        (JacobiBlock, [8, 1, 3, 8], [1, 1, 3, 3]),
+    ],
+)
+def test_a_guess_outlasts_narrow_steps(scripted: Any, kind: Any, order: list[int], lengths: list[int]) -> None:
+    """The first pass of eight rows tells eight tokens; a block is full with them, a window takes one more."""
+    text = Text(engine := scripted(by_position))
+    text.open([6, 6, 6])
+    text.prefill()
+    proposer = kind(8, np.array([6], dtype=np.int32), 0)
+    tally, ends = Tally(width=8), np.zeros(VOCABULARY, dtype=np.bool_)
+    steps = decode(engine, text, proposer, Sampling(), tally, limit=60, end_tokens=ends, widths=Scripted(order))
+    assert [len(next(steps)) for _ in order] == lengths
 
 
 class TestModel:
