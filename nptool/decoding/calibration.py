@@ -30,7 +30,7 @@ BUDGET = 2.0
 """Seconds that a calibration may take."""
 # The part of the budget for the first text; what is left over of it goes to the second.
 _FIRST_SHARE = 0.6
-# Narrow widths are compared at this many positions; every width runs this many batches.
+# Every width is compared at this many positions, and runs this many batches at least.
 _POSITIONS = 8
 _BATCHES = 3
 # Rounds in turns after the pass, where there is time left: a median needs more than two.
@@ -198,14 +198,18 @@ def _measure(engine: Engine, length: int, widths: Sequence[int], end: float, clo
     return behind
 
 
+def _advance(width: int) -> int:
+    return max(1, min(width, _POSITIONS) // 2)
+
+
 def _batches(width: int) -> int:
-    return max(_BATCHES, -(-_POSITIONS // width))
+    """Enough for every width to see the same positions, among others."""
+    return max(_BATCHES, 1 + -(-(_POSITIONS - width) // _advance(width)))
 
 
 def _pass(engine: Engine, tokens: NDArray[np.int32], width: int, behind: _Behind) -> None:
     """Batches of one width that overlap, so that a row is seen at several places of a batch."""
     times, rows = [], behind.rows.setdefault(width, {})
-    advance = max(1, min(width, _POSITIONS) // 2)
     position = behind.context
     for _ in range(_batches(width)):
         seconds, logits_RV = time_batch(engine, tokens[position : position + width], position)
@@ -214,7 +218,7 @@ def _pass(engine: Engine, tokens: NDArray[np.int32], width: int, behind: _Behind
             digest = blake2b(logits_V.tobytes(), digest_size=16).digest()
             if rows.setdefault(position + row, digest) != digest:
                 behind.unsteady.add(width)
-        position += advance
+        position += _advance(width)
         engine.rollback(position)
     engine.rollback(behind.context)
     # The first batch of a width builds a new graph.

@@ -35,6 +35,8 @@ class Step:
     drafted: int
     accepted: int
     seconds: float
+    drafting: float = 0.0
+    """The part of `seconds` spent in models that draft."""
 
 
 class Experience:
@@ -56,6 +58,7 @@ class Experience:
         self._independent = independent
         self._ratios: dict[int, deque[float]] = {}
         self._newest_ratio = 1.0
+        self._drafting: deque[float] = deque(maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
         self._rows_before = 0
         self._spent = 0.0
@@ -78,12 +81,16 @@ class Experience:
                 self._evidence[width] = Evidence(_CARRIED, shown.tokens * scale)
 
     def seconds(self, widths: Iterable[int], length: int) -> dict[int, float]:
-        """t(w) now: as calibrated, corrected by what steps took lately; of this width, or else of the last one."""
-        return {
-            width: self.calibration.at(width, length)
-            * (median(self._ratios[width]) if width in self._ratios else self._newest_ratio)
-            for width in widths
-        }
+        """t(w) now: as calibrated, corrected by what steps took lately; of this width, or else of the last one.
+
+        With the time of a draft, which a step of width 1 does without.
+        """
+        drafting = median(self._drafting) if self._drafting else 0.0
+        found = {}
+        for width in widths:
+            ratio = median(self._ratios[width]) if width in self._ratios else self._newest_ratio
+            found[width] = self.calibration.at(width, length) * ratio + (drafting if width > 1 else 0.0)
+        return found
 
     def choose(self, widths: Sequence[int], length: int, current: int) -> Choice:
         """The width of the next steps among `widths`, behind `length` tokens."""
@@ -125,7 +132,9 @@ class Experience:
             self._spent += step.seconds
             if rate is not None:
                 self._lost = max(0.0, self._lost + step.seconds - (step.accepted + 1) / rate)
-            ratio = step.seconds / self.calibration.at(step.rows, step.length)
+            if step.drafted:
+                self._drafting.append(step.drafting)
+            ratio = (step.seconds - step.drafting) / self.calibration.at(step.rows, step.length)
             self._ratios.setdefault(step.rows, deque(maxlen=_TIMES)).append(ratio)
             self._newest_ratio = median(self._ratios[step.rows])
             self._fade(_KEPT if step.drafted else _KEPT_UNTRIED)

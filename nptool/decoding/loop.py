@@ -68,11 +68,12 @@ def decode(
         tally.drafted[: len(draft)] += 1
         tally.accepted[:accepted] += 1
         tally.engine_seconds += engine.seconds - before
-        tally.heads_seconds += proposer.seconds - drafting
+        drafting = proposer.seconds - drafting
+        tally.heads_seconds += drafting
         tally.widths[len(batch)] = tally.widths.get(len(batch), 0) + 1
         spent = perf_counter() - resumed
         tally.decode_seconds += spent
-        widths.observe(length, len(batch), len(draft), accepted, spent)
+        widths.observe(length, len(batch), len(draft), accepted, spent, drafting)
         yield tokens
         resumed = perf_counter()
         if finished:

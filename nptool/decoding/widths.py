@@ -35,8 +35,8 @@ class Widths(Protocol):
     def choose(self, length: int, room: int) -> int:
         """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit."""
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float) -> None:
-        """What the step was, and what it took in all."""
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
+        """What the step was, what it took in all, and the part of that spent in models that draft."""
 
     def finish(self) -> None:
         """The text has ended, or was left."""
@@ -53,7 +53,7 @@ class FixedWidth:
     def choose(self, length: int, room: int) -> int:
         return self._width
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float) -> None:
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
         """Nothing to learn."""
 
     def finish(self) -> None:
@@ -87,9 +87,9 @@ class AdaptiveWidth:
             return next(width for width in self._widths if width > room or width == self._width)
         return self._width
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float) -> None:
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
         """Kept until the next choice."""
-        self._steps.append(Step(length, rows, drafted, accepted, seconds))
+        self._steps.append(Step(length, rows, drafted, accepted, seconds, drafting))
 
     def finish(self) -> None:
         """Hand over what the last steps have shown."""

@@ -126,7 +126,7 @@ class World:
             rows = widths.choose(TEXT + length, room)
             single_cost = self._costs(self.tokens)[1] * 1.05
             count, seconds = self.step(rows, room + 1)
-            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds)
+            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, 0.0)
             length, spent, single = length + count, spent + seconds, single + count * single_cost
         widths.finish()
         return single / spent
@@ -216,7 +216,23 @@ def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
     widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
     for step in range(40):
         rows = widths.choose(TEXT + step, 99)
-        widths.observe(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows])
+        widths.observe(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows], 0.0)
         used.append(rows)
     assert used[0] == 4
     assert set(used[-20:]) == {3}
+
+
+def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
+    """Heads that are always right but take as long as three passes of the model, and later hardly any time."""
+    costs = {1: 1.0, 2: 1.2, 4: 1.5}
+    calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
+    experience = Experience(calibration, 4, 0.9, independent=True)
+    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    for step in range(600):
+        rows = widths.choose(TEXT + step, 99)
+        drafting = 0.0 if rows == 1 else 4.0 if step < 100 else 0.1
+        widths.observe(TEXT + step, rows, rows - 1, rows - 1, costs[rows] + drafting, drafting)
+        used.append(rows)
+    assert used[0] == 4
+    assert set(used[50:100]) == {1}
+    assert set(used[-20:]) == {4}
