@@ -44,15 +44,15 @@ def decode(
     Yields:
         The tokens that each forward pass added, an end token included.
     """
-    widths = widths or FixedWidth(width)
+    chooser: Widths = widths or FixedWidth(width)
     resumed = perf_counter()
     while (length := sequence.length) < limit:
         before, drafting = engine.seconds, proposer.seconds
         room = limit - length - 1
-        chosen = widths.choose(length, room)
+        chosen = chooser.choose(length, room)
         draft = proposer.propose(min(room, chosen - 1))
         rows = len(draft) + 1
-        batch = sequence.lay(draft, chosen if widths.padded else rows)
+        batch = sequence.lay(draft, chosen if chooser.padded else rows)
         logits_RV = engine.evaluate(batch, length - 1)
         picks = sampling.pick_rows(logits_RV[:rows], length, sequence.before(rows))
         accepted = accept_prefix(draft, picks)
@@ -73,7 +73,7 @@ def decode(
         tally.widths[len(batch)] = tally.widths.get(len(batch), 0) + 1
         spent = perf_counter() - resumed
         tally.decode_seconds += spent
-        widths.observe(length, len(batch), len(draft), accepted, spent, drafting)
+        chooser.observe(length, len(batch), len(draft), accepted, spent, drafting)
         yield tokens
         resumed = perf_counter()
         if finished:

@@ -71,7 +71,7 @@ def expected_tokens(width: int, evidence: Evidence, curve: float) -> float:
     """y(w): what the width itself has shown, and the curve w**`curve` where it has shown little."""
     if width == 1:
         return 1.0
-    known = evidence.tokens + _CURVE_STEPS * width**curve
+    known = evidence.tokens + _CURVE_STEPS * float(width**curve)
     return max(1.0, min(float(width), known / (evidence.steps + _CURVE_STEPS)))
 
 

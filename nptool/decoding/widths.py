@@ -47,7 +47,7 @@ class FixedWidth:
 
     def __init__(self, width: int | None) -> None:
         self.padded = width is not None
-        self.members = () if width is None else (width,)
+        self.members: tuple[int, ...] = () if width is None else (width,)
         self._width = UNLIMITED if width is None else width
 
     def choose(self, length: int, room: int) -> int:
