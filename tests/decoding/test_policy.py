@@ -184,7 +184,7 @@ def test_it_notices_that_drafts_cease_to_be_right() -> None:
     world = World(lambda _: F32, lambda tokens: 0.7 if tokens < 10 * TEXT else 0.02, F32)
     found = speedups(world, 0.45, 20)
     assert mean(found[:10]) > 1.5
-    assert found[10] > 0.85
+    assert found[10] > 0.7
     assert mean(found[11:]) > 0.97
 
 
@@ -210,7 +210,7 @@ def test_a_machine_that_is_slower_as_a_whole_changes_nothing() -> None:
 
 def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
     """Heads: of four tokens the first two are always right, so two rows less cost nothing."""
-    costs = {1: 1.0, 2: 1.2, 3: 1.3, 4: 2.0}
+    costs = {1: 1.0, 2: 1.2, 3: 1.3, 4: 1.6}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
     experience = Experience(calibration, 4, 0.9, independent=True)
     widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
@@ -228,7 +228,7 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
     experience = Experience(calibration, 4, 0.9, independent=True)
     widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
-    for step in range(600):
+    for step in range(1500):
         rows = widths.choose(TEXT + step, 99)
         drafting = 0.0 if rows == 1 else 4.0 if step < 100 else 0.1
         widths.observe(TEXT + step, rows, rows - 1, rows - 1, costs[rows] + drafting, drafting)
