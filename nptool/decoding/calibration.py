@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from statistics import median
+from statistics import median_low
 from time import perf_counter
 from typing import Any, Self
 
@@ -28,12 +28,13 @@ CONTEXTS = (128, 640)
 """Tokens before the batches. llama.cpp's attention of one row changes its way from 512 on."""
 BUDGET = 2.0
 """Seconds that a calibration may take."""
-# The part of the budget for the first text; what is left over of it goes to the second.
+# Until when, as shares of the budget, the first text's batches are widened, and then repeated.
 _FIRST_SHARE = 0.6
+_FIRST_REPEATS = 0.35
 # Every width is compared at this many positions, and runs this many batches at least.
 _POSITIONS = 8
 _BATCHES = 3
-# Rounds in turns after the pass, where there is time left: a median needs more than two.
+# Rounds in turns after the pass, where there is time left. Of two or three times the lower or the middle one is taken.
 _ROUNDS = 3
 
 
@@ -154,15 +155,16 @@ def calibrate(
     for length in lengths:
         last = length == lengths[-1]
         end = began + budget * (1.0 if last else _FIRST_SHARE)
+        repeat_end = end if last else began + budget * _FIRST_REPEATS
         if found and clock() + _prefill_seconds(found[0], length) > end:
             break
-        found.append(_measure(engine, length, reached, end, clock))
+        found.append(_measure(engine, length, reached, (end, repeat_end), clock))
         reached = list(found[0].seconds)
     engine.rollback(0)
     return Calibration(
         contexts=tuple(behind.context for behind in found),
         widths=tuple(reached),
-        seconds=tuple(tuple(median(times) for times in behind.seconds.values()) for behind in found),
+        seconds=tuple(tuple(median_low(times) for times in behind.seconds.values()) for behind in found),
         classes=_classes(reached, found),
         complete=len(found) == len(lengths) and all(len(behind.seconds) == len(possible) for behind in found),
         spent=clock() - began,
@@ -180,8 +182,10 @@ def _prefill_seconds(known: _Behind, length: int) -> float:
     return length * min(known.seconds[widest]) / widest
 
 
-def _measure(engine: Engine, length: int, widths: Sequence[int], end: float, clock: Callable[[], float]) -> _Behind:
-    """Widen until `end`, then repeat what was reached, in turns, while there is time."""
+def _measure(
+    engine: Engine, length: int, widths: Sequence[int], ends: tuple[float, float], clock: Callable[[], float]
+) -> _Behind:
+    """Widen until the first end, then repeat what was reached, in turns, until the second."""
     tokens = _tokens(engine, length)
     prefill(engine, tokens[:length])
     behind = _Behind(length)
@@ -189,11 +193,11 @@ def _measure(engine: Engine, length: int, widths: Sequence[int], end: float, clo
         if behind.seconds:
             before = max(behind.seconds)
             expected = _batches(width) * min(behind.seconds[before]) * width / before
-            if clock() + expected > end:
+            if clock() + expected > ends[0]:
                 break
         _pass(engine, tokens, width, behind)
     turns = time_in_turns(engine, tokens[:length], sorted(behind.seconds), _ROUNDS)
-    while clock() < end and (turn := next(turns, None)) is not None:
+    while clock() < ends[1] and (turn := next(turns, None)) is not None:
         behind.seconds[turn[0]].append(turn[1])
     return behind
 

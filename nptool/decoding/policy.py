@@ -20,6 +20,8 @@ HEAD_START = 100
 """Steps of width 1 whose share trials may lose before as much time has passed."""
 # A width must be better by so much than the one in use: changing costs a new graph in llama.cpp.
 _MARGIN = 1.02
+# A class without width 1 must promise so much more, since a text cannot leave it where the promise is not kept.
+_CLASS_MARGIN = 1.1
 # Weight of the curve against what a width itself has shown, in steps.
 _CURVE_STEPS = 3.0
 # Weight of the prior exponent, as if so many steps of width 8 had shown it.
@@ -113,9 +115,12 @@ def choose(
 def best_class(
     classes: Sequence[Sequence[int]], seconds: Mapping[int, float], evidence: Mapping[int, Evidence], prior: float
 ) -> tuple[int, ...]:
-    """The class of widths in which a text is expected to be fastest; of equal ones the first."""
+    """The class of widths in which a text is expected to be fastest; one with width 1 in doubt, else the first."""
     choices = [
         choose({width: seconds[width] for width in members}, evidence, current=0, prior=prior) for members in classes
     ]
-    place = max(range(len(classes)), key=lambda index: choices[index].best_rate)
-    return tuple(classes[place])
+    rates = [
+        choice.best_rate * (_CLASS_MARGIN if 1 in members else 1.0)
+        for choice, members in zip(choices, classes, strict=True)
+    ]
+    return tuple(classes[rates.index(max(rates))])
