@@ -86,6 +86,8 @@ def test_the_class_with_the_best_width_is_taken() -> None:
     classes = ((1,), (2, 4, 8, 16, 32), (64,))
     assert best_class(classes, F32, {}, 0.5) == classes[1]
     assert best_class(classes, F32, {}, 0.1) == (1,)
+    # Two rows promise 1.6 % more than one, which is not worth being bound to them.
+    assert best_class(classes, F32, {}, 0.25) == (1,)
     assert best_class(classes, FLAT, {}, 0.5) == (64,)
 
 
