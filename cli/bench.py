@@ -18,7 +18,14 @@ PROMPTS = Annotated[
     Path | None,
     typer.Option("--prompts", metavar="FILE", help="prompts [what the model's run held out]", show_default=False),
 ]
-METHODS = Annotated[str, typer.Option("--methods", metavar="NAMES", help="methods, separated by commas")]
+METHODS = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        metavar="NAMES",
+        help="methods, separated by commas; NAME-auto and NAME-free choose the width of each step",
+    ),
+]
 LENGTHS = Annotated[
     str | None,
     typer.Option(
@@ -29,6 +36,10 @@ LENGTHS = Annotated[
         show_default=False,
     ),
 ]
+CALIBRATE = Annotated[
+    bool, typer.Option("--calibrate", help="measure only what steps cost and which widths give the same bits")
+]
+PLOT = Annotated[bool, typer.Option("--plot", help="with --calibrate: draw the cost and the speed foreseen by width")]
 ROUNDS = Annotated[int, typer.Option("--rounds", help="how often each method answers each prompt")]
 COUNT = Annotated[int, typer.Option("--count", help="prompts, from the beginning of the file")]
 DEFAULT_METHODS = ",".join(BenchConfig.methods)
@@ -51,9 +62,16 @@ def bench(
     gpu_layers: GpuLayers = 0,
     context_length: ContextLength = None,
     threads: Threads = None,
+    calibrate: CALIBRATE = False,
+    plot: PLOT = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure decoding methods against autoregressive decoding: speed, tokens per forward, equality of the text."""
+    if plot and (as_json or not calibrate):
+        raise UsageError("--plot draws what --calibrate measures, in the terminal; give --calibrate and no --json")
+    if calibrate:
+        _calibrate(model_path(model), gpu_layers, context_length, threads, as_json=as_json, plot=plot)
+        return
     lengths = None if n is None else _numbers(n)
     from nptool.bench.benchmark import run_bench
     from nptool.decoding.sampling import Sampling
@@ -82,6 +100,19 @@ def bench(
     from nptool.cli.bench_output import print_report
 
     print_report(report)
+
+
+def _calibrate(
+    model: Path, gpu_layers: int, context_length: int | None, threads: int | None, *, as_json: bool, plot: bool
+) -> None:
+    from nptool.bench.calibrate import run_calibration
+    from nptool.cli.calibration_output import print_calibration
+
+    report = run_calibration(model, gpu_layers=gpu_layers, context_length=context_length, threads=threads)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_calibration(report, plot=plot)
 
 
 def _names(text: str) -> list[str]:

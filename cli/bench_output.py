@@ -34,6 +34,9 @@ def print_report(report: BenchReport) -> None:
             console.print(f"accepted drafts by position, {method.name} {method.n}: {_acceptance(method)}")
     for method in report.methods:
         console.print(f"time of a step, {method.name} {method.n}: {_parts(method)}")
+    for method in report.methods:
+        if len(method.passes_by_width) > 1:
+            console.print(f"widths of the steps, {method.name} {method.n}: {_widths(method)}")
     console.print(f"t(w) behind {report.step_context} tokens, ms: {_steps(report)}")
     if report.peak_memory_bytes is not None:
         console.print(f"peak memory of the process: {report.peak_memory_bytes / 2**20:.0f} MiB")
@@ -93,6 +96,10 @@ def _acceptance(method: MethodReport) -> str:
 def _parts(method: MethodReport) -> str:
     heads = f"heads {method.heads_ms:.3f} ms, " if method.heads_ms else ""
     return f"model {method.trunk_ms:.3f} ms, {heads}loop {method.loop_ms:.3f} ms"
+
+
+def _widths(method: MethodReport) -> str:
+    return "  ".join(f"{rows}: {passes / method.forward_passes:.0%}" for rows, passes in method.passes_by_width.items())
 
 
 def _steps(report: BenchReport) -> str:

@@ -12,6 +12,7 @@ from nptool.cli.decoding_options import (
     BlockLengthOrModels,
     BlockMode,
     Exact,
+    Fixed,
     MinP,
     Raw,
     RepeatPenalty,
@@ -25,6 +26,7 @@ from nptool.cli.decoding_options import (
     model_path,
     open_model,
     say,
+    widths_used,
 )
 from nptool.cli.options import ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
 from nptool.errors import ContextError
@@ -56,6 +58,7 @@ def chat(
     n: BlockLengthOrModels = None,
     block_mode: BlockMode = False,
     heads: Heads = False,
+    fixed: Fixed = False,
     exact: Exact = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
@@ -81,6 +84,7 @@ def chat(
         block_mode=block_mode,
         heads=heads,
         n=n,
+        fixed=fixed,
         exact=exact,
         max_tokens=max_tokens,
         stop=stop,
@@ -145,6 +149,8 @@ def _answer(session: Session, line: str) -> None:
         return
     if session.answer is not None:
         say(f"[{figures(session.answer.tally)}]")
+        if note := widths_used(session.answer):
+            say(f"[{note}]")
 
 
 def _is_command(message: str) -> bool:

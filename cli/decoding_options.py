@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nptool.errors import DataError, GgufError
+from nptool.errors import DataError, GgufError, UsageError
 
 if TYPE_CHECKING:
     from nptool.data.records import Record
-    from nptool.decoding.answer import DecodeConfig
+    from nptool.decoding.answer import Answer, DecodeConfig
     from nptool.decoding.generate import TextModel
     from nptool.decoding.tally import Tally
 
 BlockLengthOrModels = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "-n",
         "--block-length",
-        metavar="N",
-        help="tokens in a block, or heads used [the model's]",
+        metavar="N|auto",
+        help="most tokens in a step, or heads used; auto is no bound [auto]",
         show_default=False,
     ),
 ]
+Fixed = Annotated[
+    bool, typer.Option("--fixed", help="n rows in every step [what is fastest, down to autoregressive decoding]")
+]
+AUTO = "auto"
 BlockMode = Annotated[
     bool, typer.Option("--block-mode", help="Jacobi iteration block by block, as in the CLLM paper, not sliding")
 ]
@@ -32,7 +36,7 @@ Exact = Annotated[
     bool | None,
     typer.Option(
         "--exact/--free-width",
-        help="pad every batch to n rows, so that the text is AR's to the bit [yes with --jacobi or --heads]",
+        help="pad every batch, so that the text is AR's to the bit [yes with --jacobi or --heads]",
         show_default=False,
     ),
 ]
@@ -81,7 +85,8 @@ def decode_config(
     jacobi: bool,
     block_mode: bool,
     heads: bool,
-    n: int | None,
+    n: str | None,
+    fixed: bool,
     exact: bool | None,
     max_tokens: int,
     stop: list[str] | None,
@@ -103,7 +108,16 @@ def decode_config(
 
     method = method_name(jacobi=jacobi, block_mode=block_mode, heads=heads)
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
-    return DecodeConfig(method, n, exact, max_tokens, tuple(stop or ()), sampling)
+    return DecodeConfig(method, _length(n), exact, max_tokens, tuple(stop or ()), sampling, adapt=not fixed)
+
+
+def _length(text: str | None) -> int | None:
+    if text is None or text == AUTO:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"-n must be a whole number or auto, got {text!r}") from error
 
 
 def held_out(path: Path, seed: int) -> tuple[Record, str]:
@@ -131,11 +145,24 @@ def figures(tally: Tally) -> str:
     )
 
 
+def widths_used(answer: Answer) -> str:
+    """What an answer's steps were, where they were chosen: to follow the figures."""
+    from nptool.decoding.widths import AdaptiveWidth
+
+    if not isinstance(answer.widths, AdaptiveWidth):
+        return ""
+    used = ", ".join(f"{rows}: {passes}" for rows, passes in sorted(answer.tally.widths.items()))
+    members = ", ".join(map(str, answer.widths.members))
+    return f"passes by width {used}; " + (f"AR's text at any width of {members}" if members else "free widths")
+
+
 def describe(config: DecodeConfig, n: int) -> str:
     """A method in a few words."""
     from nptool.decoding.methods import find_method
 
     method = find_method(config.method)
+    if method.parallel and config.adapt:
+        return f"{method.name}, n up to {n}"
     if method.parallel:
         return f"{method.name}, n = {n}"
     return f"{method.name}, width {n if config.exact else 1}"

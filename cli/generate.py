@@ -14,6 +14,7 @@ from nptool.cli.decoding_options import (
     BlockLengthOrModels,
     BlockMode,
     Exact,
+    Fixed,
     MinP,
     Raw,
     RepeatPenalty,
@@ -27,6 +28,7 @@ from nptool.cli.decoding_options import (
     model_path,
     open_model,
     say,
+    widths_used,
 )
 from nptool.cli.options import AsJson, ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
@@ -56,6 +58,7 @@ def generate(
     n: BlockLengthOrModels = None,
     block_mode: BlockMode = False,
     heads: Heads = False,
+    fixed: Fixed = False,
     exact: Exact = None,
     compare: COMPARE = False,
     max_tokens: MaxTokens = 256,
@@ -77,6 +80,7 @@ def generate(
         block_mode=block_mode,
         heads=heads,
         n=n,
+        fixed=fixed,
         exact=exact,
         max_tokens=max_tokens,
         stop=stop,
@@ -111,6 +115,8 @@ def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_j
         return
     typer.echo()
     say(f"[{figures(answer.tally)}]")
+    if note := widths_used(answer):
+        say(f"[{note}]")
 
 
 def _result(model: TextModel, answer: Answer, config: DecodeConfig) -> dict[str, Any]:
@@ -120,6 +126,7 @@ def _result(model: TextModel, answer: Answer, config: DecodeConfig) -> dict[str,
         "n": model.block_length(config),
         "text": answer.text,
         "finish": answer.finish,
+        "width_class": list(answer.widths.members),
         **answer.tally.summary(),
     }
 
@@ -134,7 +141,10 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
     parallel, single = rounds[0]
     ratio = median(one.tally.tokens_per_second / other.tally.tokens_per_second for one, other in rounds)
     equal = parallel.tokens == single.tokens
-    padded = None if equal or config.exact is False else _run(model, ids, replace(config, method="ar", exact=True))
+    padded = None
+    if not equal and parallel.widths.members:
+        at_equal_width = replace(config, method="ar", exact=True, n=parallel.widths.members[0])
+        padded = _run(model, ids, at_equal_width)
     if as_json:
         result = {
             "speedup": ratio,
@@ -150,6 +160,8 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
         runs = [pair[1 - pair_index] for pair in rounds]
         middle = sorted(runs, key=lambda run: run.tally.tokens_per_second)[len(runs) // 2]
         say(f"{describe(settings, n):>18}: {figures(middle.tally)}")
+    if note := widths_used(parallel):
+        say(note)
     say(f"{ratio:.2f} times as fast (median of {len(rounds)}); {_verdict(parallel, single, padded)}")
 
 

@@ -7,9 +7,11 @@ that neither a slow spell of the machine nor a long prompt weighs on one method 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+import numpy as np
 
 from nptool.bench.decoder import Variant
 from nptool.bench.report import Difference, MethodReport
@@ -27,6 +29,8 @@ class Measurement:
     tokens: tuple[int, ...]
     """The answer, its end token included."""
     tally: Tally
+    width: int
+    """Rows of the batches in which autoregressive decoding has to give the same answer."""
 
 
 Seconds = Callable[[Tally], float]
@@ -37,8 +41,7 @@ def summarize(
     measurements: Sequence[Measurement],
     baseline: Sequence[Measurement],
     *,
-    equal_width: Sequence[tuple[int, ...]],
-    width_1: Sequence[tuple[int, ...]],
+    references: Mapping[int, Sequence[tuple[int, ...]]],
     margins: Margins,
     costs: dict[int, float],
     sources: Sequence[str],
@@ -49,20 +52,21 @@ def summarize(
     Args:
         measurements: all of this variant.
         baseline: all of autoregressive decoding of width 1, on the same prompts in the same rounds.
-        equal_width, width_1: autoregressive answer of every prompt in batches of the variant's width, and of one row.
+        references: autoregressive answers of every prompt by the rows of a batch.
         margins: (prompt, position) to the margin of every first difference from `width_1`.
         costs: seconds of a batch by its rows, 1 and n among them.
         sources: name of every prompt.
         accuracy: share of right answers, if they can be scored.
     """
-    variant = measurements[0].variant
+    variant, width_1 = measurements[0].variant, references[1]
     sums = total(measurements)
+    step = mean_step(sums.widths, costs)
     heads_seconds = sums.heads_seconds / sums.passes
     ratios = speedups(measurements, baseline, decoding)
     found = differences(measurements, width_1, margins, sources)
     distances = [difference.margin for difference in found]
     return MethodReport(
-        name=variant.method,
+        name=variant.name,
         n=variant.n,
         tokens_per_second=rate(measurements, decoding),
         tokens_per_second_with_prefill=rate(measurements, whole),
@@ -70,12 +74,13 @@ def summarize(
         speedup_with_prefill=median(speedups(measurements, baseline, whole).values()),
         speedup_by_round=by_round(ratios),
         tokens_per_forward=sums.tokens_per_forward,
-        cost_ratio=costs[variant.n] / costs[1],
+        cost_ratio=step / costs[1],
         trunk_ms=1e3 * sums.engine_seconds / sums.passes,
         heads_ms=1e3 * heads_seconds,
         loop_ms=1e3 * sums.loop_seconds / sums.passes,
-        predicted_speedup=sums.tokens_per_forward * costs[1] / (costs[variant.n] + heads_seconds),
-        identical_equal_width=identical_share(measurements, equal_width),
+        predicted_speedup=sums.tokens_per_forward * costs[1] / (step + heads_seconds),
+        identical_equal_width=sum(item.tokens == references[item.width][item.prompt] for item in measurements)
+        / len(measurements),
         identical_width_1=identical_share(measurements, width_1),
         differences=found,
         margin_median=median(distances) if distances else None,
@@ -85,7 +90,15 @@ def summarize(
         first_token_ms=1e3 * median(item.tally.first_step_seconds for item in measurements),
         tokens=sums.tokens,
         forward_passes=sums.passes,
+        passes_by_width={str(rows): passes for rows, passes in sorted(sums.widths.items())},
     )
+
+
+def mean_step(passes: Mapping[int, int], costs: Mapping[int, float]) -> float:
+    """Seconds of a batch, on average over passes of several widths; between those that were measured, linear."""
+    known = sorted(costs)
+    seconds = np.interp(list(passes), known, [costs[rows] for rows in known])
+    return float(np.average(seconds, weights=list(passes.values())))
 
 
 def decoding(tally: Tally) -> float:

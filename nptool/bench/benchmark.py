@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from nptool.bench.aggregation import Measurement, summarize
 from nptool.bench.comparison import Comparison, compare
 from nptool.bench.config import LENGTHS, BenchConfig
-from nptool.bench.decoder import Decoder, Variant, variants_of
+from nptool.bench.decoder import Decoder, Variant, split_name, variants_of
 from nptool.bench.prompts import Prompt, find_prompts, read_prompts
 from nptool.bench.report import BenchReport, MethodReport
-from nptool.decoding.engines import Engines
 from nptool.decoding.generate import TextModel
-from nptool.decoding.methods import find_method
 from nptool.errors import ContextError, DataError
+from nptool.llama.context import DEFAULT_WIDTH
 from nptool.llama.gguf_check import check_gguf
 from nptool.llama.model import Model
 from nptool.progress import Progress, silent
@@ -46,7 +45,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
     with TextModel(
         path, gpu_layers=config.gpu_layers, context_length=config.context_length, threads=config.threads
     ) as model:
-        variants = _variants(config, model.engines)
+        variants = _variants(config, model)
         engine = model.engines.trunk(max(variant.n for variant in variants))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
         decoder = Decoder(
@@ -55,6 +54,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             config.sampling,
             max_tokens=config.max_tokens,
             open_heads=lambda n: model.engines.open(n, n),
+            experience=lambda name, widest: model.experience(split_name(name)[0].name, widest, name),
         )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
         return BenchReport(
@@ -78,7 +78,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         )
 
 
-def _variants(config: BenchConfig, engines: Engines) -> tuple[Variant, ...]:
+def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
     """What is to be measured.
 
     Raises:
@@ -86,9 +86,13 @@ def _variants(config: BenchConfig, engines: Engines) -> tuple[Variant, ...]:
         UsageError: more heads than the model has.
     """
     heads = None
-    if any(find_method(name).heads for name in config.methods):
-        heads = [engines.count_heads(n) for n in config.n or (None,)]
-    return variants_of(config.methods, config.n or LENGTHS, heads)
+    methods = [split_name(name) for name in config.methods]
+    if any(method.heads for method, _ in methods):
+        heads = [model.engines.count_heads(n) for n in config.n or (None,)]
+    widest = DEFAULT_WIDTH
+    if any(adapt for _, adapt in methods):
+        widest = min(max(config.n or (DEFAULT_WIDTH,)), model.calibration.widths[-1])
+    return variants_of(config.methods, config.n or LENGTHS, heads, widest)
 
 
 def _encode(model: TextModel, prompt: Prompt, capacity: int) -> NDArray[np.int32]:
@@ -113,8 +117,7 @@ def _figures(
         summarize(
             answers[variant],
             answers[variants[0]],
-            equal_width=comparison.references[variant.n],
-            width_1=comparison.references[1],
+            references=comparison.references,
             margins=comparison.margins,
             costs=comparison.costs.seconds(),
             sources=[prompt.source for prompt in prompts],

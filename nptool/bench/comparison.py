@@ -53,18 +53,19 @@ def compare(
     Raises:
         ContextError: a prompt is empty or does not fit.
     """
-    widths = sorted({1} | {variant.n for variant in variants})
+    widths = sorted({1}.union(*(decoder.compared_widths(variant) for variant in variants)))
+    costed = sorted({1}.union(*({variant.n, *decoder.costed_widths(variant)} for variant in variants)))
     for variant in variants:
         decoder.answer(prompts[0], variant, WARM_UP_TOKENS)
     references = _references(decoder, prompts, widths, progress)
-    costs = StepCosts(decoder.engine, sorted(prompts, key=len)[len(prompts) // 2], widths)
+    costs = StepCosts(decoder.engine, sorted(prompts, key=len)[len(prompts) // 2], costed)
     measurements: list[Measurement] = []
     total = rounds * len(prompts) * len(variants)
     for number in range(rounds):
         for index, prompt in enumerate(prompts):
             for variant in in_turn(variants, number + index):
                 answer = decoder.answer(prompt, variant)
-                measurements.append(Measurement(variant, index, number, answer.tokens, answer.tally))
+                measurements.append(Measurement(variant, index, number, answer.tokens, answer.tally, answer.width))
                 progress("methods in turns", len(measurements), total)
         costs.measure()
     margins = _margins(decoder, prompts, measurements, references[1])

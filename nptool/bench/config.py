@@ -30,7 +30,8 @@ class BenchConfig:
     prompts: Path | None = None
     """Data file of any known format; None is what the model's run held out."""
     methods: tuple[str, ...] = ("ar", "jacobi")
-    """Names of `nptool.decoding.methods.METHODS`."""
+    """Names of `nptool.decoding.methods.METHODS`; with `-auto` behind it a parallel method chooses the width of each
+    step within a class of widths, with `-free` without regard to bits."""
     n: tuple[int, ...] | None = None
     """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and all heads of the model
     for methods that use heads."""
@@ -49,6 +50,7 @@ class BenchConfig:
     """None is every usable core."""
 
     def __post_init__(self) -> None:
+        from nptool.bench.decoder import split_name
         from nptool.decoding.answer import DecodeConfig
 
         for name, value in (("--rounds", self.rounds), ("--count", self.count)):
@@ -60,4 +62,4 @@ class BenchConfig:
             raise UsageError("-n names no block length; expected whole numbers such as 4,8,16")
         for method in self.methods:
             for n in self.n or LENGTHS:
-                DecodeConfig(method=method, n=n, max_tokens=self.max_tokens)
+                DecodeConfig(method=split_name(method)[0].name, n=n, max_tokens=self.max_tokens)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.engine import Engine
+from nptool.decoding.step_times import prefill, time_in_turns
 
 # Batches of each width in one measurement; a comparison makes one measurement in each round.
 REPEATS = 10
@@ -30,17 +31,10 @@ class StepCosts:
 
     def measure(self, repeats: int = REPEATS) -> None:
         """Time every width `repeats` times, in turns. The engine's cache holds other things afterwards."""
-        engine, length = self._engine, len(self._context)
-        engine.rollback(0)
-        for start in range(0, length, engine.batch_limit):
-            engine.evaluate(self._context[start : start + engine.batch_limit], start, outputs=False)
-        for _ in range(repeats):
-            for width, seconds in self._seconds.items():
-                before = engine.seconds
-                engine.evaluate(np.resize(self._context, width), length)
-                seconds.append(engine.seconds - before)
-                engine.rollback(length)
-        engine.rollback(0)
+        prefill(self._engine, self._context)
+        for width, seconds in time_in_turns(self._engine, self._context, list(self._seconds), repeats):
+            self._seconds[width].append(seconds)
+        self._engine.rollback(0)
 
     def ratio(self, width: int) -> float:
         """t(width) / t(1): medians."""

@@ -14,14 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.engine import Engine
+from nptool.decoding.experience import Experience
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode
-from nptool.decoding.methods import AUTOREGRESSIVE, Task, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
+from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
+from nptool.llama.context import DEFAULT_WIDTH
 
 _NO_DRAFT = np.empty(0, dtype=np.int32)
+
+
+AUTO, FREE = "-auto", "-free"
+"""Suffixes of a method that chooses its widths: within a class (`jacobi-auto`), or freely (`jacobi-free`)."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +38,45 @@ class Variant:
     method: str
     n: int
     """Block length in tokens; for autoregressive decoding, rows of a batch, all but one of them padding."""
+    adapt: str = ""
+    """`AUTO` or `FREE` where every step chooses its width and n is the upper bound."""
+
+    @property
+    def name(self) -> str:
+        return self.method + self.adapt
+
+
+def split_name(name: str) -> tuple[Method, str]:
+    """A method and the suffix of its name.
+
+    Raises:
+        UsageError: there is no such method, or it has no width to choose.
+    """
+    for suffix in (AUTO, FREE):
+        if name.endswith(suffix) and (method := find_method(name.removesuffix(suffix))).parallel:
+            return method, suffix
+    return find_method(name), ""
 
 
 def variants_of(
-    methods: Collection[str], lengths: Collection[int], heads: Collection[int] | None = None
+    methods: Collection[str],
+    lengths: Collection[int],
+    heads: Collection[int] | None = None,
+    widest: int = DEFAULT_WIDTH,
 ) -> tuple[Variant, ...]:
     """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1.
 
     Args:
         heads: how many heads methods with heads use, in turn; None is `lengths`.
+        widest: the upper bound of methods that choose their width and use no heads.
     """
     found = [Variant(AUTOREGRESSIVE, 1)]
-    for method in (find_method(name) for name in methods):
+    for method, adapt in (split_name(name) for name in methods):
         if method.parallel:
             counts = heads if method.heads and heads is not None else lengths
-            found += [Variant(method.name, n) for n in counts]
+            if adapt:
+                counts = [max(counts) if method.heads else widest]
+            found += [Variant(method.name, n, adapt) for n in counts]
     return tuple(dict.fromkeys(found))
 
 
@@ -55,6 +86,8 @@ class Answer:
 
     tokens: tuple[int, ...]
     tally: Tally
+    width: int
+    """Autoregressive decoding in batches of so many rows gives the same tokens; 1 in free mode, but for near ties."""
 
 
 class Decoder:
@@ -68,17 +101,20 @@ class Decoder:
         *,
         max_tokens: int,
         open_heads: Callable[[int], Opened] | None = None,
+        experience: Callable[[str, int], Experience] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """
         Args:
             max_tokens: the longest answer.
             open_heads: the engine with n heads in all; needed by methods that use heads.
+            experience: with a method in steps of up to so many rows; needed by methods that choose their widths.
             clock: gives seconds.
         """
         self.engine = engine
         self._plain = Opened(engine, Sequence(engine), None)
         self._open_heads = open_heads
+        self._experience = experience
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._clock = clock
@@ -102,6 +138,7 @@ class Decoder:
         proposer = find_method(variant.method).propose(task)
         tally = Tally(proposer.width, len(prompt), prefilled_tokens=prefilled, prefill_seconds=prefill_seconds)
         limit = min(self.engine.capacity, len(prompt) + (max_tokens or self._max_tokens))
+        widths, width = self._widths(variant, len(prompt))
         steps = decode(
             opened.engine,
             opened.sequence,
@@ -110,14 +147,36 @@ class Decoder:
             tally,
             limit=limit,
             end_tokens=self._ends,
-            width=variant.n,
+            widths=widths,
         )
         tokens: list[int] = []
         for added in steps:
             if not tokens:
                 tally.first_step_seconds = tally.prefill_seconds + tally.decode_seconds
             tokens += added.tolist()
-        return Answer(tuple(tokens), tally)
+        widths.finish()
+        return Answer(tuple(tokens), tally, width)
+
+    def costed_widths(self, variant: Variant) -> tuple[int, ...]:
+        """Rows of the batches that the variant may use."""
+        return self._known(variant).widths if variant.adapt else (variant.n,)
+
+    def compared_widths(self, variant: Variant) -> tuple[int, ...]:
+        """Widths of autoregressive decoding with whose text the variant's is compared: one of each class."""
+        if not variant.adapt:
+            return (variant.n,)
+        return tuple(members[0] for members in self._known(variant).classes) if variant.adapt == AUTO else ()
+
+    def _widths(self, variant: Variant, length: int) -> tuple[Widths, int]:
+        """What decides on the rows of each batch, and the width that gives the same bits."""
+        if not variant.adapt:
+            return FixedWidth(variant.n), variant.n
+        widths = AdaptiveWidth(self._known(variant), length, exact=variant.adapt == AUTO)
+        return widths, widths.members[0] if widths.members else 1
+
+    def _known(self, variant: Variant) -> Experience:
+        assert self._experience is not None, "a method that chooses its widths was given no experience"
+        return self._experience(variant.name, variant.n)
 
     def margin(self, prompt: NDArray[np.int32], tokens: Collection[int]) -> float:
         """How far the likeliest next token is ahead of the second, as logits, behind `prompt` and `tokens`.

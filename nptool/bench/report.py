@@ -59,6 +59,8 @@ class MethodReport:
     """Prefill and first forward pass; median."""
     tokens: int
     forward_passes: int
+    passes_by_width: dict[str, int]
+    """Rows of a batch to the number of forward passes that had so many."""
 
 
 @dataclass(frozen=True)

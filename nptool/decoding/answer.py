@@ -16,6 +16,7 @@ from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.tally import Tally
 from nptool.decoding.text_stream import TextStream
+from nptool.decoding.widths import Widths
 from nptool.errors import ContextError, UsageError
 from nptool.llama.context import DEFAULT_BATCH
 from nptool.llama.model import Model
@@ -33,12 +34,16 @@ class DecodeConfig:
     """Block length in tokens; None is what the file says, or 16. With heads, how many are used; None is all."""
     exact: bool | None = None
     """Every batch padded to n rows, so that the text is bit for bit that of any other method at this n; None is yes
-    for parallel methods and no for autoregressive decoding, whose fast form is one row wide."""
+    for parallel methods and no for autoregressive decoding, whose fast form is one row wide. With `adapt`, padded to
+    widths of one class, see `nptool.decoding.widths`."""
     max_tokens: int = DEFAULT_MAX_TOKENS
     """The longest answer in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are not part of it."""
     sampling: Sampling = field(default_factory=Sampling)
+    adapt: bool = False
+    """Every step of a parallel method chooses its width, down to autoregressive decoding where that is faster; n is
+    then the upper bound, and None the widest step that was calibrated."""
 
     def __post_init__(self) -> None:
         find_method(self.method)
@@ -69,14 +74,14 @@ class Answer:
         prompt: NDArray[np.int32],
         config: DecodeConfig,
         n: int,
-        width: int | None,
+        widths: Widths,
         wrap: Callable[[Proposer], Proposer] | None = None,
     ) -> None:
         """Make `prompt` the text.
 
         Args:
             n: block length in tokens, or heads in all.
-            width: rows of every batch, or None.
+            widths: decides on the rows of every batch.
             wrap: puts something that watches around the proposer.
 
         Raises:
@@ -98,7 +103,7 @@ class Answer:
         self._engine = engine
         self._sequence = sequence
         self._config = config
-        self._width = width
+        self.widths = widths
         self._limit = min(engine.capacity, len(prompt) + config.max_tokens)
         self._steps = self._run()
 
@@ -127,6 +132,7 @@ class Answer:
                         return
         finally:
             # A step may have added more than was taken; every method must leave the same text and cache behind.
+            self.widths.finish()
             self.tally.tokens = len(self.tokens)
             self._sequence.truncate(len(self.prompt) + len(self.tokens))
 
@@ -146,7 +152,7 @@ class Answer:
             self.tally,
             limit=self._limit,
             end_tokens=ends,
-            width=self._width,
+            widths=self.widths,
         )
         for tokens in steps:
             if self.tally.passes == 1:

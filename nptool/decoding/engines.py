@@ -28,7 +28,7 @@ class Engines:
         """
         self._model = model
         self._capacity = capacity
-        self._gpu_layers = gpu_layers
+        self.gpu_layers = gpu_layers
         self._settings = settings
         self._trunk: Context | None = None
         self._heads: list[Head] = []
@@ -92,6 +92,14 @@ class Engines:
             _warm_up(self._trunk, width)
         return self._trunk
 
+    def scratch(self, width: int) -> Context:
+        """The model's context for another use: the texts in the caches are forgotten."""
+        trunk = self.trunk(width)
+        for opened in self._opened.values():
+            opened.sequence.truncate(0)
+        self.newest = None
+        return trunk
+
     def close(self) -> None:
         """Free everything. A second call does nothing."""
         self._opened.clear()
@@ -109,7 +117,7 @@ class Engines:
         if self.parts.trunk_layer is not None:
             trunk.choose_layer(self.parts.trunk_layer)
         for part in self.parts.heads[len(self._heads) : heads - 1]:
-            self._heads.append(Head(part.header, trunk, gpu_layers=self._gpu_layers))
+            self._heads.append(Head(part.header, trunk, gpu_layers=self.gpu_layers))
         engine = HeadedEngine(trunk, self._heads[: heads - 1])
         return Opened(engine, Sequence(engine), engine)
 

@@ -12,24 +12,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
+from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
+from nptool.decoding.calibration_cache import load_calibration, store_calibration
 from nptool.decoding.engines import Engines
+from nptool.decoding.experience import Experience
 from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
+from nptool.decoding.priors import prior_exponent
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
+from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
+from nptool.llama.context import DEFAULT_WIDTH
+from nptool.llama.digest import identity
 from nptool.llama.model import Model
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
+# Calibrating a model that takes long to load may take this share of it.
+LOADING_SHARE = 0.25
 BLOCK_SIZE_KEY = "nptool.block_size"
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
@@ -59,7 +69,9 @@ class TextModel:
         Raises:
             GgufError: the file cannot be used.
         """
+        began = perf_counter()
         self.model = Model.load(path, gpu_layers)
+        self._loading_seconds = perf_counter() - began
         self.engines = Engines(
             self.model,
             context_length,
@@ -69,6 +81,7 @@ class TextModel:
             flash_attention=flash_attention,
         )
         self._answer: Answer | None = None
+        self._experiences: dict[tuple[str, int, str], Experience] = {}
 
     @property
     def path(self) -> Path:
@@ -86,9 +99,41 @@ class TextModel:
             GgufError: it asks for heads and there are none.
             UsageError: it asks for more heads than there are.
         """
-        if find_method(config.method).heads:
+        method = find_method(config.method)
+        if method.heads:
             return self.engines.count_heads(config.n)
+        if config.adapt and method.parallel:
+            return min(config.n or DEFAULT_WIDTH, self.calibration.widths[-1])
         return config.n or self.block_size
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What steps cost on this machine: measured at the first use of the file, and kept in the user's cache."""
+        return load_calibration(self._calibration_key()) or self.calibrate()
+
+    def calibrate(self) -> Calibration:
+        """Measure what steps cost, and keep it for the next use."""
+        budget = max(BUDGET, LOADING_SHARE * self._loading_seconds)
+        found = calibrate(self.engines.scratch(DEFAULT_WIDTH), budget=budget)
+        store_calibration(self._calibration_key(), found)
+        return found
+
+    def _calibration_key(self) -> dict[str, Any]:
+        context = self.engines.scratch(DEFAULT_WIDTH)
+        return identity(context, self.engines.gpu_layers) | {"contexts": list(fitting(context))}
+
+    def experience(self, method: str, widest: int, purpose: str = "") -> Experience:
+        """What decoding by a method in steps of up to `widest` rows has shown, from text to text.
+
+        Args:
+            purpose: keeps what was seen apart, so that one way to decode does not learn from another.
+        """
+        key = (method, widest, purpose)
+        if key not in self._experiences:
+            independent = find_method(method).independent
+            prior = prior_exponent(self.model.header.metadata, method)
+            self._experiences[key] = Experience(self.calibration, widest, prior, independent=independent)
+        return self._experiences[key]
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -106,7 +151,8 @@ class TextModel:
         jacobi: bool = False,
         block_mode: bool = False,
         heads: bool = False,
-        n: int | None = None,
+        n: int | Literal["auto"] | None = None,
+        adapt: bool = False,
         exact: bool | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: Sequence[str] = (),
@@ -120,7 +166,7 @@ class TextModel:
             jacobi: decode n tokens in parallel.
             block_mode: Jacobi iteration block by block instead of a sliding window.
             heads: let the model's extra heads draft n-1 tokens for each pass.
-            n, exact, max_tokens, stop: see `DecodeConfig`.
+            n, adapt, exact, max_tokens, stop: see `DecodeConfig`; n="auto" is `adapt` without an upper bound.
             raw: take the text as it is, without the chat template.
             sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
 
@@ -134,11 +180,12 @@ class TextModel:
         """
         config = DecodeConfig(
             method=method_name(jacobi=jacobi, block_mode=block_mode, heads=heads),
-            n=n,
+            n=None if n == "auto" else n,
             exact=exact,
             max_tokens=max_tokens,
             stop=tuple(stop),
             sampling=Sampling(**sampling),
+            adapt=adapt or n == "auto",
         )
         return self.answer(self.encode(prompt, raw=raw), config)
 
@@ -161,14 +208,19 @@ class TextModel:
             ContextError: the prompt does not fit the context, or n the batch.
         """
         method = find_method(config.method)
-        n = self.block_length(config)
-        exact = method.parallel if config.exact is None else config.exact
         if self._answer is not None:
             self._answer.close()
+        n = self.block_length(config)
+        exact = method.parallel if config.exact is None else config.exact
+        experience = self.experience(config.method, n) if config.adapt and method.parallel else None
         opened = self.engines.open(n if exact or method.parallel else 1, n if method.heads else None)
         if not reuse:
             opened.sequence.truncate(0)
-        self._answer = Answer(self.model, opened, prompt, config, n, n if exact else None, wrap)
+        if experience is None:
+            widths: Widths = FixedWidth(n if exact else None)
+        else:
+            widths = AdaptiveWidth(experience, len(prompt), exact=exact)
+        self._answer = Answer(self.model, opened, prompt, config, n, widths, wrap)
         return self._answer
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:

@@ -35,6 +35,10 @@ class HeadedEngine:
         """Positions in the trunk's cache."""
         self._read = 0
         """Positions in the heads' caches."""
+        self._held: list[NDArray[np.float32]] = []
+        """z (T, D) of positions that the heads have not read, from `_read` on."""
+        self._held_end = 0
+        """Positions whose z was read or put by."""
         self._start = 0
         """Position of the first row of z."""
         self._z_TD = np.empty((0, 0), dtype=np.float32)
@@ -54,8 +58,14 @@ class HeadedEngine:
         return sum(head.seconds for head in self._heads)
 
     def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
-        """As the trunk's. The heads read what the batch before left in the text, as it is about to be overwritten."""
-        self._let_read()
+        """As the trunk's. What the batch before left in the text is put by for the heads, as it will be overwritten.
+
+        They read it when they are asked, so steps that draft nothing pay nothing for them.
+        """
+        if outputs:
+            self._put_by()
+        else:
+            self._let_read()
         logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=bool(self._heads))
         if self._heads:
             self._z_TD = self._trunk.layer_input()
@@ -66,10 +76,13 @@ class HeadedEngine:
         """Forget everything at `position` and behind it, in the trunk and in the heads."""
         self._trunk.rollback(position)
         self._end = min(self._end, position)
+        if self._held_end > position:
+            self._held = [z_TD[: max(0, position - self._read)] for z_TD in self._joined()]
+            self._held_end = max(self._read, position)
         if self._read >= position:
             # Even where they have read no further: other engines may use the same heads.
             self._uneven = True
-            self._read = position
+            self._read = self._held_end = position
 
     def lookahead(self) -> NDArray[np.float32] | None:
         """What heads 2..n say (n-1, V) of the tokens behind the one that the text's last pass gave.
@@ -89,14 +102,28 @@ class HeadedEngine:
             for head in self._heads:
                 head.rollback(self._read)
             self._uneven = False
+        self._put_by()
         if self._read == self._end:
             return
-        z_TD = self._z_TD[self._read - self._start : self._end - self._start]
+        self._held = self._joined()
         self._uneven = True
         for head in self._heads:
-            head.evaluate(z_TD, self._read)
+            for place in range(self._read, self._end, self.batch_limit):
+                first = place - self._read
+                head.evaluate(self._held[0][first : first + self.batch_limit], place)
         self._read = self._newest = self._end
+        self._held = []
         self._uneven = False
+
+    def _put_by(self) -> None:
+        """Copy what the last batch left in the text behind what the heads have not read yet."""
+        if self._heads and self._held_end < self._end:
+            self._held.append(self._z_TD[self._held_end - self._start : self._end - self._start].copy())
+            self._held_end = self._end
+
+    def _joined(self) -> list[NDArray[np.float32]]:
+        """Everything put by as one array, or nothing."""
+        return [np.concatenate(self._held)] if len(self._held) > 1 else self._held
 
 
 class Opened(NamedTuple):

@@ -33,7 +33,10 @@ class Fill:
 
 
 class JacobiWindow:
-    """A window that slides: what was accepted leaves at the front, as many fresh tokens enter at the end."""
+    """A window that slides: what was accepted leaves at the front, as many fresh tokens enter at the end.
+
+    A step may draft less than the window or nothing at all; what it left out is kept for its place in the text.
+    """
 
     seconds = 0.0
 
@@ -41,16 +44,30 @@ class JacobiWindow:
         self.width = n
         self._fill = Fill(prompt, seed, n)
         self._guess = self._fill.take(n - 1).copy()
+        self._passed = 0
+        """Places at the front of the guess that the text has gone past."""
 
     def propose(self, room: int) -> NDArray[np.integer]:
-        """The guess of the whole window."""
+        """The guess of the whole window, or of its beginning."""
+        if room < 1:
+            return self._guess[:0]
+        if self._passed:
+            self._shift(self._guess[self._passed :])
+            self._passed = 0
         return self._guess[:room]
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
-        """Shift the picks that did not join the text to the front and fill up."""
-        rest = len(picks) - accepted - 1
-        self._guess[:rest] = picks[accepted + 1 :]
-        self._guess[rest:] = self._fill.take(len(self._guess) - rest)
+        """Put the picks that did not join the text in the place of what was drafted; slide."""
+        if len(picks) == 1:
+            # Nothing was drafted, which must cost nothing: such steps are the cheapest ones.
+            self._passed += 1
+            return
+        self._shift(np.concatenate([picks[accepted + 1 :], self._guess[len(picks) :]]))
+
+    def _shift(self, kept: NDArray[np.integer]) -> None:
+        """Begin the guess with `kept` and fill up."""
+        self._guess[: len(kept)] = kept
+        self._guess[len(kept) :] = self._fill.take(len(self._guess) - len(kept))
 
 
 class JacobiBlock:
@@ -66,13 +83,14 @@ class JacobiBlock:
 
     def propose(self, room: int) -> NDArray[np.integer]:
         """The guess of what is left of the block, but for its last token: a pick behind the guess gives that one."""
-        return self._guess[:room]
+        return self._guess[: max(0, room)]
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
         """Keep the rest of the picks as the guess, or begin the next block."""
         self._left -= accepted + 1
         if self._left > 0:
-            self._guess = picks[accepted + 1 :][: self._left - 1]
+            undrafted = self._guess[len(picks) :]
+            self._guess = np.concatenate([picks, undrafted])[accepted + 1 :][: self._left - 1]
         else:
             self._guess = self._fill.take(self.width - 1)
             self._left = self.width

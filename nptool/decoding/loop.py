@@ -1,8 +1,8 @@
 """The one loop of every mode: propose tokens, evaluate them in one batch, keep what equals `pick`, plus one.
 
-DESIGN section 3. It never knows how sampling works or who proposes. Exactness: with a fixed `width` every batch has
-that many rows, the missing ones filled with junk that is rolled back, because llama.cpp's kernels give a row the same
-bits only at equal width.
+DESIGN section 3. It never knows how sampling works, who proposes or how wide a step shall be. Exactness: a padded batch
+has the rows that were chosen for it, the missing ones filled with junk that is rolled back, because llama.cpp's kernels
+give a row the same bits only at equal width, or at widths of one class.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
+from nptool.decoding.widths import FixedWidth, Widths
 
 
 def decode(
@@ -30,6 +31,7 @@ def decode(
     limit: int,
     end_tokens: NDArray[np.bool_],
     width: int | None = None,
+    widths: Widths | None = None,
 ) -> Iterator[NDArray[np.integer]]:
     """Continue an opened and prefilled text until an end token or until it has `limit` tokens.
 
@@ -37,18 +39,22 @@ def decode(
         limit: tokens of the whole text, the prompt's included; at most the engine's capacity.
         end_tokens: (V) whether a token ends the text.
         width: rows of every batch; None lets a batch be as narrow as its draft.
+        widths: decides on the rows of each batch instead.
 
     Yields:
         The tokens that each forward pass added, an end token included.
     """
+    chooser: Widths = widths or FixedWidth(width)
     resumed = perf_counter()
-    while sequence.length < limit:
+    while (length := sequence.length) < limit:
         before, drafting = engine.seconds, proposer.seconds
-        draft = proposer.propose(limit - sequence.length - 1)
+        room = limit - length - 1
+        chosen = chooser.choose(length, room)
+        draft = proposer.propose(min(room, chosen - 1))
         rows = len(draft) + 1
-        batch = sequence.lay(draft, width or rows)
-        logits_RV = engine.evaluate(batch, sequence.length - 1)
-        picks = sampling.pick_rows(logits_RV[:rows], sequence.length, sequence.before(rows))
+        batch = sequence.lay(draft, chosen if chooser.padded else rows)
+        logits_RV = engine.evaluate(batch, length - 1)
+        picks = sampling.pick_rows(logits_RV[:rows], length, sequence.before(rows))
         accepted = accept_prefix(draft, picks)
         tokens = picks[: accepted + 1]
         ended = end_tokens[tokens]
@@ -62,8 +68,12 @@ def decode(
         tally.drafted[: len(draft)] += 1
         tally.accepted[:accepted] += 1
         tally.engine_seconds += engine.seconds - before
-        tally.heads_seconds += proposer.seconds - drafting
-        tally.decode_seconds += perf_counter() - resumed
+        drafting = proposer.seconds - drafting
+        tally.heads_seconds += drafting
+        tally.widths[len(batch)] = tally.widths.get(len(batch), 0) + 1
+        spent = perf_counter() - resumed
+        tally.decode_seconds += spent
+        chooser.observe(length, len(batch), len(draft), accepted, spent, drafting)
         yield tokens
         resumed = perf_counter()
         if finished:

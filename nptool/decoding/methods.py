@@ -43,6 +43,8 @@ class Method:
     """Makes a proposer."""
     parallel: bool = True
     """Whether it uses a block of n tokens, and so runs in exact mode unless told otherwise."""
+    independent: bool = False
+    """Whether a draft's tokens are the same however long it is; not so where iterating makes them better."""
     heads: bool = False
     """Whether it uses the model's extra heads; n is then how many, the model's own included."""
 
@@ -77,6 +79,7 @@ METHODS = {
             HEADS,
             "blockwise parallel decoding: n heads draft one token each",
             lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
+            independent=True,
             heads=True,
         ),
         Method(

@@ -35,6 +35,8 @@ class Tally:
     """Drafts by their place behind the last accepted token."""
     accepted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
     """How many of them were right, with all before them right too."""
+    widths: dict[int, int] = field(default_factory=dict)
+    """Rows of a batch to the number of passes that had so many."""
 
     def __post_init__(self) -> None:
         if not self.drafted.size:
@@ -87,6 +89,8 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, theirs in ((self.drafted, other.drafted), (self.accepted, other.accepted)):
             mine[: len(theirs)] += theirs[: len(mine)]
+        for rows, passes in other.widths.items():
+            self.widths[rows] = self.widths.get(rows, 0) + passes
 
     def summary(self) -> dict[str, Any]:
         """The figures for a JSON object."""
@@ -104,4 +108,5 @@ class Tally:
             "heads_seconds": self.heads_seconds,
             "share_outside_llama": self.overhead,
             "acceptance_by_position": self.acceptance,
+            "passes_by_width": {str(rows): passes for rows, passes in sorted(self.widths.items())},
         }

@@ -9,6 +9,7 @@ from nptool.bench.aggregation import (
     differences,
     first_difference,
     identical_share,
+    mean_step,
     rate,
     speedups,
     summarize,
@@ -34,8 +35,9 @@ def measured(
     prefill: float = 1.0,
 ) -> Measurement:
     tally = Tally(width=variant.n, tokens=len(tokens), passes=passes, prefill_seconds=prefill, decode_seconds=seconds)
+    tally.widths = {variant.n: passes}
     tally.first_step_seconds = prefill + seconds / passes
-    return Measurement(variant, prompt, number, tokens, tally)
+    return Measurement(variant, prompt, number, tokens, tally, variant.n)
 
 
 # Two prompts, three rounds; in round 1 the machine is four times slower.
@@ -71,7 +73,7 @@ def test_total_adds_passes_and_drafts() -> None:
     one, other = Tally(width=4, tokens=3, passes=2), Tally(width=4, tokens=5, passes=2)
     one.drafted[:3], one.accepted[:3] = 2, (1, 0, 0)
     other.drafted[:3], other.accepted[:3] = (2, 2, 1), (2, 1, 0)
-    summed = total([Measurement(JACOBI, 0, 0, (), one), Measurement(JACOBI, 1, 0, (), other)])
+    summed = total([Measurement(JACOBI, 0, 0, (), one, 4), Measurement(JACOBI, 1, 0, (), other, 4)])
     assert summed.tokens_per_forward == 2.0
     assert summed.acceptance == [0.75, 0.25, 0.0]
 
@@ -95,8 +97,7 @@ def test_summary_of_one_variant() -> None:
     report = summarize(
         FAST,
         BASELINE,
-        equal_width=[(1, 2, 3, 4), (1, 2, 3, 4)],
-        width_1=[(9, 2, 3, 4), (1, 2, 3, 9)],
+        references={1: [(9, 2, 3, 4), (1, 2, 3, 9)], 4: [(1, 2, 3, 4), (1, 2, 3, 4)]},
         margins={(0, 0): 0.5, (1, 3): 0.25},
         costs={1: 1.0, 4: 1.6},
         sources=["a:1", "a:2"],
@@ -115,9 +116,14 @@ def test_summary_of_one_variant() -> None:
 
 
 def test_the_baseline_against_itself_is_one() -> None:
-    same = [(1, 2, 3, 4)] * 2
     report = summarize(
-        BASELINE, BASELINE, equal_width=same, width_1=same, margins={}, costs={1: 1.0}, sources=["", ""], accuracy=None
+        BASELINE,
+        BASELINE,
+        references={1: [(1, 2, 3, 4)] * 2},
+        margins={},
+        costs={1: 1.0},
+        sources=["", ""],
+        accuracy=None,
     )
     assert (report.speedup, report.speedup_with_prefill, report.tokens_per_forward) == (1.0, 1.0, 1.0)
     assert (report.differences, report.margin_median, report.margin_worst) == ([], None, None)
@@ -129,3 +135,21 @@ def test_variants_are_the_baseline_and_every_parallel_method_at_every_length() -
     assert names == [("ar", 1), ("jacobi", 8), ("jacobi", 4), ("jacobi-block", 8), ("jacobi-block", 4)]
     with pytest.raises(UsageError, match=r"unknown method 'warp'; known are ar, jacobi, jacobi-block, heads"):
         variants_of(["warp"], [4])
+
+
+def test_methods_that_choose_their_width_are_measured_once_up_to_the_widest() -> None:
+    found = variants_of(["jacobi-auto", "jacobi-free", "jacobi", "heads-auto"], [4, 8], [2, 3], widest=32)
+    assert [(variant.name, variant.n) for variant in found] == [
+        ("ar", 1),
+        ("jacobi-auto", 32),
+        ("jacobi-free", 32),
+        ("jacobi", 4),
+        ("jacobi", 8),
+        ("heads-auto", 3),
+    ]
+    with pytest.raises(UsageError, match="unknown method 'ar-auto'"):
+        variants_of(["ar-auto"], [4])
+
+
+def test_the_cost_of_a_step_is_the_mean_over_its_widths() -> None:
+    assert mean_step({1: 3, 3: 1}, {1: 1.0, 2: 2.0, 4: 4.0}) == pytest.approx(1.5)

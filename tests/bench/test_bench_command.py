@@ -90,6 +90,53 @@ def test_every_method_gives_the_text_of_equal_width(
         assert (item.identical_width_1 == 1.0) == (item.margin_worst is None)
 
 
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_methods_that_choose_their_widths(model: Path, tmp_path: Path, kind: str) -> None:
+    file = write_random_model(tmp_path / f"{kind}.gguf", Shape(), kind=kind, metadata={"nptool.method": "cllm"})
+    report = run_bench(
+        BenchConfig(
+            model=file,
+            prompts=model.with_name("heldout.jsonl"),
+            methods=("jacobi-auto", "jacobi-free"),
+            n=(4, 8),
+            max_tokens=24,
+            rounds=2,
+            count=2,
+            threads=1,
+        )
+    )
+    baseline, exact, free = report.methods
+    assert [(item.name, item.n) for item in report.methods] == [("ar", 1), ("jacobi-auto", 8), ("jacobi-free", 8)]
+    assert baseline.passes_by_width == {"1": baseline.forward_passes}
+    assert exact.identical_equal_width == 1.0
+    for item in (exact, free):
+        assert sum(item.passes_by_width.values()) == item.forward_passes
+        assert max(int(rows) for rows in item.passes_by_width) <= 8
+    assert set(report.step_ms) == {"1", "2", "3", "4", "6", "8"}
+
+
+class TestCalibrate:
+    def test_json(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["bench", "-m", str(model), "-t", "1", "--calibrate", "--json"], debug=True) == 0
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        widths = result["calibration"]["widths"]
+        assert result["cost_ratio"]["1"] == result["predicted_speedup"]["1"] == 1.0
+        assert set(result["cost_ratio"]) == {str(width) for width in widths}
+        assert {width for members in result["calibration"]["classes"] for width in members} <= set(widths)
+
+    def test_tables_and_bars(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["bench", "-m", str(model), "-t", "1", "--calibrate", "--plot"], debug=True) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"{model}: llama")
+        assert any(line.startswith("same bits: 1") for line in lines)
+        assert sum(line.startswith("    1 █") for line in lines) == 2
+
+    def test_a_plot_without_a_calibration(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for more in (["--plot"], ["--plot", "--calibrate", "--json"]):
+            assert run(words(model, *more), debug=False) == 2
+            assert capsys.readouterr().err.startswith("nptool: error: --plot draws what --calibrate measures")
+
+
 def test_tables_fit_80_columns(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words(model, "-n", "4"), debug=True) == 0
     lines = capsys.readouterr().out.splitlines()

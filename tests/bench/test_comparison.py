@@ -76,8 +76,7 @@ def report_of(comparison: Comparison, variant: Variant) -> MethodReport:
     return summarize(
         answers[variant],
         answers[AR],
-        equal_width=comparison.references[variant.n],
-        width_1=comparison.references[1],
+        references=comparison.references,
         margins=comparison.margins,
         costs=comparison.costs.seconds(),
         sources=["one"],

@@ -44,7 +44,7 @@ class TestGenerate:
             expected = model.generate("hello", jacobi=True, n=5, max_tokens=30)
             for _ in expected:
                 pass
-        assert command("generate", path, "-p", "hello", "--jacobi", "-n", "5", "--max-tokens", "30") == 0
+        assert command("generate", path, "-p", "hello", "--jacobi", "-n", "5", "--fixed", "--max-tokens", "30") == 0
         shown = capsys.readouterr()
         assert shown.out == expected.text + "\n"
         assert re.fullmatch(FIGURES, shown.err)
@@ -85,7 +85,7 @@ class TestGenerate:
 
     def test_json(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
         path = tiny_gguf("f16", metadata={"nptool.block_size": 6})
-        assert command("generate", path, "-p", "x", "--block-mode", "--json", "--max-tokens", "12") == 0
+        assert command("generate", path, "-p", "x", "--block-mode", "--fixed", "--json", "--max-tokens", "12") == 0
         result = json.loads(capsys.readouterr().out)
         assert result["model"] == str(path)
         assert (result["method"], result["n"], result["tokens"], result["finish"]) == ("jacobi-block", 6, 12, "length")
@@ -95,16 +95,29 @@ class TestGenerate:
         self, tiny_gguf: Callable[..., Path], capsys: Any
     ) -> None:
         path = tiny_gguf("q8_0")
-        assert command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
+        words = ("-p", "x", "--compare", "-n", "4", "--fixed", "--max-tokens", "20")
+        assert command("generate", path, *words) == 0
         shown = capsys.readouterr()
         assert re.search(r"ar, width 1: [\d.]+ tokens/s, 1\.00 tokens per forward, 20 forward passes", shown.err)
         assert re.search(r"jacobi, n = 4: [\d.]+ tokens/s", shown.err)
         assert re.search(r"[\d.]+ times as fast \(median of \d\); the texts are equal\n", shown.err)
-        command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20", "--json")
+        command("generate", path, *words, "--json")
         result = json.loads(capsys.readouterr().out)
         assert result["identical_width_1"] is result["identical_equal_width"] is True
         assert [answer["method"] for answer in result["answers"]] == ["jacobi", "ar"]
         assert result["answers"][0]["text"] == result["answers"][1]["text"] == shown.out.removesuffix("\n")
+
+    def test_by_default_every_step_chooses_its_width(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+        path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
+        for more, ending in (([], r"AR's text at any width of [\d, ]+"), (["--free-width"], "free widths")):
+            assert command("generate", path, "-p", "x", "--jacobi", "--max-tokens", "20", *more) == 0
+            assert re.fullmatch(FIGURES + rf"\[passes by width [\d:, ]+; {ending}\]\n", capsys.readouterr().err)
+        assert command("generate", path, "-p", "x", "--jacobi", "-n", "auto", "--json", "--max-tokens", "20") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert sum(result["passes_by_width"].values()) == result["forward_passes"]
+        assert {int(width) for width in result["passes_by_width"]} <= set(result["width_class"])
+        assert command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
+        assert re.search(r"jacobi, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
 
     def test_without_a_prompt_it_takes_a_held_out_one_and_says_so(
         self, tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -141,7 +154,7 @@ class TestGenerate:
             (["--temp", "-1"], "--temp must be 0 or more, got -1.0"),
             (["--top-p", "2"], "--top-p must be from 0 to 1, got 2.0"),
             (["-f", "prompt.txt"], "-p and -f are two prompts; give one of them"),
-            (["-n", "many"], "Invalid value for '-n'"),
+            (["-n", "many"], "-n must be a whole number or auto, got 'many'"),
         ],
     )
     def test_mistakes(self, tiny_gguf: Callable[..., Path], words: list[str], message: str, capsys: Any) -> None:
@@ -198,7 +211,7 @@ class TestChat:
 
     def test_commands(self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         lines(monkeypatch, "a\n/stats\n/reset\na\n/help\n/exit\nnever asked\n")
-        assert command("chat", tiny_gguf("f16"), "--max-tokens", "4", "--jacobi") == 0
+        assert command("chat", tiny_gguf("f16"), "--max-tokens", "4", "--jacobi", "--fixed") == 0
         shown = capsys.readouterr()
         answers = shown.out.split("\n")
         assert answers[0] == answers[1]

@@ -1,0 +1,51 @@
+"""How `nptool bench --calibrate` prints t(w) and the width classes, and draws them with `--plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from nptool.bench.calibrate import CalibrationReport
+
+# Columns of the longest bar.
+BAR = 48
+
+
+def print_calibration(report: CalibrationReport, *, plot: bool) -> None:
+    """Print the table, and bars where they are wanted."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    measured = report.calibration
+    console.print(f"{report.model}: {report.model_description}")
+    console.print(f"{report.machine['processor']}, {report.threads} threads, measured in {measured.spent:.1f} s")
+    if not measured.complete:
+        console.print(f"the time was spent before all was measured; widths reach to {measured.widths[-1]}")
+    console.print()
+    console.print(_table(report))
+    console.print()
+    for members in measured.classes:
+        console.print(f"same bits: {', '.join(map(str, members))}")
+    if plot:
+        _bars(console, "t(w) / t(1)", measured.widths, [report.cost_ratio(width) for width in measured.widths])
+        title = f"speed-up foreseen with w^{report.exponent:.2f} tokens per step"
+        _bars(console, title, measured.widths, [report.predicted_speedup(width) for width in measured.widths])
+
+
+def _table(report: CalibrationReport) -> Table:
+    measured = report.calibration
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    heads = [f"ms behind\n{length} tokens" for length in measured.contexts]
+    for head in ("width", *heads, "t(w)/\nt(1)", "speed-up\nforeseen"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for width in measured.widths:
+        times = (f"{1e3 * measured.at(width, length):.2f}" for length in measured.contexts)
+        ratio, speed = report.cost_ratio(width), report.predicted_speedup(width)
+        table.add_row(str(width), *times, f"{ratio:.2f}", f"{speed:.2f}")
+    return table
+
+
+def _bars(console: Console, title: str, widths: Sequence[int], values: Sequence[float]) -> None:
+    console.print(f"\n{title}")
+    for width, value in zip(widths, values, strict=True):
+        console.print(f"{width:>5} {'█' * max(1, round(BAR * value / max(values)))} {value:.2f}")

@@ -1,0 +1,71 @@
+"""`run_calibration`: what steps cost on this machine, which widths share their bits, and the speed that is foreseen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nptool.decoding.calibration import Calibration
+from nptool.decoding.generate import TextModel
+from nptool.decoding.methods import JACOBI
+from nptool.decoding.policy import Evidence, expected_tokens
+from nptool.decoding.priors import prior_exponent
+from nptool.provenance import machine, provenance
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """A calibration and what follows from it."""
+
+    model: str
+    model_description: str
+    machine: dict[str, Any]
+    threads: int
+    gpu_layers: int
+    calibration: Calibration
+    exponent: float
+    """Tokens of a step of w rows are foreseen to be w to this power."""
+    provenance: dict[str, Any]
+
+    def cost_ratio(self, width: int) -> float:
+        """t(w) / t(1) behind the shorter text: so many tokens a step of this width must bring to be worth it."""
+        times, context = self.calibration, self.calibration.contexts[0]
+        return times.at(width, context) / times.at(1, context)
+
+    def predicted_speedup(self, width: int) -> float:
+        """Over autoregressive decoding, if the model is as its file says."""
+        return expected_tokens(width, Evidence(), self.exponent) / self.cost_ratio(width)
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`."""
+        widths = self.calibration.widths
+        return {
+            **{name: value for name, value in vars(self).items() if name != "calibration"},
+            "calibration": self.calibration.to_json(),
+            "cost_ratio": {str(width): self.cost_ratio(width) for width in widths},
+            "predicted_speedup": {str(width): self.predicted_speedup(width) for width in widths},
+        }
+
+
+def run_calibration(
+    path: Path, *, gpu_layers: int = 0, context_length: int | None = None, threads: int | None = None
+) -> CalibrationReport:
+    """Measure anew, whatever the cache holds, and keep the result there.
+
+    Raises:
+        GgufError: the model cannot be used.
+        ContextError: there is no memory for its cache.
+    """
+    with TextModel(path, gpu_layers=gpu_layers, context_length=context_length, threads=threads) as model:
+        calibration = model.calibrate()
+        return CalibrationReport(
+            model=str(path),
+            model_description=model.model.description,
+            machine=machine(),
+            threads=model.engines.trunk(1).threads,
+            gpu_layers=gpu_layers,
+            calibration=calibration,
+            exponent=prior_exponent(model.model.header.metadata, JACOBI),
+            provenance=provenance(),
+        )

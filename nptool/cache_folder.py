@@ -1,0 +1,23 @@
+"""Where nptool keeps what it can measure again: the user's cache folder. Makes nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+OVERRIDE = "NPTOOL_CACHE"
+"""Environment variable that names another folder."""
+
+
+def cache_folder() -> Path:
+    """`NPTOOL_CACHE`, or nptool's folder among the user's caches, as the system has it."""
+    if given := os.environ.get(OVERRIDE):
+        return Path(given)
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "nptool"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nptool" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "nptool"
+    return Path.home() / ".cache" / "nptool"

@@ -1,0 +1,36 @@
+"""Timing of batches behind a text that stays the same; what calibration and `bench` share. Draws no conclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.engine import Engine
+
+
+def prefill(engine: Engine, text: NDArray[np.int32]) -> None:
+    """Make `text` what the engine's cache holds."""
+    engine.rollback(0)
+    for start in range(0, len(text), engine.batch_limit):
+        engine.evaluate(text[start : start + engine.batch_limit], start, outputs=False)
+
+
+def time_batch(engine: Engine, tokens: NDArray[np.int32], start: int) -> tuple[float, NDArray[np.float32]]:
+    """Seconds of one batch and its logits (rows, V), which are a view until the next. The cache keeps its rows."""
+    before = engine.seconds
+    logits_RV = engine.evaluate(tokens, start)
+    return engine.seconds - before, logits_RV
+
+
+def time_in_turns(
+    engine: Engine, text: NDArray[np.int32], widths: Sequence[int], repeats: int
+) -> Iterator[tuple[int, float]]:
+    """(width, seconds) of every width in turns, `repeats` times. The cache holds `text`, before and after."""
+    length = len(text)
+    for _ in range(repeats):
+        for width in widths:
+            seconds, _ = time_batch(engine, np.resize(text, width), length)
+            engine.rollback(length)
+            yield width, seconds

@@ -1,0 +1,103 @@
+"""How many rows each step of a text has: always the same, as many as were drafted, or what the policy chooses.
+
+The loop asks before a step and tells afterwards. Adaptive widths have two modes:
+
+- *exact*: the text keeps to one class of widths and every batch is padded to a width of it, so the text is bit for bit
+  that of autoregressive decoding at any width of that class. Which class, is decided before the first step, from what
+  was seen in texts before: width 1 alone, where parallel decoding is not expected to pay, or the one with the wide
+  batches. A text never changes from one to the other, so inside a class without width 1 the fall-back is the class's
+  cheapest width, not width 1.
+- *free*: every width is possible in every step, nothing is padded, and the text may leave that of autoregressive
+  decoding at a near tie.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nptool.decoding.experience import Experience, Step
+from nptool.decoding.policy import TRIAL_STEPS
+
+# A choice costs some ten microseconds, which would be felt in every step of a small model.
+_STEPS = 4
+_STEPS_OF_WIDTH_1 = 16
+UNLIMITED = 1 << 30
+
+
+class Widths(Protocol):
+    """Decides on the rows of each step of one text."""
+
+    padded: bool
+    """Whether a batch has all the rows that were chosen, whatever was drafted."""
+    members: tuple[int, ...]
+    """Widths at which autoregressive decoding gives this text bit for bit; none where batches are not padded."""
+
+    def choose(self, length: int, room: int) -> int:
+        """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit."""
+
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
+        """What the step was, what it took in all, and the part of that spent in models that draft."""
+
+    def finish(self) -> None:
+        """The text has ended, or was left."""
+
+
+class FixedWidth:
+    """Every batch has `width` rows; None lets it be as narrow as its draft."""
+
+    def __init__(self, width: int | None) -> None:
+        self.padded = width is not None
+        self.members: tuple[int, ...] = () if width is None else (width,)
+        self._width = UNLIMITED if width is None else width
+
+    def choose(self, length: int, room: int) -> int:
+        return self._width
+
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
+        """Nothing to learn."""
+
+    def finish(self) -> None:
+        """Nothing was learnt."""
+
+
+class AdaptiveWidth:
+    """What the policy chooses for one text."""
+
+    def __init__(self, experience: Experience, length: int, *, exact: bool) -> None:
+        """Args: `length` is that of the prompt in tokens."""
+        self.padded = exact
+        experience.begin()
+        self.members: tuple[int, ...] = ()
+        self._rate_of_text: float | None = None
+        if exact:
+            self.members, self._rate_of_text = experience.choose_class(length)
+        self._widths = self.members or experience.widths
+        self._experience = experience
+        self._rate: float | None = None
+        self._width = 0
+        self._left = 0
+        self._steps: list[Step] = []
+
+    def choose(self, length: int, room: int) -> int:
+        """The same for a few steps, then what is best by then."""
+        if not self._left:
+            self._decide(length)
+        self._left -= 1
+        if self._width > room + 1:
+            return next(width for width in self._widths if width > room or width == self._width)
+        return self._width
+
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
+        """Kept until the next choice."""
+        self._steps.append(Step(length, rows, drafted, accepted, seconds, drafting))
+
+    def finish(self) -> None:
+        """Hand over what the last steps have shown."""
+        self._experience.learn(self._steps, self._rate if self._rate_of_text is None else self._rate_of_text)
+        self._steps.clear()
+
+    def _decide(self, length: int) -> None:
+        self.finish()
+        choice = self._experience.choose(self._widths, length, self._width)
+        self._width, self._rate = choice.width, choice.best_rate if choice.trial else None
+        self._left = TRIAL_STEPS if choice.trial else _STEPS_OF_WIDTH_1 if choice.width == 1 else _STEPS

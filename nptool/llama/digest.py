@@ -1,0 +1,47 @@
+"""Which model, on what: what tells one measurement of llama.cpp from another. Reads little of a file, however large."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import llama_cpp
+
+from nptool.llama.context import Context
+from nptool.llama.gguf_check import Header
+from nptool.llama.library import initialise
+from nptool.provenance import machine
+
+# Bytes of each sample, and samples of the data, spread evenly.
+_SAMPLE = 4096
+_SAMPLES = 8
+
+
+def file_digest(header: Header) -> str:
+    """Sixteen hexadecimal digits: of the file's size, the beginning of its header and a few samples of its tensors."""
+    digest = blake2b(digest_size=8)
+    with header.path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        digest.update(str(size).encode())
+        begin, end = header.data_start, max(header.data_start, header.data_end - _SAMPLE)
+        samples = {begin + (end - begin) * number // _SAMPLES for number in range(_SAMPLES + 1)}
+        for place in sorted({0, max(0, begin - _SAMPLE)} | samples):
+            stream.seek(place)
+            digest.update(place.to_bytes(8, "little") + stream.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def identity(context: Context, gpu_layers: int) -> dict[str, Any]:
+    """Everything that a step's time and bits depend on, as a value for JSON."""
+    initialise()
+    return {
+        "model": file_digest(context.model.header),
+        "llama_cpp": llama_cpp.__version__,
+        "build": llama_cpp.llama_print_system_info().decode("utf-8", errors="replace"),
+        "processor": machine()["processor"],
+        "cores": machine()["cores"],
+        "threads": context.threads,
+        "gpu_layers": gpu_layers,
+        "kv_type": context.settings.kv_type,
+        "flash_attention": context.settings.flash_attention,
+    }

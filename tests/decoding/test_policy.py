@@ -1,0 +1,240 @@
+"""The policy against brute force, and what it makes of scripted costs and acceptances, changing ones too."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nptool.decoding.calibration import Calibration
+from nptool.decoding.experience import Experience
+from nptool.decoding.policy import Evidence, best_class, choose, exponent
+from nptool.decoding.widths import AdaptiveWidth
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+# t(w) / t(1) of 110M parameters on two cores (DESIGN section 3), and of a processor to which 64 rows are like one.
+F32 = dict(zip(WIDTHS, (1, 1.17, 1.48, 1.92, 3.03, 4.63, 8.3), strict=True))
+F16 = dict(zip(WIDTHS, (1, 1.2, 1.78, 2.27, 3.66, 6.37, 10.7), strict=True))
+Q4_K_M = dict(zip(WIDTHS, (1, 1.78, 2.68, 6.0, 6.4, 12.4, 18.9), strict=True))
+FLAT = dict(zip(WIDTHS, (1, 1.01, 1.02, 1.04, 1.06, 1.1, 1.2), strict=True))
+TEXT = 100
+
+
+@given(
+    st.lists(st.floats(0.5, 20), min_size=len(WIDTHS), max_size=len(WIDTHS)),
+    st.lists(st.floats(0, 1), min_size=len(WIDTHS), max_size=len(WIDTHS)),
+    st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=100)
+def test_what_is_well_known_is_decided_like_brute_force(times: list[float], shares: list[float], prior: float) -> None:
+    seconds = dict(zip(WIDTHS, times, strict=True))
+    tokens = {width: 1 + share * (width - 1) for width, share in zip(WIDTHS, shares, strict=True)}
+    evidence = {width: Evidence(1e9, 1e9 * value) for width, value in tokens.items()}
+    chosen = choose(seconds, evidence, current=0, prior=prior)
+    best = max(tokens[width] / seconds[width] for width in WIDTHS)
+    assert tokens[chosen.width] / seconds[chosen.width] == pytest.approx(best, rel=1e-6)
+    assert chosen.best_rate == pytest.approx(best, rel=1e-6)
+    assert not chosen.trial
+
+
+def test_without_evidence_the_prior_decides() -> None:
+    assert choose(F32, {}, current=1, prior=0.0).width == 1
+    assert choose(F32, {}, current=1, prior=0.5).width == 8
+    assert choose(Q4_K_M, {}, current=1, prior=0.5).width == 1
+    assert choose(FLAT, {}, current=1, prior=0.5).width == 64
+
+
+def test_the_width_in_use_is_kept_at_a_tie() -> None:
+    even = {1: 1.0, 2: 2.0**0.5}
+    for current in (1, 2):
+        assert choose(even, {}, current=current, prior=0.5).width == current
+
+
+def test_the_exponent_is_that_of_the_evidence() -> None:
+    assert exponent({}, 0.3) == pytest.approx((0.3, 0.5))
+    seen = {width: Evidence(1e6, 1e6 * width**0.4) for width in (4, 16)}
+    found, doubt = exponent(seen, 0.1)
+    assert found == pytest.approx(0.4, abs=1e-4)
+    assert doubt < 1e-3
+    assert exponent({1: Evidence(1e6, 1e6)}, 0.3) == exponent({}, 0.3)
+
+
+def test_a_trial_costs_no_more_than_is_allowed() -> None:
+    assert not choose(F32, {}, current=1, prior=0.1, allowance=0.5).trial
+    cheap = choose(F32, {}, current=1, prior=0.1, allowance=3 * 0.18)
+    assert (cheap.width, cheap.trial, cheap.best_rate) == (2, True, 1.0)
+    assert choose(F32, {}, current=1, prior=0.1, allowance=inf).width > 2
+
+
+def test_what_was_seen_to_be_bad_is_not_tried() -> None:
+    seen = {2: Evidence(24, 24.5), 8: Evidence(24, 25)}
+    assert choose(F32, seen, current=1, prior=0.1, allowance=inf).width == 1
+
+
+def test_what_may_have_become_cheaper_is_tried_again() -> None:
+    seconds, seen = {1: 2.0, 8: 2.2}, {8: Evidence(50, 60.0)}
+    assert choose(seconds, seen, current=8, prior=0.05, allowance=inf).width == 8
+    cheaper = choose(seconds, seen, current=8, prior=0.05, allowance=inf, hopeful_seconds={1: 1.0, 8: 2.2})
+    assert (cheaper.width, cheaper.trial) == (1, True)
+
+
+def test_the_class_with_the_best_width_is_taken() -> None:
+    classes = ((1,), (2, 4, 8, 16, 32), (64,))
+    assert best_class(classes, F32, {}, 0.5) == classes[1]
+    assert best_class(classes, F32, {}, 0.1) == (1,)
+    # Two rows promise 1.6 % more than one, which is not worth being bound to them.
+    assert best_class(classes, F32, {}, 0.25) == (1,)
+    assert best_class(classes, FLAT, {}, 0.5) == (64,)
+
+
+class World:
+    """A machine and a model: a step of w rows takes `costs` and brings tokens with mean w**a, a window warmed up."""
+
+    def __init__(
+        self, costs: Callable[[int], dict[int, float]], a: Callable[[int], float], calibrated: dict[int, float]
+    ) -> None:
+        """Args: `costs` and `a` are functions of the tokens made so far."""
+        self._costs = costs
+        self._a = a
+        times = tuple(calibrated[width] for width in WIDTHS)
+        self.calibration = Calibration((128,), WIDTHS, (times,), ((1,), (2, 4, 8, 16, 32), (64,)))
+        self._random = random.Random(0)
+        self._warm = 1
+        self.tokens = 0
+        self.used: list[int] = []
+
+    def step(self, width: int, most: int) -> tuple[int, float]:
+        """Tokens and seconds of a step."""
+        seconds = self._costs(self.tokens)[width] * (1 + 0.1 * self._random.random())
+        # A guess that was iterated once is right about half as far as its window could be.
+        self._warm = max(1, min(width, 2 * self._warm))
+        mean = self._warm ** self._a(self.tokens)
+        count = 1
+        while count < min(width, most) and self._random.random() < 1 - 1 / mean:
+            count += 1
+        self.tokens += count
+        self.used.append(width)
+        return count, seconds
+
+    def text(self, widths: AdaptiveWidth) -> float:
+        """Speed-up over autoregressive decoding on one text."""
+        length, spent, single = 0, 0.0, 0.0
+        while length < TEXT:
+            room = TEXT - length - 1
+            rows = widths.choose(TEXT + length, room)
+            single_cost = self._costs(self.tokens)[1] * 1.05
+            count, seconds = self.step(rows, room + 1)
+            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, 0.0)
+            length, spent, single = length + count, spent + seconds, single + count * single_cost
+        widths.finish()
+        return single / spent
+
+
+def speedups(world: World, prior: float, texts: int = 12, *, exact: bool = False) -> list[float]:
+    """One for each text; in between what was seen is kept."""
+    experience = Experience(world.calibration, 64, prior, independent=False)
+    return [world.text(AdaptiveWidth(experience, TEXT, exact=exact)) for _ in range(texts)]
+
+
+def fixed(costs: dict[int, float], a: float, width: int) -> float:
+    """Speed-up of one width, by itself."""
+    world, spent = World(lambda _: costs, lambda _: a, costs), 0.0
+    while world.tokens < 3000:
+        spent += world.step(width, width)[1]
+    return world.tokens * 1.05 / spent
+
+
+def mean(values: list[float]) -> float:
+    """Of speed-ups over equally long texts: harmonic."""
+    return len(values) / sum(1 / value for value in values)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("prior", [0.1, 0.45])
+@pytest.mark.parametrize("costs", [F32, F16, Q4_K_M])
+def test_an_untrained_model_is_hardly_slower_than_autoregressive_decoding(
+    costs: dict[int, float], prior: float, exact: bool
+) -> None:
+    """Whatever was expected of it. In exact mode the first text pays for a wrong expectation, later ones do not."""
+    found = speedups(World(lambda _: costs, lambda _: 0.02, costs), prior, exact=exact)
+    assert mean(found[1:]) > 0.97
+    assert mean(found) > 0.94
+
+
+@pytest.mark.parametrize(("costs", "a"), [(F32, 0.5), (F32, 0.7), (F16, 0.7), (FLAT, 0.1), (FLAT, 0.5)])
+def test_a_model_that_pays_is_decoded_nearly_as_fast_as_by_the_best_fixed_width(
+    costs: dict[int, float], a: float
+) -> None:
+    best = max(fixed(costs, a, width) for width in WIDTHS)
+    for exact in (False, True):
+        found = mean(speedups(World(lambda _: costs, lambda _: a, costs), 0.45, exact=exact))
+        assert found > 1 + 0.6 * (best - 1)
+
+
+def test_it_notices_that_drafts_begin_to_be_right() -> None:
+    world = World(lambda _: F32, lambda tokens: 0.02 if tokens < 10 * TEXT else 0.7, F32)
+    found = speedups(world, 0.1, 20)
+    assert mean(found[:10]) > 0.97
+    assert mean(found[12:]) > 1.5
+
+
+def test_it_notices_that_drafts_cease_to_be_right() -> None:
+    world = World(lambda _: F32, lambda tokens: 0.7 if tokens < 10 * TEXT else 0.02, F32)
+    found = speedups(world, 0.45, 20)
+    assert mean(found[:10]) > 1.5
+    assert found[10] > 0.7
+    assert mean(found[11:]) > 0.97
+
+
+def test_it_follows_costs_that_change_half_way() -> None:
+    dear = {width: cost * (1 if width < 4 else 4) for width, cost in F32.items()}
+    world = World(lambda tokens: F32 if tokens < 10 * TEXT else dear, lambda _: 0.5, F32)
+    found = speedups(world, 0.45, 20)
+    assert mean(found[:10]) > 1.2
+    assert mean(found[11:]) > 0.97
+    assert set(world.used[-50:]) <= {1, 2}
+
+
+def test_costs_that_were_calibrated_wrongly_are_corrected() -> None:
+    """Measured while something else ran: wide steps seem three times as dear as they are."""
+    wrong = {width: cost * (1 if width == 1 else 3) for width, cost in FLAT.items()}
+    assert mean(speedups(World(lambda _: FLAT, lambda _: 0.5, wrong), 0.45, 20)) > 2.0
+
+
+def test_a_machine_that_is_slower_as_a_whole_changes_nothing() -> None:
+    slow = {width: 5 * cost for width, cost in F32.items()}
+    assert mean(speedups(World(lambda _: slow, lambda _: 0.7, F32), 0.45)) > 1.5
+
+
+def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
+    """Heads: of four tokens the first two are always right, so two rows less cost nothing."""
+    costs = {1: 1.0, 2: 1.2, 3: 1.3, 4: 1.6}
+    calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
+    experience = Experience(calibration, 4, 0.9, independent=True)
+    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    for step in range(40):
+        rows = widths.choose(TEXT + step, 99)
+        widths.observe(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows], 0.0)
+        used.append(rows)
+    assert used[0] == 4
+    assert set(used[-20:]) == {3}
+
+
+def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
+    """Heads that are always right but take as long as three passes of the model, and later hardly any time."""
+    costs = {1: 1.0, 2: 1.2, 4: 1.5}
+    calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
+    experience = Experience(calibration, 4, 0.9, independent=True)
+    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    for step in range(1500):
+        rows = widths.choose(TEXT + step, 99)
+        drafting = 0.0 if rows == 1 else 4.0 if step < 100 else 0.1
+        widths.observe(TEXT + step, rows, rows - 1, rows - 1, costs[rows] + drafting, drafting)
+        used.append(rows)
+    assert used[0] == 4
+    assert set(used[50:100]) == {1}
+    assert set(used[-20:]) == {4}
