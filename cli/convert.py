@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 CHECKPOINT = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DIR|ID]", help="Hugging Face directory or Hub id [newest run's model]", show_default=False
+        metavar="[DIR|ID]",
+        help="Hugging Face directory or Hub id, or Meta's directory of a multi-token model [newest run's model]",
+        show_default=False,
     ),
 ]
 OUTPUT = Annotated[

@@ -1,4 +1,4 @@
-"""`nptool convert`: a Hugging Face checkpoint becomes a verified GGUF.
+"""`nptool convert`: a checkpoint, Hugging Face's or one in Meta's layout, becomes a verified GGUF.
 
 Everything that can be wrong with the checkpoint is found before a byte is written, and the file appears under its name
 when it is whole and verified, or not at all.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nptool.convert.checkpoint import Checkpoint, open_checkpoint
+from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type
 from nptool.convert.gguf_file import Metadata, write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
@@ -81,7 +81,7 @@ def convert(
     """Convert a checkpoint.
 
     Args:
-        ref: Hugging Face directory or Hub id.
+        ref: Hugging Face directory or Hub id, or the directory of a multi-token checkpoint as Meta releases them.
         out: the file; None is the run's `model.gguf`, or NAME-TYPE.gguf here for a checkpoint that is in no run.
         type_name: one of FILE_TYPES.
         pre: llama.cpp's pre-tokenizer, instead of the one found from the tokenizer's rules.
@@ -94,7 +94,15 @@ def convert(
     """
     start = time.monotonic()
     chosen = file_type(type_name)
-    checkpoint = open_checkpoint(ref)
+    with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
+        done = _convert(checkpoint, out, chosen, verified, pre, progress)
+    return replace(done, seconds=time.monotonic() - start)
+
+
+def _convert(
+    checkpoint: Checkpoint, out: Path | None, chosen: FileType, verified: bool, pre: str | None, progress: Progress
+) -> Conversion:
+    """`convert` of an open checkpoint."""
     sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
     tensors = list(gguf_tensors(sizes, checkpoint.tensors, checkpoint.name))
     heads = read_heads(checkpoint, sizes, tensors)
@@ -109,13 +117,13 @@ def convert(
         converted_heads = job.add_heads(staged, chosen, verified, remarks)
         size = staged.stat().st_size
     return Conversion(
-        source=str(ref),
+        source=checkpoint.name,
         path=target,
         architecture=sizes.family.arch,
         file_type=chosen.name,
         parameters=sum(tensor.size for tensor in tensors),
         bytes=size,
-        seconds=time.monotonic() - start,
+        seconds=0.0,
         block_size=checkpoint.block_size,
         verification=verification,
         remarks=tuple(remarks),
