@@ -74,6 +74,7 @@ def convert(
     out: Path | None = None,
     *,
     type_name: str = DEFAULT_TYPE,
+    heads_type_name: str | None = None,
     verified: bool = True,
     pre: str | None = None,
     progress: Progress = silent,
@@ -84,6 +85,7 @@ def convert(
         ref: Hugging Face directory or Hub id, or the directory of a multi-token checkpoint as Meta releases them.
         out: the file; None is the run's `model.gguf`, or NAME-TYPE.gguf here for a checkpoint that is in no run.
         type_name: one of FILE_TYPES.
+        heads_type_name: of the extra heads, one that nptool writes row by row; None is q8_0.
         pre: llama.cpp's pre-tokenizer, instead of the one found from the tokenizer's rules.
 
     Raises:
@@ -93,14 +95,20 @@ def convert(
         DiskFullError: the disk filled up.
     """
     start = time.monotonic()
-    chosen = file_type(type_name)
+    chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
     with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
-        done = _convert(checkpoint, out, chosen, verified, pre, progress)
+        done = _convert(checkpoint, out, chosen, heads_kind, verified, pre, progress)
     return replace(done, seconds=time.monotonic() - start)
 
 
 def _convert(
-    checkpoint: Checkpoint, out: Path | None, chosen: FileType, verified: bool, pre: str | None, progress: Progress
+    checkpoint: Checkpoint,
+    out: Path | None,
+    chosen: FileType,
+    heads_kind: FileType,
+    verified: bool,
+    pre: str | None,
+    progress: Progress,
 ) -> Conversion:
     """`convert` of an open checkpoint."""
     sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
@@ -114,7 +122,7 @@ def _convert(
     with staged_file(target) as staged:
         job = _Job(checkpoint, sizes, vocabulary, tensors, heads, progress)
         verification, remarks = job.run(staged, chosen, verified)
-        converted_heads = job.add_heads(staged, chosen, verified, remarks)
+        converted_heads = job.add_heads(staged, heads_kind, verified, remarks)
         size = staged.stat().st_size
     return Conversion(
         source=checkpoint.name,
@@ -167,13 +175,13 @@ class _Job:
         verification = self._verify(path, chosen, reference)
         return verification, [*remarks, *_others(others, chosen)]
 
-    def add_heads(self, path: Path, chosen: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
+    def add_heads(self, path: Path, kind: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
         """Write the heads behind the model in `path` and verify them."""
         if self.heads is None:
             return None
         from nptool.convert.head_verification import verify_heads
 
-        model_bytes, kind = path.stat().st_size, heads_type(chosen)
+        model_bytes = path.stat().st_size
         remarks += _others(append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress), kind)
         logits = None
         if verified:

@@ -88,7 +88,7 @@ def test_heads(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 heads behind it: f16, " in done.stdout
+    assert "2 heads behind it: q8_0, " in done.stdout
 
 
 def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

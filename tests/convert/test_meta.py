@@ -141,7 +141,7 @@ def test_model_and_heads_are_equal_to_the_released_forward_pass(
     changes: dict[str, Any], make_meta: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory = make_meta(**changes)
-    done = convert(directory, tmp_path / "out" / "model.gguf", type_name="f32")
+    done = convert(directory, tmp_path / "out" / "model.gguf", type_name="f32", heads_type_name="f32")
     parameters = PARAMETERS | changes
     heads = parameters["n_future_tokens"]
     assert done.verification is not None
