@@ -54,7 +54,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             model.model.end_tokens,
             config.sampling,
             max_tokens=config.max_tokens,
-            open_heads=lambda n: model.engines.open(n, n),
+            open_heads=lambda rows, heads: model.engines.open(rows, model.engines.count_heads(heads)),
         )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
         return BenchReport(
@@ -86,7 +86,10 @@ def _variants(config: BenchConfig, engines: Engines) -> tuple[Variant, ...]:
         UsageError: more heads than the model has.
     """
     heads = None
-    if any(find_method(name).heads for name in config.methods):
+    methods = [find_method(name) for name in config.methods]
+    if any(method.heads for method in methods):
+        engines.count_heads()
+    if any(method.counts_heads for method in methods):
         heads = [engines.count_heads(n) for n in config.n or (None,)]
     return variants_of(config.methods, config.n or LENGTHS, heads)
 

@@ -39,12 +39,12 @@ def variants_of(
     """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1.
 
     Args:
-        heads: how many heads methods with heads use, in turn; None is `lengths`.
+        heads: how many heads are used, in turn, by methods whose n is that; None is `lengths`.
     """
     found = [Variant(AUTOREGRESSIVE, 1)]
     for method in (find_method(name) for name in methods):
         if method.parallel:
-            counts = heads if method.heads and heads is not None else lengths
+            counts = heads if method.counts_heads and heads is not None else lengths
             found += [Variant(method.name, n) for n in counts]
     return tuple(dict.fromkeys(found))
 
@@ -67,13 +67,14 @@ class Decoder:
         sampling: Sampling,
         *,
         max_tokens: int,
-        open_heads: Callable[[int], Opened] | None = None,
+        open_heads: Callable[[int, int | None], Opened] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """
         Args:
             max_tokens: the longest answer.
-            open_heads: the engine with n heads in all; needed by methods that use heads.
+            open_heads: the engine for so many rows with so many heads in all, or with every one; needed by methods
+                that use heads.
             clock: gives seconds.
         """
         self.engine = engine
@@ -111,6 +112,7 @@ class Decoder:
             limit=limit,
             end_tokens=self._ends,
             width=variant.n,
+            verify=find_method(variant.method).verify,
         )
         tokens: list[int] = []
         for added in steps:
@@ -133,10 +135,11 @@ class Decoder:
         return float(first - second)
 
     def _opened(self, variant: Variant) -> Opened:
-        if not find_method(variant.method).heads:
+        method = find_method(variant.method)
+        if not method.heads:
             return self._plain
         assert self._open_heads is not None, "a method with heads was given none"
-        return self._open_heads(variant.n)
+        return self._open_heads(variant.n, variant.n if method.counts_heads else None)
 
     def _step(self) -> NDArray[np.float32]:
         """Logits (vocabulary) behind the text."""

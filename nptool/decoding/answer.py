@@ -143,6 +143,7 @@ class Answer:
             limit=self._limit,
             end_tokens=ends,
             width=self._width,
+            verify=find_method(self._config.method).verify,
         )
         for tokens in steps:
             if self.tally.passes == 1:

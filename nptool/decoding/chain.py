@@ -22,6 +22,8 @@ class Lookahead(Protocol):
 
     count: int
     """n: heads in all."""
+    shares: tuple[tuple[float, ...], ...] | None
+    """For heads 2..n, how often the first, second, ... choice was right on held-out text; None is unknown."""
 
     @property
     def heads_seconds(self) -> float:

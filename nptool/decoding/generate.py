@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.engines import Engines
-from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, Method, find_method
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
 from nptool.errors import UsageError
@@ -85,8 +85,11 @@ class TextModel:
             GgufError: it asks for heads and there are none.
             UsageError: it asks for more heads than there are.
         """
-        if find_method(config.method).heads:
-            return self.engines.count_heads(config.n)
+        method = find_method(config.method)
+        if method.heads:
+            count = self.engines.count_heads(config.n if method.counts_heads else None)
+            if method.counts_heads:
+                return count
         return config.n or self.block_size
 
     @cached_property
@@ -156,11 +159,17 @@ class TextModel:
         exact = method.parallel if config.exact is None else config.exact
         if self._answer is not None:
             self._answer.close()
-        opened = self.engines.open(n if exact or method.parallel else 1, n if method.heads else None)
+        opened = self.engines.open(n if exact or method.parallel else 1, self._heads(method, n))
         if not reuse:
             opened.sequence.truncate(0)
         self._answer = Answer(self.model, opened, prompt, config, n, n if exact else None)
         return self._answer
+
+    def _heads(self, method: Method, n: int) -> int | None:
+        """Heads in all that a method uses with a block length of `n`."""
+        if not method.heads:
+            return None
+        return n if method.counts_heads else self.engines.count_heads()
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:
         """Token ids of a prompt.

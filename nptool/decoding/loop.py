@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +19,20 @@ from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
+from nptool.decoding.verification import Verify, verify_line
 
 
 def decode(
     engine: Engine,
     sequence: Sequence,
-    proposer: Proposer,
+    proposer: Proposer[Any],
     sampling: Sampling,
     tally: Tally,
     *,
     limit: int,
     end_tokens: NDArray[np.bool_],
     width: int | None = None,
+    verify: Verify = verify_line,
 ) -> Iterator[NDArray[np.integer]]:
     """Continue an opened and prefilled text until an end token or until it has `limit` tokens.
 
@@ -37,6 +40,7 @@ def decode(
         limit: tokens of the whole text, the prompt's included; at most the engine's capacity.
         end_tokens: (V) whether a token ends the text.
         width: rows of every batch; None lets a batch be as narrow as its draft.
+        verify: judges a draft of the kind that `proposer` makes.
 
     Yields:
         The tokens that each forward pass added, an end token included.
@@ -45,22 +49,18 @@ def decode(
     while sequence.length < limit:
         before, drafting = engine.seconds, proposer.seconds
         draft = proposer.propose(limit - sequence.length - 1)
-        rows = len(draft) + 1
-        batch = sequence.lay(draft, width or rows)
-        logits_RV = engine.evaluate(batch, sequence.length - 1)
-        picks = sampling.pick_rows(logits_RV[:rows], sequence.length, sequence.before(rows))
-        accepted = accept_prefix(draft, picks)
-        tokens = picks[: accepted + 1]
+        step = verify(engine, sequence, draft, sampling, width)
+        tokens = step.picks[: step.accepted + 1]
         ended = end_tokens[tokens]
         finished = bool(ended.any())
         if finished:
             tokens = tokens[: int(ended.argmax()) + 1]
-        sequence.extend(tokens, len(batch))
-        proposer.observe(picks, accepted)
+        sequence.extend(tokens, step.rows, step.path)
+        proposer.observe(step.picks, step.accepted)
         tally.passes += 1
         tally.tokens += len(tokens)
-        tally.drafted[: len(draft)] += 1
-        tally.accepted[:accepted] += 1
+        tally.drafted[: step.drafted] += 1
+        tally.accepted[: step.accepted] += 1
         tally.engine_seconds += engine.seconds - before
         tally.heads_seconds += proposer.seconds - drafting
         tally.decode_seconds += perf_counter() - resumed
@@ -68,10 +68,3 @@ def decode(
         resumed = perf_counter()
         if finished:
             return
-
-
-def accept_prefix(draft: NDArray[np.integer], picks: NDArray[np.integer]) -> int:
-    """How many leading tokens of `draft` (D) equal what `picks` (D + 1) says at their places."""
-    wrong = draft != picks[:-1]
-    first = int(wrong.argmax()) if wrong.size else 0
-    return first if wrong.size and wrong[first] else len(draft)

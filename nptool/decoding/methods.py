@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from nptool.decoding.chain import HeadsChain, Lookahead
+from nptool.decoding.composition import Overlay
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
+from nptool.decoding.tree import HeadsTree
+from nptool.decoding.verification import Verify, verify_line, verify_tree
 from nptool.errors import UsageError
 
 
@@ -37,18 +41,35 @@ class Method:
 
     name: str
     summary: str
-    propose: Callable[[Task], Proposer]
+    propose: Callable[[Task], Proposer[Any]]
     """Makes a proposer."""
     parallel: bool = True
     """Whether it uses a block of n tokens, and so runs in exact mode unless told otherwise."""
     heads: bool = False
-    """Whether it uses the model's extra heads; n is then how many, the model's own included."""
+    """Whether it uses the model's extra heads."""
+    block: bool = False
+    """Whether n is the rows of a step although it uses heads, which are then all the model has; otherwise n is how
+    many heads are used, the model's own included."""
+
+    verify: Verify = verify_line
+    """Judges its drafts."""
+
+    @property
+    def counts_heads(self) -> bool:
+        """Whether n is how many heads are used."""
+        return self.heads and not self.block
+
+
+def _window(task: Task) -> JacobiWindow:
+    return JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed)
 
 
 AUTOREGRESSIVE = "ar"
 JACOBI = "jacobi"
 JACOBI_BLOCK = "jacobi-block"
 HEADS = "heads"
+HEADS_TREE = "heads-tree"
+JACOBI_HEADS = "jacobi-heads"
 
 METHODS = {
     method.name: method
@@ -62,7 +83,7 @@ METHODS = {
         Method(
             JACOBI,
             "Jacobi iteration in a sliding window of n tokens",
-            lambda task: JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed),
+            _window,
         ),
         Method(
             JACOBI_BLOCK,
@@ -74,6 +95,21 @@ METHODS = {
             "blockwise parallel decoding: n heads draft one token each",
             lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
             heads=True,
+        ),
+        Method(
+            HEADS_TREE,
+            "a tree of all heads' first choices, in steps of n rows",
+            lambda task: HeadsTree(task.n, task.require_heads(), task.sequence, task.sampling),
+            heads=True,
+            block=True,
+            verify=verify_tree,
+        ),
+        Method(
+            JACOBI_HEADS,
+            "Jacobi iteration in a window of n tokens, all heads drafting its first guesses",
+            lambda task: Overlay(_window(task), HeadsChain(task.require_heads(), task.sequence, task.sampling)),
+            heads=True,
+            block=True,
         ),
     )
 }

@@ -61,13 +61,16 @@ class ContextSettings:
             raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
 
 
-def create_context(model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int) -> Any:
+def create_context(
+    model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
+) -> Any:
     """`llama_context *`, never NULL.
 
     Args:
         cells: positions that the cache has room for.
         batch: the most rows of one batch.
         outputs: the most rows whose logits one batch may ask for.
+        sequences: paths that the positions may belong to; all of them share the cells.
 
     Raises:
         ContextError: llama.cpp refuses, for want of memory mostly.
@@ -76,6 +79,7 @@ def create_context(model: Model, settings: ContextSettings, *, cells: int, batch
     parameters.n_ctx = cells
     parameters.n_batch = parameters.n_ubatch = batch
     parameters.n_outputs_max = outputs
+    parameters.n_seq_max, parameters.kv_unified = sequences, True
     parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
     parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
     parameters.flash_attn_type = (

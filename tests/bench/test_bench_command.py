@@ -104,7 +104,7 @@ def test_tables_fit_80_columns(model: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--methods", "warp"], "unknown method 'warp'; known are ar, jacobi, jacobi-block, heads"),
+        (["--methods", "warp"], "unknown method 'warp'; known are ar, jacobi, jacobi-block, heads, heads-tree, jacobi-heads"),
         (["--methods", ","], "--methods names no method; expected names such as ar,jacobi"),
         (["-n", "0"], "-n must be at least 1, got 0"),
         (["-n", "8,513"], "-n 513 is above the batch limit of 512 rows; choose a smaller n"),
