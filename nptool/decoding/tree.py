@@ -108,7 +108,8 @@ class HeadsTree:
     def propose(self, room: int) -> Draft:
         """As many tokens as a step has rows for, none further than `room` tokens ahead."""
         rows = self.width - 1 - self._sequence.pending
-        logits_KV = self._heads.lookahead() if room and rows > 0 and self.width > 1 else None
+        possible = room > 0 and rows > 0 and self._heads.count > 1
+        logits_KV = self._heads.lookahead() if possible else None
         if logits_KV is None:
             return Draft(np.empty(0, dtype=np.int32), Shape((), (), ()))
         shape = grow(self._shares[:room], rows)

@@ -192,7 +192,9 @@ def test_what_cannot_be_asked(model: TextModel) -> None:
         model.generate("a", jacobi=True, n=513)
     with pytest.raises(UsageError, match="--max-tokens must be at least 1, got 0"):
         model.generate("a", max_tokens=0)
-    with pytest.raises(UsageError, match="unknown method 'magic'; known are ar, jacobi, jacobi-block, heads, heads-tree, jacobi-heads"):
+    with pytest.raises(
+        UsageError, match="unknown method 'magic'; known are ar, jacobi, jacobi-block, heads, heads-tree, jacobi-heads"
+    ):
         DecodeConfig(method="magic")
     with pytest.raises(ContextError, match="the prompt is empty"):
         model.generate("", raw=True)
