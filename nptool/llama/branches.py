@@ -26,7 +26,7 @@ class Layout(NamedTuple):
     """Positions of the rows behind that of row 0."""
     sequences: tuple[tuple[int, ...], ...]
     """Of each row."""
-    count: int
+    paths: int
     """Sequences in all."""
 
 

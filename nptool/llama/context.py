@@ -269,8 +269,8 @@ class Context:
             self._sequence_counts[row] = len(sequences)
             for place, sequence in enumerate(sequences):
                 self._batch.seq_id[row][place] = sequence
-        branches.fork(self._memory_pointer, tree.count, start)
-        self._branches = tree.count
+        branches.fork(self._memory_pointer, tree.paths, start)
+        self._branches = tree.paths
 
     def _bind_batch(self, batch: int) -> None:
         """Numpy views over the batch's arrays; the columns that never change are filled once."""

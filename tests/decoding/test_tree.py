@@ -73,7 +73,7 @@ class TestLayout:
         tree = branches.layout((-1, 0, 1, 0, 3, 3))
         assert tree.depths.tolist() == [0, 1, 2, 1, 2, 2]
         assert tree.sequences == ((0, 1, 2), (0,), (0,), (1, 2), (1,), (2,))
-        assert tree.count == 3
+        assert tree.paths == 3
 
     @pytest.mark.parametrize(("path", "kept"), [([0], 1), ([0, 1, 2], 3), ([0, 1, 4], 2), ([0, 3, 4], 1)])
     def test_what_lies_in_order(self, path: list[int], kept: int) -> None:
