@@ -95,30 +95,20 @@ class Sampling:
             return greedy_R
         return self._sampled(logits_RV, position)
 
-    def ranked_rows(
-        self, logits_RV: NDArray[np.float32], position: int, before: NDArray[np.int32], count: int
+    def likeliest_rows(
+        self, logits_RV: NDArray[np.float32], before: NDArray[np.int32], count: int
     ) -> NDArray[np.integer]:
-        """Ids (R, count) of the first choices at `position`, `position + 1`, ..., as a rule the pick first.
+        """Ids (R, count) of the likeliest tokens of each row, the likeliest first; all of them where they are fewer.
 
         Args:
-            before: the tokens before the first of these positions, by which all rows are penalized.
+            before: the tokens by which all rows are penalized.
         """
         if self.repeat_penalty != 1.0:
             logits_RV = np.concatenate([self._penalized(logits_V[None], before) for logits_V in logits_RV])
-        if self.greedy:
-            count = min(count, logits_RV.shape[1])
-            ids_RC = np.argpartition(-logits_RV, count - 1, axis=1)[:, :count]
-            order_RC = np.argsort(-np.take_along_axis(logits_RV, ids_RC, axis=1), axis=1, kind="stable")
-            return np.take_along_axis(ids_RC, order_RC, axis=1)
-        ids_RK, logits_RK, passing_R = self.candidates(logits_RV)
-        positions_R = np.arange(position, position + len(logits_RV))
-        scores_RK = logits_RK / self.temperature + gumbel(self.seed, positions_R[:, None], ids_RK)
-        # What the filters remove comes last.
-        removed_RK = np.arange(ids_RK.shape[1]) >= passing_R[:, None]
-        order_RK = np.lexsort((-scores_RK, removed_RK), axis=1)
-        # With fewer candidates than asked for, the last one stands in.
-        columns = np.minimum(np.arange(count), ids_RK.shape[1] - 1)
-        return np.take_along_axis(ids_RK, order_RK, axis=1)[:, columns]
+        cut = logits_RV.shape[1] - min(count, logits_RV.shape[1])
+        ids_RC: NDArray[np.intp] = np.argpartition(logits_RV, cut, axis=1)[:, cut:]
+        order_RC = np.argsort(-np.take_along_axis(logits_RV, ids_RC, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(ids_RC, order_RC, axis=1)
 
     def _penalized(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.float32]:
         logits_RV = logits_RV.copy()

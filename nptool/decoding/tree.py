@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.chain import Lookahead
+from nptool.decoding.chain import Lookahead, drafting
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 
@@ -97,7 +97,7 @@ class HeadsTree:
         self.width = width
         self._heads = heads
         self._sequence = sequence
-        self._sampling = sampling
+        self._choosing = drafting(sampling)
         self._shares = heads.shares or assumed_shares(heads.count - 1)
 
     @property
@@ -114,7 +114,7 @@ class HeadsTree:
             return Draft(np.empty(0, dtype=np.int32), Shape((), (), ()))
         shape = grow(self._shares[:room], rows)
         most = max(shape.ranks, default=0) + 1
-        ids_KC = self._sampling.ranked_rows(logits_KV[:room], self._sequence.length, self._sequence.tokens, most)
+        ids_KC = self._choosing.likeliest_rows(logits_KV[:room], self._sequence.tokens, most)
         return Draft(ids_KC[np.array(shape.depths, np.intp) - 1, np.array(shape.ranks, np.intp)], shape)
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
