@@ -85,13 +85,10 @@ class Context:
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
         self._flagged = True
+        # A tree has fewer paths than rows; llama.cpp aborts on fewer outputs than sequences.
+        sequences = min(branches.MAX_BRANCHES, width)
         self._pointer: Any = create_context(
-            model,
-            self.settings,
-            cells=self.capacity + width,
-            batch=batch,
-            outputs=width,
-            sequences=branches.MAX_BRANCHES,
+            model, self.settings, cells=self.capacity + width, batch=batch, outputs=width, sequences=sequences
         )
         model.add_dependent(self)
         self._memory = memory_of(model, self._pointer)
