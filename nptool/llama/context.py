@@ -24,6 +24,7 @@ from nptool.llama.native import (
     create_context,
     decode,
     explain,
+    float_view,
     get_logits,
     memory_of,
     remove_from,
@@ -299,8 +300,3 @@ class _Shown(NamedTuple):
     address: int
     rows: int
     view_TD: NDArray[np.float32]
-
-
-def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
-    """A matrix over llama.cpp's memory."""
-    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, UsageError
 from nptool.llama.library import cause, error_lines
@@ -115,6 +117,11 @@ def explain(code: int, rows: int, start: int) -> str:
     """What `llama_decode` means by `code`."""
     causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
     return f"llama_decode failed on {rows} rows from position {start}: {causes.get(code, f'error {code}')}"
+
+
+def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
+    """A matrix over llama.cpp's memory."""
+    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)
 
 
 class LayerInput:
