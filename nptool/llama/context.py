@@ -187,8 +187,6 @@ class Context:
     def keep(self, path: list[int]) -> int:
         """Forget all rows of the last batch, a tree, but those of a path from row 0, as far as these lie in order.
 
-        Attention adds up in the order of the cells, so a path across them would not give the bits of a line.
-
         Returns:
             How many stay: rows 0, 1, ... of the batch.
         """
