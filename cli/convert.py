@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 CHECKPOINT = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DIR|ID]", help="Hugging Face directory or Hub id [newest run's model]", show_default=False
+        metavar="[DIR|ID]",
+        help="Hugging Face directory or Hub id, or Meta's directory of a multi-token model [newest run's model]",
+        show_default=False,
     ),
 ]
 OUTPUT = Annotated[
@@ -31,6 +33,9 @@ OUTPUT = Annotated[
     ),
 ]
 TYPE = Annotated[str, typer.Option("--type", metavar="TYPE", help=f"type of the matrices: {', '.join(FILE_TYPES)}")]
+HEADS_TYPE = Annotated[
+    str | None, typer.Option("--heads-type", metavar="TYPE", help="type of the extra heads [q8_0]", show_default=False)
+]
 NO_VERIFY = Annotated[bool, typer.Option("--no-verify", help="do not compare the result with transformers")]
 PRE = Annotated[
     str | None,
@@ -47,6 +52,7 @@ def convert(
     checkpoint: CHECKPOINT = None,
     output: OUTPUT = None,
     type_name: TYPE = DEFAULT_TYPE,
+    heads_type: HEADS_TYPE = None,
     no_verify: NO_VERIFY = False,
     pre: PRE = None,
     as_json: AsJson = False,
@@ -58,7 +64,13 @@ def convert(
     source = checkpoint if checkpoint is not None else _newest_model()
     with progress_bars() as progress:
         done = convert_checkpoint(
-            source, output, type_name=type_name, verified=not no_verify, pre=pre, progress=progress
+            source,
+            output,
+            type_name=type_name,
+            heads_type_name=heads_type,
+            verified=not no_verify,
+            pre=pre,
+            progress=progress,
         )
     _print_json(done) if as_json else _print_text(done, newest=checkpoint is None and output is None)
 

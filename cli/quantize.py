@@ -22,7 +22,7 @@ HEADS_TYPE = Annotated[
     typer.Option(
         "--heads-type",
         metavar="TYPE",
-        help="type of the heads [TYPE, but q8_0 where that is smaller]",
+        help="type of the heads [q8_0]",
         show_default=False,
     ),
 ]

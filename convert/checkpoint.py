@@ -5,14 +5,16 @@ Knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nptool.convert.weights import StoredTensor, read_index
-from nptool.errors import CheckpointError, DataError
-from nptool.files import read_json
+from nptool.errors import CheckpointError, DataError, NptoolError
+from nptool.files import disk_errors, read_json
 from nptool.training.checkpoints import check_files, load_config, local_directory
 
 METHOD_FILE = "nptool.json"
@@ -42,7 +44,8 @@ class Checkpoint:
     @property
     def display_name(self) -> str:
         """A name for people, `general.name`."""
-        name = self.directory.resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]
+        # Its own name: what is imported from another layout lies in a directory for the time being.
+        name = Path(self.name).resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]
         return "model" if any(word in name.lower() for word in SPECIAL_NAMES) else name
 
 
@@ -57,6 +60,33 @@ def open_checkpoint(ref: str | Path) -> Checkpoint:
     config = read_json(directory / "config.json")
     name = str(ref).rstrip("/")
     return Checkpoint(name, directory, config, read_index(files), read_method(directory))
+
+
+@contextmanager
+def opened_checkpoint(ref: str | Path, place: Path) -> Iterator[Checkpoint]:
+    """`open_checkpoint`, for checkpoints in Meta's layout too, which are imported for as long as the block lasts.
+
+    Args:
+        place: a directory with room for the import.
+
+    Raises:
+        CheckpointError: see `open_checkpoint` and `import_meta`.
+    """
+    from nptool.convert.meta import import_meta, is_meta
+
+    source = local_directory(ref)
+    if source is None or not is_meta(source):
+        yield open_checkpoint(ref)
+        return
+    with disk_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=place, prefix=f".{source.name}.", suffix=".tmp") as name:
+            try:
+                import_meta(source, Path(name))
+                yield replace(open_checkpoint(name), name=str(ref).rstrip("/"))
+            except NptoolError as error:
+                # The user knows the files by their first place.
+                raise type(error)(str(error).replace(name, str(source))) from error
 
 
 def read_method(directory: Path) -> dict[str, str | int]:

@@ -1,4 +1,4 @@
-"""`nptool convert`: a Hugging Face checkpoint becomes a verified GGUF.
+"""`nptool convert`: a checkpoint, Hugging Face's or one in Meta's layout, becomes a verified GGUF.
 
 Everything that can be wrong with the checkpoint is found before a byte is written, and the file appears under its name
 when it is whole and verified, or not at all.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nptool.convert.checkpoint import Checkpoint, open_checkpoint
+from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type
 from nptool.convert.gguf_file import Metadata, write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
@@ -74,6 +74,7 @@ def convert(
     out: Path | None = None,
     *,
     type_name: str = DEFAULT_TYPE,
+    heads_type_name: str | None = None,
     verified: bool = True,
     pre: str | None = None,
     progress: Progress = silent,
@@ -81,9 +82,10 @@ def convert(
     """Convert a checkpoint.
 
     Args:
-        ref: Hugging Face directory or Hub id.
+        ref: Hugging Face directory or Hub id, or the directory of a multi-token checkpoint as Meta releases them.
         out: the file; None is the run's `model.gguf`, or NAME-TYPE.gguf here for a checkpoint that is in no run.
         type_name: one of FILE_TYPES.
+        heads_type_name: of the extra heads, one that nptool writes row by row; None is q8_0.
         pre: llama.cpp's pre-tokenizer, instead of the one found from the tokenizer's rules.
 
     Raises:
@@ -93,8 +95,22 @@ def convert(
         DiskFullError: the disk filled up.
     """
     start = time.monotonic()
-    chosen = file_type(type_name)
-    checkpoint = open_checkpoint(ref)
+    chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
+    with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
+        done = _convert(checkpoint, out, chosen, heads_kind, verified, pre, progress)
+    return replace(done, seconds=time.monotonic() - start)
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    out: Path | None,
+    chosen: FileType,
+    heads_kind: FileType,
+    verified: bool,
+    pre: str | None,
+    progress: Progress,
+) -> Conversion:
+    """`convert` of an open checkpoint."""
     sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
     tensors = list(gguf_tensors(sizes, checkpoint.tensors, checkpoint.name))
     heads = read_heads(checkpoint, sizes, tensors)
@@ -106,16 +122,16 @@ def convert(
     with staged_file(target) as staged:
         job = _Job(checkpoint, sizes, vocabulary, tensors, heads, progress)
         verification, remarks = job.run(staged, chosen, verified)
-        converted_heads = job.add_heads(staged, chosen, verified, remarks)
+        converted_heads = job.add_heads(staged, heads_kind, verified, remarks)
         size = staged.stat().st_size
     return Conversion(
-        source=str(ref),
+        source=checkpoint.name,
         path=target,
         architecture=sizes.family.arch,
         file_type=chosen.name,
         parameters=sum(tensor.size for tensor in tensors),
         bytes=size,
-        seconds=time.monotonic() - start,
+        seconds=0.0,
         block_size=checkpoint.block_size,
         verification=verification,
         remarks=tuple(remarks),
@@ -159,13 +175,13 @@ class _Job:
         verification = self._verify(path, chosen, reference)
         return verification, [*remarks, *_others(others, chosen)]
 
-    def add_heads(self, path: Path, chosen: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
+    def add_heads(self, path: Path, kind: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
         """Write the heads behind the model in `path` and verify them."""
         if self.heads is None:
             return None
         from nptool.convert.head_verification import verify_heads
 
-        model_bytes, kind = path.stat().st_size, heads_type(chosen)
+        model_bytes = path.stat().st_size
         remarks += _others(append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress), kind)
         logits = None
         if verified:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nptool.convert.checkpoint import Checkpoint
-from nptool.convert.file_types import FILE_TYPES, FileType
+from nptool.convert.file_types import FILE_TYPES, FileType, file_type
 from nptool.convert.gguf_file import Metadata, write_gguf
 from nptool.convert.hyperparameters import Hyperparameters
 from nptool.convert.tensors import (
@@ -28,7 +28,7 @@ from nptool.convert.tensors import (
     listed,
 )
 from nptool.convert.weights import StoredTensor, read_index
-from nptool.errors import CheckpointError
+from nptool.errors import CheckpointError, UsageError
 from nptool.heads import (
     ACCURACY_KEY,
     ACCURACY_RANKS_KEY,
@@ -47,8 +47,9 @@ from nptool.training.checkpoints import check_whole
 AGAIN = "train the heads again with `nptool train heads`"
 HEAD_LAYER = f"{LAYER_PREFIX}0."
 """A head is the only layer of its GGUF."""
-QUANTIZED_HEADS = "q8_0"
-"""Type of the heads of a model that the quantizer writes."""
+HEADS_TYPE = "q8_0"
+"""Of heads where nothing else is asked for, whatever the model's own: they only draft, so that rounding costs no more
+than a draft now and then, and half the time of a head in f32 is saved."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,19 @@ def read_heads(checkpoint: Checkpoint, sizes: Hyperparameters, model: list[Tenso
     return Heads(info, head_sizes, rows)
 
 
-def heads_type(chosen: FileType) -> FileType:
-    """Type of the heads of a model of the type `chosen`."""
-    return chosen if chosen.direct else FILE_TYPES[QUANTIZED_HEADS]
+def heads_type(name: str | None) -> FileType:
+    """The heads' type of the given name, or the default.
+
+    Raises:
+        UsageError: it is none that nptool writes row by row.
+    """
+    chosen = file_type(name or HEADS_TYPE)
+    if not chosen.direct:
+        direct = ", ".join(kind.name for kind in FILE_TYPES.values() if kind.direct)
+        raise UsageError(
+            f"heads are written in one of {direct}, and {chosen.name} was asked for; `nptool quantize` makes the others"
+        )
+    return chosen
 
 
 def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progress: Progress) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.convert.file_types import FILE_TYPES, FileType, file_type
-from nptool.convert.heads import append_part, heads_type
+from nptool.convert.heads import HEADS_TYPE, append_part
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.errors import UsageError
@@ -49,8 +49,7 @@ def quantize(
 
     Args:
         type_name: one of FILE_TYPES.
-        heads_type_name: of the heads; None is the same where that is no k-quant, and q8_0 where it is. Heads that are
-            quantized already stay as they are.
+        heads_type_name: of the heads; None is q8_0, and heads that are quantized already stay as they are.
 
     Raises:
         UsageError: unknown type, or the file is quantized already.
@@ -62,7 +61,7 @@ def quantize(
     check_gguf(source)
     parts = find_parts(source)
     _check_source(parts.base, source, chosen)
-    wanted = heads_type(chosen) if heads_type_name is None else file_type(heads_type_name)
+    wanted = file_type(heads_type_name or HEADS_TYPE)
     # Before the target takes its place, which may be the source's own.
     source_bytes = source.stat().st_size
     kept = _kept_type(parts.heads, source, wanted, forced=heads_type_name is not None)

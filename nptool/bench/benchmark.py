@@ -53,7 +53,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             model.model.end_tokens,
             config.sampling,
             max_tokens=config.max_tokens,
-            open_heads=lambda n: model.engines.open(n, n),
+            open_heads=lambda rows, heads: model.engines.open(rows, model.engines.count_heads(heads)),
             experience=lambda name, widest: model.experience(split_name(name)[0].name, widest, name),
         )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
@@ -88,6 +88,8 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
     heads = None
     methods = [split_name(name) for name in config.methods]
     if any(method.heads for method, _ in methods):
+        model.engines.count_heads()
+    if any(method.counts_heads for method, _ in methods):
         heads = [model.engines.count_heads(n) for n in config.n or (None,)]
     widest = DEFAULT_WIDTH
     if any(adapt for _, adapt in methods):

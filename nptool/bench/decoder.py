@@ -53,7 +53,7 @@ def split_name(name: str) -> tuple[Method, str]:
         UsageError: there is no such method, or it has no width to choose.
     """
     for suffix in (AUTO, FREE):
-        if name.endswith(suffix) and (method := find_method(name.removesuffix(suffix))).parallel:
+        if name.endswith(suffix) and (method := find_method(name.removesuffix(suffix))).adapts:
             return method, suffix
     return find_method(name), ""
 
@@ -67,15 +67,15 @@ def variants_of(
     """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1.
 
     Args:
-        heads: how many heads methods with heads use, in turn; None is `lengths`.
-        widest: the upper bound of methods that choose their width and use no heads.
+        heads: how many heads are used, in turn, by methods whose n is that; None is `lengths`.
+        widest: the upper bound of methods that choose their width and whose n is rows.
     """
     found = [Variant(AUTOREGRESSIVE, 1)]
     for method, adapt in (split_name(name) for name in methods):
         if method.parallel:
-            counts = heads if method.heads and heads is not None else lengths
+            counts = heads if method.counts_heads and heads is not None else lengths
             if adapt:
-                counts = [max(counts) if method.heads else widest]
+                counts = [max(counts) if method.counts_heads else widest]
             found += [Variant(method.name, n, adapt) for n in counts]
     return tuple(dict.fromkeys(found))
 
@@ -100,14 +100,15 @@ class Decoder:
         sampling: Sampling,
         *,
         max_tokens: int,
-        open_heads: Callable[[int], Opened] | None = None,
+        open_heads: Callable[[int, int | None], Opened] | None = None,
         experience: Callable[[str, int], Experience] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """
         Args:
             max_tokens: the longest answer.
-            open_heads: the engine with n heads in all; needed by methods that use heads.
+            open_heads: the engine for so many rows with so many heads in all, or with every one; needed by methods
+                that use heads.
             experience: with a method in steps of up to so many rows; needed by methods that choose their widths.
             clock: gives seconds.
         """
@@ -148,6 +149,7 @@ class Decoder:
             limit=limit,
             end_tokens=self._ends,
             widths=widths,
+            verify=find_method(variant.method).verify,
         )
         tokens: list[int] = []
         for added in steps:
@@ -192,10 +194,11 @@ class Decoder:
         return float(first - second)
 
     def _opened(self, variant: Variant) -> Opened:
-        if not find_method(variant.method).heads:
+        method = find_method(variant.method)
+        if not method.heads:
             return self._plain
         assert self._open_heads is not None, "a method with heads was given none"
-        return self._open_heads(variant.n)
+        return self._open_heads(variant.n, variant.n if method.counts_heads else None)
 
     def _step(self) -> NDArray[np.float32]:
         """Logits (vocabulary) behind the text."""

@@ -153,6 +153,7 @@ class Answer:
             limit=self._limit,
             end_tokens=ends,
             widths=self.widths,
+            verify=find_method(self._config.method).verify,
         )
         for tokens in steps:
             if self.tally.passes == 1:

@@ -6,6 +6,7 @@ the n-1 tokens behind the one just picked. Knows neither engine nor loop.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ class Lookahead(Protocol):
 
     count: int
     """n: heads in all."""
+    shares: tuple[tuple[float, ...], ...] | None
+    """For heads 2..n, how often the first, second, ... choice was right on held-out text; None is unknown."""
 
     @property
     def heads_seconds(self) -> float:
@@ -31,14 +34,23 @@ class Lookahead(Protocol):
         """Logits (n-1, V) of the tokens behind the last one, or None where the heads know nothing yet."""
 
 
+def drafting(sampling: Sampling) -> Sampling:
+    """How heads choose where the model's tokens are picked by `sampling`: without noise, but penalized as those are."""
+    return replace(sampling, temperature=0.0)
+
+
 class HeadsChain:
-    """One draft, as long as there are heads; its token at a place is what sampling would pick from that head."""
+    """One draft, as long as there are heads; its token at a place is that head's likeliest.
+
+    At any temperature: a head that foresees several tokens is less sure than the model will be, so that the noise which
+    decides the model's pick misleads it more often than it helps (at 0.8: 2.85 tokens per forward against 2.72).
+    """
 
     def __init__(self, heads: Lookahead, sequence: Sequence, sampling: Sampling) -> None:
         self.width = heads.count
         self._heads = heads
         self._sequence = sequence
-        self._sampling = sampling
+        self._choosing = drafting(sampling)
 
     @property
     def seconds(self) -> float:
@@ -46,7 +58,7 @@ class HeadsChain:
         return self._heads.heads_seconds
 
     def propose(self, room: int) -> NDArray[np.integer]:
-        """What heads 2..n pick, the noise being that of the positions they draft for."""
+        """What heads 2..n hold likeliest."""
         if room < 1 or self.width < 2:
             return _NOTHING
         logits_KV = self._heads.lookahead()
@@ -59,11 +71,11 @@ class HeadsChain:
 
     def _picks(self, logits_KV: NDArray[np.float32]) -> NDArray[np.integer]:
         position, known = self._sequence.length, self._sequence.tokens
-        if self._sampling.repeat_penalty == 1.0:
-            return self._sampling.pick_rows(logits_KV, position, known)
+        if self._choosing.repeat_penalty == 1.0:
+            return self._choosing.pick_rows(logits_KV, position, known)
         # A token is penalized by the drafts before it too, which are known one after another.
         draft: list[int] = []
         for logits_V in logits_KV:
             before = np.concatenate([known, np.array(draft, dtype=np.int32)])
-            draft.append(self._sampling.pick(logits_V, position + len(draft), before))
+            draft.append(self._choosing.pick(logits_V, position + len(draft), before))
         return np.array(draft, dtype=np.int32)

@@ -27,10 +27,28 @@ class Engine(Protocol):
     def seconds(self) -> float:
         """Time spent inside the model so far."""
 
-    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+    def evaluate(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        *,
+        outputs: bool = True,
+        parents: tuple[int, ...] | None = None,
+    ) -> NDArray[np.float32]:
         """Logits (rows, vocabulary) of `tokens` at positions start, start+1, ...; valid until the next call.
 
         The cache must hold exactly the positions before `start`.
+
+        Args:
+            parents: row that each row follows, -1 for the first; None is the row before. A tree's rows must be judged
+                by `keep` before the next batch.
+        """
+
+    def keep(self, path: list[int]) -> int:
+        """Forget all rows of the last batch, a tree, but those of a path from row 0, as far as these lie in order.
+
+        Returns:
+            How many stay: rows 0, 1, ... of the batch.
         """
 
     def rollback(self, position: int) -> None:
@@ -50,9 +68,18 @@ class Trunk(Protocol):
         """Time spent inside the model so far."""
 
     def evaluate(
-        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        *,
+        outputs: bool = True,
+        show: bool = False,
+        parents: tuple[int, ...] | None = None,
     ) -> NDArray[np.float32]:
         """As an `Engine`; `show` keeps z of this batch."""
+
+    def keep(self, path: list[int]) -> int:
+        """As an `Engine`."""
 
     def layer_input(self) -> NDArray[np.float32]:
         """z (rows, D) of the last batch, which had to show it; valid until the next call of `evaluate`."""

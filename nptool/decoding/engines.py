@@ -118,7 +118,8 @@ class Engines:
             trunk.choose_layer(self.parts.trunk_layer)
         for part in self.parts.heads[len(self._heads) : heads - 1]:
             self._heads.append(Head(part.header, trunk, gpu_layers=self.gpu_layers))
-        engine = HeadedEngine(trunk, self._heads[: heads - 1])
+        shares = self.parts.shares
+        engine = HeadedEngine(trunk, self._heads[: heads - 1], shares[: heads - 1] if shares else None)
         return Opened(engine, Sequence(engine), engine)
 
 

@@ -25,7 +25,7 @@ from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
 from nptool.decoding.calibration_cache import load_calibration, store_calibration
 from nptool.decoding.engines import Engines
 from nptool.decoding.experience import Experience
-from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, Method, find_method
 from nptool.decoding.priors import prior_exponent
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
@@ -101,8 +101,10 @@ class TextModel:
         """
         method = find_method(config.method)
         if method.heads:
-            return self.engines.count_heads(config.n)
-        if config.adapt and method.parallel:
+            count = self.engines.count_heads(config.n if method.counts_heads else None)
+            if method.counts_heads:
+                return count
+        if config.adapt and method.adapts:
             return min(config.n or DEFAULT_WIDTH, self.calibration.widths[-1])
         return config.n or self.block_size
 
@@ -212,8 +214,8 @@ class TextModel:
             self._answer.close()
         n = self.block_length(config)
         exact = method.parallel if config.exact is None else config.exact
-        experience = self.experience(config.method, n) if config.adapt and method.parallel else None
-        opened = self.engines.open(n if exact or method.parallel else 1, n if method.heads else None)
+        experience = self.experience(config.method, n) if config.adapt and method.adapts else None
+        opened = self.engines.open(n if exact or method.parallel else 1, self._heads(method, n))
         if not reuse:
             opened.sequence.truncate(0)
         if experience is None:
@@ -222,6 +224,12 @@ class TextModel:
             widths = AdaptiveWidth(experience, len(prompt), exact=exact)
         self._answer = Answer(self.model, opened, prompt, config, n, widths, wrap)
         return self._answer
+
+    def _heads(self, method: Method, n: int) -> int | None:
+        """Heads in all that a method uses with a block length of `n`."""
+        if not method.heads:
+            return None
+        return n if method.counts_heads else self.engines.count_heads()
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:
         """Token ids of a prompt.

@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from nptool.decoding.engine import Engine, HeadEngine, Trunk
 from nptool.decoding.sequence import Sequence
+from nptool.decoding.tree import Shares
 
 
 class HeadedEngine:
     """An `Engine` with heads 2..n behind it."""
 
-    def __init__(self, trunk: Trunk, heads: AnySequence[HeadEngine]) -> None:
-        """Args: `heads` are heads 2..n in this order. The caches of all must be empty, or be rolled back before use."""
+    def __init__(self, trunk: Trunk, heads: AnySequence[HeadEngine], shares: Shares | None = None) -> None:
+        """
+        Args:
+            heads: heads 2..n in this order. The caches of all must be empty, or be rolled back before use.
+            shares: how often the first, second, ... choice of each was right on held-out text.
+        """
+        self.shares = shares
         self.capacity = trunk.capacity
         self.width = trunk.width
         self.batch_limit = trunk.batch_limit
@@ -57,7 +63,14 @@ class HeadedEngine:
         """Time inside the heads so far."""
         return sum(head.seconds for head in self._heads)
 
-    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+    def evaluate(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        *,
+        outputs: bool = True,
+        parents: tuple[int, ...] | None = None,
+    ) -> NDArray[np.float32]:
         """As the trunk's. What the batch before left in the text is put by for the heads, as it will be overwritten.
 
         They read it when they are asked, so steps that draft nothing pay nothing for them.
@@ -66,11 +79,19 @@ class HeadedEngine:
             self._put_by()
         else:
             self._let_read()
-        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=bool(self._heads))
+        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=bool(self._heads), parents=parents)
         if self._heads:
             self._z_TD = self._trunk.layer_input()
         self._start, self._end = start, start + len(tokens)
         return logits_RV
+
+    def keep(self, path: list[int]) -> int:
+        """As the trunk's. The heads will read the whole path, of which the trunk may have to evaluate the end again."""
+        kept = self._trunk.keep(path)
+        if self._heads:
+            self._z_TD = self._z_TD[path]
+        self._end = self._start + len(path)
+        return kept
 
     def rollback(self, position: int) -> None:
         """Forget everything at `position` and behind it, in the trunk and in the heads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,14 @@ from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
+from nptool.decoding.verification import Verify, verify_line
 from nptool.decoding.widths import FixedWidth, Widths
 
 
 def decode(
     engine: Engine,
     sequence: Sequence,
-    proposer: Proposer,
+    proposer: Proposer[Any],
     sampling: Sampling,
     tally: Tally,
     *,
@@ -32,6 +34,7 @@ def decode(
     end_tokens: NDArray[np.bool_],
     width: int | None = None,
     widths: Widths | None = None,
+    verify: Verify = verify_line,
 ) -> Iterator[NDArray[np.integer]]:
     """Continue an opened and prefilled text until an end token or until it has `limit` tokens.
 
@@ -40,6 +43,7 @@ def decode(
         end_tokens: (V) whether a token ends the text.
         width: rows of every batch; None lets a batch be as narrow as its draft.
         widths: decides on the rows of each batch instead.
+        verify: judges a draft of the kind that `proposer` makes.
 
     Yields:
         The tokens that each forward pass added, an end token included.
@@ -51,37 +55,26 @@ def decode(
         room = limit - length - 1
         chosen = chooser.choose(length, room)
         draft = proposer.propose(min(room, chosen - 1))
-        rows = len(draft) + 1
-        batch = sequence.lay(draft, chosen if chooser.padded else rows)
-        logits_RV = engine.evaluate(batch, length - 1)
-        picks = sampling.pick_rows(logits_RV[:rows], length, sequence.before(rows))
-        accepted = accept_prefix(draft, picks)
-        tokens = picks[: accepted + 1]
+        step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
+        tokens = step.picks[: step.accepted + 1]
         ended = end_tokens[tokens]
         finished = bool(ended.any())
         if finished:
             tokens = tokens[: int(ended.argmax()) + 1]
-        sequence.extend(tokens, len(batch))
-        proposer.observe(picks, accepted)
+        sequence.extend(tokens, step.rows, step.path)
+        proposer.observe(step.picks, step.accepted)
         tally.passes += 1
         tally.tokens += len(tokens)
-        tally.drafted[: len(draft)] += 1
-        tally.accepted[:accepted] += 1
+        tally.drafted[: step.drafted] += 1
+        tally.accepted[: step.accepted] += 1
         tally.engine_seconds += engine.seconds - before
         drafting = proposer.seconds - drafting
         tally.heads_seconds += drafting
-        tally.widths[len(batch)] = tally.widths.get(len(batch), 0) + 1
+        tally.widths[step.rows] = tally.widths.get(step.rows, 0) + 1
         spent = perf_counter() - resumed
         tally.decode_seconds += spent
-        chooser.observe(length, len(batch), len(draft), accepted, spent, drafting)
+        chooser.observe(length, step.rows, step.drafted, step.accepted, spent, drafting)
         yield tokens
         resumed = perf_counter()
         if finished:
             return
-
-
-def accept_prefix(draft: NDArray[np.integer], picks: NDArray[np.integer]) -> int:
-    """How many leading tokens of `draft` (D) equal what `picks` (D + 1) says at their places."""
-    wrong = draft != picks[:-1]
-    first = int(wrong.argmax()) if wrong.size else 0
-    return first if wrong.size and wrong[first] else len(draft)

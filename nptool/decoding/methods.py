@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from nptool.decoding.chain import HeadsChain, Lookahead
+from nptool.decoding.composition import Overlay
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.lookahead import LookaheadDecoding
 from nptool.decoding.prompt_lookup import PromptLookup
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
+from nptool.decoding.tree import HeadsTree
+from nptool.decoding.verification import Verify, verify_line, verify_tree
 from nptool.errors import UsageError
 
 
@@ -39,20 +43,41 @@ class Method:
 
     name: str
     summary: str
-    propose: Callable[[Task], Proposer]
+    propose: Callable[[Task], Proposer[Any]]
     """Makes a proposer."""
     parallel: bool = True
     """Whether it uses a block of n tokens, and so runs in exact mode unless told otherwise."""
     independent: bool = False
     """Whether a draft's tokens are the same however long it is; not so where iterating makes them better."""
     heads: bool = False
-    """Whether it uses the model's extra heads; n is then how many, the model's own included."""
+    """Whether it uses the model's extra heads."""
+    block: bool = False
+    """Whether n is the rows of a step although it uses heads, which are then all the model has; otherwise n is how
+    many heads are used, the model's own included."""
+    verify: Verify = verify_line
+    """Judges its drafts."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its steps may have any number of rows: a line can be cut anywhere, a tree is made for its size."""
+        return self.parallel and self.verify is verify_line
+
+    @property
+    def counts_heads(self) -> bool:
+        """Whether n is how many heads are used."""
+        return self.heads and not self.block
+
+
+def _window(task: Task) -> JacobiWindow:
+    return JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed)
 
 
 AUTOREGRESSIVE = "ar"
 JACOBI = "jacobi"
 JACOBI_BLOCK = "jacobi-block"
 HEADS = "heads"
+HEADS_TREE = "heads-tree"
+JACOBI_HEADS = "jacobi-heads"
 LOOKAHEAD = "lookahead"
 PROMPT_LOOKUP = "prompt-lookup"
 
@@ -68,7 +93,7 @@ METHODS = {
         Method(
             JACOBI,
             "Jacobi iteration in a sliding window of n tokens",
-            lambda task: JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed),
+            _window,
         ),
         Method(
             JACOBI_BLOCK,
@@ -81,6 +106,21 @@ METHODS = {
             lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
             independent=True,
             heads=True,
+        ),
+        Method(
+            HEADS_TREE,
+            "a tree of all heads' first choices, in steps of n rows",
+            lambda task: HeadsTree(task.n, task.require_heads(), task.sequence, task.sampling),
+            heads=True,
+            block=True,
+            verify=verify_tree,
+        ),
+        Method(
+            JACOBI_HEADS,
+            "Jacobi iteration in a window of n tokens, all heads drafting its first guesses",
+            lambda task: Overlay(_window(task), HeadsChain(task.require_heads(), task.sequence, task.sampling)),
+            heads=True,
+            block=True,
         ),
         Method(
             LOOKAHEAD,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import log
+from itertools import pairwise
+from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
 # What float32 may lose in comparing two logits; a row this close to one candidate is drawn in full.
 ROUNDING = 1e-3
+FEW = 16
+"""Tokens of a row, on average, that are compared one by one; numpy is faster where there are more."""
 _UNIT = 2.0**-53
 
 
@@ -92,6 +95,21 @@ class Sampling:
             return greedy_R
         return self._sampled(logits_RV, position)
 
+    def likeliest_rows(
+        self, logits_RV: NDArray[np.float32], before: NDArray[np.int32], count: int
+    ) -> NDArray[np.integer]:
+        """Ids (R, count) of the likeliest tokens of each row, the likeliest first; all of them where they are fewer.
+
+        Args:
+            before: the tokens by which all rows are penalized.
+        """
+        if self.repeat_penalty != 1.0:
+            logits_RV = np.concatenate([self._penalized(logits_V[None], before) for logits_V in logits_RV])
+        cut = logits_RV.shape[1] - min(count, logits_RV.shape[1])
+        ids_RC: NDArray[np.intp] = np.argpartition(logits_RV, cut, axis=1)[:, cut:]
+        order_RC = np.argsort(-np.take_along_axis(logits_RV, ids_RC, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(ids_RC, order_RC, axis=1)
+
     def _penalized(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.float32]:
         logits_RV = logits_RV.copy()
         first = len(before) - len(logits_RV) + 1
@@ -105,20 +123,62 @@ class Sampling:
     def _sampled(self, logits_RV: NDArray[np.float32], position: int) -> NDArray[np.integer]:
         """The likeliest token where min-p leaves no other, as it does in most rows of a sure model; else a draw."""
         picks_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
-        open_R = self._undecided(logits_RV, picks_R)
-        if open_R.size:
-            picks_R[open_R] = self._drawn(logits_RV[open_R], open_R + position)
+        rows_R = np.arange(len(logits_RV))
+        if self.min_p == 0.0:
+            return self._drawn(logits_RV, rows_R + position)
+        least_R1 = logits_RV[rows_R, picks_R][:, None] + (log(self.min_p) - ROUNDING)
+        near_P = np.flatnonzero(logits_RV >= least_R1)
+        if len(near_P) <= len(rows_R):
+            return picks_R
+        for row in self._settle(logits_RV, position, near_P, picks_R):
+            picks_R[row : row + 1] = self._drawn(logits_RV[row : row + 1], rows_R[row : row + 1] + position)
         return picks_R
 
-    def _undecided(self, logits_RV: NDArray[np.float32], likeliest_R: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Rows in which more than one token may pass min-p, which never removes the likeliest."""
-        rows = np.arange(len(logits_RV))
-        if self.min_p == 0.0:
-            return rows
-        others_RV = logits_RV.copy()
-        others_RV[rows, likeliest_R] = -np.inf
-        behind_R = logits_RV[rows, likeliest_R] - others_RV.max(axis=1)
-        return np.flatnonzero(behind_R <= ROUNDING - log(self.min_p))
+    def _settle(
+        self, logits_RV: NDArray[np.float32], position: int, near_P: NDArray[np.intp], picks_R: NDArray[np.intp]
+    ) -> list[int]:
+        """Draw the rows in which few tokens are near enough to the likeliest to pass min-p.
+
+        Args:
+            near_P: places in the flattened logits of all tokens that may pass min-p.
+            picks_R: where the picks are put.
+
+        Returns:
+            Rows that have to be filtered in full.
+        """
+        rows_P, ids_P = np.divmod(near_P, logits_RV.shape[1])
+        starts = np.searchsorted(rows_P, np.arange(len(logits_RV) + 1)).tolist()
+        ranges = {row: slice(*ends) for row, ends in enumerate(pairwise(starts)) if ends[1] - ends[0] > 1}
+        if len(near_P) > FEW * len(logits_RV):
+            return list(ranges)
+        logits_P = logits_RV.ravel()[near_P].astype(np.float64)
+        scores_P = logits_P / self.temperature + gumbel(self.seed, rows_P + position, ids_P)
+        logits, scores = logits_P.tolist(), scores_P.tolist()
+        unclear = []
+        for row, part in ranges.items():
+            winner = self._winner(logits[part], scores[part])
+            if winner is None:
+                unclear.append(row)
+            else:
+                picks_R[row] = ids_P[part.start + winner]
+        return unclear
+
+    def _winner(self, logits: list[float], scores: list[float]) -> int | None:
+        """Which of the tokens nearest to the likeliest wins a draw; None where that takes the tokens behind them too.
+
+        Tokens that the filters remove do no harm unless one of them wins.
+        """
+        winner = max(range(len(scores)), key=scores.__getitem__)
+        level, top = logits[winner], max(logits)
+        above = [value for value in logits if value > level]
+        if logits.count(level) > 1 or 0 < self.top_k < len(logits):
+            return None
+        if not above:
+            return winner
+        # What is behind them only adds to the sum that top-p takes its share of.
+        share = sum(exp(value - top) for value in above) / sum(exp(value - top) for value in logits)
+        passes = exp(level - top) > self.min_p * (1 + ROUNDING) and share < self.top_p * (1 - ROUNDING)
+        return winner if passes else None
 
     def _drawn(self, logits_RV: NDArray[np.float32], positions_R: NDArray[np.intp]) -> NDArray[np.integer]:
         ids_RK, logits_RK, passing_R = self.candidates(logits_RV)

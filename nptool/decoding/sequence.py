@@ -72,21 +72,36 @@ class Sequence:
             self.cached = end
         return missing
 
+    @property
+    def pending(self) -> int:
+        """Tokens before the last one that are not in the cache: none but behind a tree."""
+        return self.length - 1 - self.cached
+
     def lay(self, draft: NDArray[np.integer], rows: int) -> NDArray[np.int32]:
-        """The batch of a step: the last token, `draft`, and old junk up to `rows` rows. A view."""
-        last = self.length - 1
+        """The batch of a step: what is not in the cache, the last token, `draft`, and old junk up to `rows` rows.
+
+        A view.
+        """
         self._buffer[self.length : self.length + len(draft)] = draft
-        return self._buffer[last : last + rows]
+        return self._buffer[self.cached : self.cached + rows]
 
     def before(self, rows: int) -> NDArray[np.int32]:
         """The tokens before the last of `rows` rows' positions: the text and the draft just laid. A view."""
         return self._buffer[: self.length + rows - 1]
 
-    def extend(self, tokens: NDArray[np.integer], rows: int = 1) -> None:
+    def extend(self, tokens: NDArray[np.integer], rows: int = 1, path: list[int] | None = None) -> None:
         """Add the tokens that a batch of `rows` rows gave.
 
         All but the last of them were drafts, so the cache holds them already; it forgets what else was in the batch.
+
+        Args:
+            path: where the batch was a tree, its rows that are the text's tokens, those behind `tokens` included.
         """
+        if path is not None:
+            self.cached += self._engine.keep(path[: self.pending + len(tokens)])
+            self._buffer[self.length : self.length + len(tokens)] = tokens
+            self.length += len(tokens)
+            return
         end = self.length + len(tokens)
         self._buffer[self.length : end] = tokens
         self.length = end

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, UsageError
+from nptool.llama import branches
 from nptool.llama.model import Model
 from nptool.llama.native import (
     ContextSettings,
@@ -23,6 +24,7 @@ from nptool.llama.native import (
     create_context,
     decode,
     explain,
+    float_view,
     get_logits,
     memory_of,
     remove_from,
@@ -84,27 +86,41 @@ class Context:
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
         self._flagged = True
+        # A tree has fewer paths than rows; llama.cpp aborts on fewer outputs than sequences.
+        sequences = min(branches.MAX_BRANCHES, width)
         self._pointer: Any = create_context(
-            model, self.settings, cells=self.capacity + width, batch=batch, outputs=width
+            model, self.settings, cells=self.capacity + width, batch=batch, outputs=width, sequences=sequences
         )
         model.add_dependent(self)
         self._memory = memory_of(model, self._pointer)
         # llama.cpp lowers it to the size of a smaller cache.
         self.batch_limit = int(llama_cpp.llama_n_batch(self._pointer))
-        self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, branches.MAX_BRANCHES)
         self._bind_batch(self.batch_limit)
+        self._branches = 1
+        """Sequences in the cache: more than the text's between a tree's batch and `keep`."""
+        self._tree_rows = 0
+        """Rows of the batch that may still belong to other sequences than the text."""
         self._logits_address = 0
         self._logits = np.empty((0, self.vocabulary_size), dtype=np.float32)
         self._showing = False
         self._shown = _Shown(0, 0, np.empty((0, 0), dtype=np.float32))
 
     def evaluate(
-        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        *,
+        outputs: bool = True,
+        show: bool = False,
+        parents: tuple[int, ...] | None = None,
     ) -> NDArray[np.float32]:
         """Run one batch: `tokens` at positions start, start+1, ... of the text.
 
         Args:
             show: keep the input of the chosen layer for `layer_input`.
+            parents: row that each row follows, -1 for the first, where the rows are a tree; `keep` must follow. The
+                path to the first leaf is the rows in their order.
 
         Returns:
             Logits (rows, vocabulary) of every row, or (0, vocabulary) without `outputs`: a view into llama.cpp's
@@ -123,7 +139,12 @@ class Context:
             raise ContextError(f"{rows} rows from position {start} do not fit the context of {self.capacity} tokens")
         # Plain copies, and none that can be left out: after a pass nothing of this is in the processor's cache.
         self._tokens[:rows] = tokens
-        self._positions[:rows] = self._line[start : start + rows]
+        if parents is not None:
+            self._lay_tree(parents, start)
+        else:
+            self._positions[:rows] = self._line[start : start + rows]
+            if self._tree_rows:
+                self._lay_line()
         if outputs != self._flagged:
             self._flags[:] = outputs
             self._flagged = outputs
@@ -163,12 +184,26 @@ class Context:
             self._shown = _Shown(address, rows, float_view(address, rows, self._layer.size))
         return self._shown.view_TD
 
+    def keep(self, path: list[int]) -> int:
+        """Forget all rows of the last batch, a tree, but those of a path from row 0, as far as these lie in order.
+
+        Returns:
+            How many stay: rows 0, 1, ... of the batch.
+        """
+        kept = branches.in_order(path)
+        self.rollback(int(self._positions[0]) + kept)
+        return kept
+
     def rollback(self, position: int) -> None:
         """Forget everything at `position` and behind it."""
+        if self._branches > 1:
+            branches.drop(self._memory_pointer, self._branches)
+            self._branches = 1
         remove_from(self.model, self._memory_pointer, _SEQUENCE, position)
 
     def clear(self) -> None:
         """Forget everything."""
+        self._branches = 1
         llama_cpp.llama_memory_clear(self._memory_pointer, False)
 
     def close(self) -> None:
@@ -214,6 +249,25 @@ class Context:
         self._layer.show(self.pointer, show)
         self._showing = show
 
+    def _lay_line(self) -> None:
+        """Every row belongs to the text alone again."""
+        self._sequence_counts[: self._tree_rows] = 1
+        for row in range(self._tree_rows):
+            self._batch.seq_id[row][0] = _SEQUENCE
+        self._tree_rows = 0
+
+    def _lay_tree(self, parents: tuple[int, ...], start: int) -> None:
+        """Say which sequences the rows belong to, and give these the text before."""
+        tree = branches.layout(parents)
+        self._positions[: len(parents)] = tree.depths + start
+        self._tree_rows = max(self._tree_rows, len(parents))
+        for row, sequences in enumerate(tree.sequences):
+            self._sequence_counts[row] = len(sequences)
+            for place, sequence in enumerate(sequences):
+                self._batch.seq_id[row][place] = sequence
+        branches.fork(self._memory_pointer, tree.paths, start)
+        self._branches = tree.paths
+
     def _bind_batch(self, batch: int) -> None:
         """Numpy views over the batch's arrays; the columns that never change are filled once."""
 
@@ -224,7 +278,8 @@ class Context:
         self._tokens = view(self._batch.token, ctypes.c_int32)
         self._positions = view(self._batch.pos, ctypes.c_int32)
         self._flags = view(self._batch.logits, ctypes.c_int8)
-        view(self._batch.n_seq_id, ctypes.c_int32)[:] = 1
+        self._sequence_counts = view(self._batch.n_seq_id, ctypes.c_int32)
+        self._sequence_counts[:] = 1
         for row in range(batch):
             self._batch.seq_id[row][0] = _SEQUENCE
         self._flags[:] = self._flagged
@@ -243,8 +298,3 @@ class _Shown(NamedTuple):
     address: int
     rows: int
     view_TD: NDArray[np.float32]
-
-
-def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
-    """A matrix over llama.cpp's memory."""
-    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)

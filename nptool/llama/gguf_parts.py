@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.errors import GgufError
-from nptool.heads import COUNT_KEY, INDEX_KEY, TRUNK_LAYER_KEY
+from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY, COUNT_KEY, INDEX_KEY, TRUNK_LAYER_KEY
 from nptool.llama.gguf_check import MAGIC, Header, read_header
 
 PART_ALIGNMENT = 32
@@ -40,6 +40,15 @@ class Parts:
     """n, as the model says: heads in all, its own included; 1 where it says nothing of heads."""
     trunk_layer: int | None
     """Layer of the model whose input the heads read; None where it says nothing of heads."""
+
+    @property
+    def shares(self) -> tuple[tuple[float, ...], ...] | None:
+        """For heads 2..n, how often the first, second, ... choice was right on held-out text, where the file says."""
+        metadata = self.base.header.metadata
+        values, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
+        if not isinstance(values, list) or not isinstance(ranks, int) or len(values) != ranks * (self.count - 1):
+            return None
+        return tuple(tuple(values[row : row + ranks]) for row in range(0, len(values), ranks))
 
     @property
     def lost(self) -> bool:

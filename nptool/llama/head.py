@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, NptoolError
-from nptool.llama.context import Context, float_view
+from nptool.llama.context import Context
 from nptool.llama.gguf_check import Header
 from nptool.llama.model import ALL_LAYERS, Model
-from nptool.llama.native import create_context, decode, explain, get_logits, memory_of, remove_from
+from nptool.llama.native import create_context, decode, explain, float_view, get_logits, memory_of, remove_from
 
 _SEQUENCE = 0
 

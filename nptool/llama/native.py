@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, UsageError
 from nptool.llama.library import cause, error_lines
@@ -61,13 +63,16 @@ class ContextSettings:
             raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
 
 
-def create_context(model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int) -> Any:
+def create_context(
+    model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
+) -> Any:
     """`llama_context *`, never NULL.
 
     Args:
         cells: positions that the cache has room for.
         batch: the most rows of one batch.
         outputs: the most rows whose logits one batch may ask for.
+        sequences: paths that the positions may belong to; all of them share the cells.
 
     Raises:
         ContextError: llama.cpp refuses, for want of memory mostly.
@@ -76,6 +81,7 @@ def create_context(model: Model, settings: ContextSettings, *, cells: int, batch
     parameters.n_ctx = cells
     parameters.n_batch = parameters.n_ubatch = batch
     parameters.n_outputs_max = outputs
+    parameters.n_seq_max, parameters.kv_unified = sequences, True
     parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
     parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
     parameters.flash_attn_type = (
@@ -111,6 +117,11 @@ def explain(code: int, rows: int, start: int) -> str:
     """What `llama_decode` means by `code`."""
     causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
     return f"llama_decode failed on {rows} rows from position {start}: {causes.get(code, f'error {code}')}"
+
+
+def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
+    """A matrix over llama.cpp's memory."""
+    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)
 
 
 class LayerInput:

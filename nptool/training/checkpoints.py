@@ -144,18 +144,28 @@ def save_model(
     Raises:
         DiskFullError: the disk filled up; `path` is as it was before.
     """
+    with atomic_directory(path) as directory, quiet(), disk_full(path):
+        model.save_pretrained(directory, state_dict=state_dict)
+        tokenizer.save_pretrained(directory)
+        (directory / PROVENANCE).write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def disk_full(path: str | Path) -> Iterator[None]:
+    """Turn what safetensors raises when the disk fills up while `path` is written into one clear line.
+
+    Raises:
+        DiskFullError: it did.
+    """
     from safetensors import SafetensorError
 
-    with atomic_directory(path) as directory, quiet():
-        try:
-            model.save_pretrained(directory, state_dict=state_dict)
-            tokenizer.save_pretrained(directory)
-            (directory / PROVENANCE).write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
-        except SafetensorError as error:
-            # The Rust side does not raise OSError.
-            if f"os error {errno.ENOSPC}" in str(error):
-                raise DiskFullError(f"no space left on the disk while writing {path}; free some first") from error
-            raise
+    try:
+        yield
+    except SafetensorError as error:
+        # The Rust side does not raise OSError.
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise DiskFullError(f"no space left on the disk while writing {path}; free some first") from error
+        raise
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:

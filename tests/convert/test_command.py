@@ -66,7 +66,7 @@ def test_heads(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     add_heads(make_checkpoint(), 3).rename(here / "mine")
-    assert run(["convert", "mine", "--type", "f32"], debug=False) == 0
+    assert run(["convert", "mine", "--type", "f32", "--heads-type", "f32"], debug=False) == 0
     lines = capsys.readouterr().out.splitlines()
     size = (here / "mine-f32.gguf").stat().st_size
     assert f", {size / 2**20:.1f} MiB, " in lines[0]
@@ -75,7 +75,7 @@ def test_heads(
         assert line.startswith(f"head {number}: 52 tokens: logits differ by at most ")
         assert line.endswith(" of their spread), 100% with the same most likely token")
     assert lines[5:] == ["next: nptool chat --heads -m mine-f32.gguf"]
-    assert run(["convert", "mine", "--type", "f32", "--json"], debug=False) == 0
+    assert run(["convert", "mine", "--type", "f32", "--heads-type", "f32", "--json"], debug=False) == 0
     heads = json.loads(capsys.readouterr().out)["heads"]
     assert (heads["count"], heads["file_type"], len(heads["logits"])) == (3, "f32", 2)
     assert all(logits["relative"] < 1e-3 for logits in heads["logits"])
@@ -88,7 +88,7 @@ def test_heads(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 heads behind it: f16, " in done.stdout
+    assert "2 heads behind it: q8_0, " in done.stdout
 
 
 def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers.masking_utils import create_causal_mask
 
 from nptool.convert.conversion import convert
+from nptool.errors import UsageError
 from nptool.heads import (
     ACCURACY_KEY,
     ACCURACY_RANKS_KEY,
@@ -67,7 +68,7 @@ def test_heads_are_equal_to_the_checkpoints(
 ) -> None:
     architecture, tokenizer, count, settings = CASES[case]
     directory = add_heads(make_checkpoint(architecture, tokenizer, **settings), count)
-    done = convert(directory, tmp_path / "model.gguf", type_name="f32")
+    done = convert(directory, tmp_path / "model.gguf", type_name="f32", heads_type_name="f32")
     assert done.heads is not None
     assert done.heads.logits is not None
     assert (done.heads.count, len(done.heads.logits)) == (count, count - 1)
@@ -193,20 +194,32 @@ def test_what_the_parts_say(
     assert done.heads.parameters == 2 * (parameters(parts.heads[0].header.tensors))
 
 
+def test_a_type_that_heads_are_not_written_in(make_checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError) as caught:
+        convert(make_checkpoint(), heads_type_name="q4_k_m")
+    assert str(caught.value) == (
+        "heads are written in one of f32, f16, bf16, q8_0, and q4_k_m was asked for; `nptool quantize` makes the others"
+    )
+
+
 def parameters(tensors: dict[str, tuple[tuple[int, ...], int]]) -> int:
     return sum(int(np.prod(shape)) for shape, _ in tensors.values())
 
 
-@pytest.mark.parametrize(("type_name", "expected"), [("bf16", "bf16"), ("q8_0", "q8_0"), ("q4_k_m", "q8_0")])
+@pytest.mark.parametrize(
+    ("type_name", "heads_type", "expected"),
+    [("f32", None, "q8_0"), ("q4_k_m", None, "q8_0"), ("q8_0", "bf16", "bf16"), ("q4_k_m", "f16", "f16")],
+)
 def test_types_of_the_heads(
     type_name: str,
+    heads_type: str | None,
     expected: str,
     make_checkpoint: Callable[..., Path],
     add_heads: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     directory = add_heads(make_checkpoint(hidden_size=256, intermediate_size=256, head_dim=64), 3)
-    done = convert(directory, tmp_path / "model.gguf", type_name=type_name)
+    done = convert(directory, tmp_path / "model.gguf", type_name=type_name, heads_type_name=heads_type)
     assert done.heads is not None
     assert done.heads.file_type == expected
     parts = find_parts(done.path)
@@ -251,7 +264,7 @@ def test_random_configurations(
     tokenizer = "qwen2" if architecture.startswith("Qwen") else "own"
     directory = add_heads(make_checkpoint(architecture, tokenizer, **dict(sizes)), count)
     with tempfile.TemporaryDirectory() as folder:
-        done = convert(directory, Path(folder) / "model.gguf", type_name="f32")
+        done = convert(directory, Path(folder) / "model.gguf", type_name="f32", heads_type_name="f32")
         ids = np.random.default_rng(5).integers(0, 480, 48).astype(np.int32)
         expected, found = expected_logits(directory, count, ids), found_logits(done.path, ids)
     shutil.rmtree(directory)

@@ -27,7 +27,9 @@ def converted(
     """A model with three heads in f32; rows divide into blocks of 256."""
     directory = make_checkpoint(hidden_size=256, intermediate_size=256, head_dim=64)
     add_heads(directory, 3, ((0.5, 0.25), (0.25, 0.125)))
-    return convert(directory, tmp_path_factory.mktemp("gguf") / "model.gguf", type_name="f32").path
+    return convert(
+        directory, tmp_path_factory.mktemp("gguf") / "model.gguf", type_name="f32", heads_type_name="f32"
+    ).path
 
 
 def types(part: Part) -> set[str]:
@@ -51,7 +53,8 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("type_name", "heads_type", "model_kinds", "head_kinds"),
     [
-        ("f16", None, {"F16"}, {"F16"}),
+        ("f16", None, {"F16"}, {"Q8_0"}),
+        ("f16", "f16", {"F16"}, {"F16"}),
         ("q8_0", None, {"Q8_0"}, {"Q8_0"}),
         ("q4_k_m", None, {"Q4_K", "Q6_K"}, {"Q8_0"}),
         ("q4_0", "q6_k", {"Q4_0", "Q6_K"}, {"Q6_K"}),
@@ -91,7 +94,7 @@ def test_heads_give_what_convert_gives(
     converted: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """F16 by llama.cpp's quantizer is F16 by nptool, byte for byte in every head."""
-    output(["quantize", str(converted), str(tmp_path / "f16.gguf"), "f16", "--json"], capsys)
+    output(["quantize", str(converted), str(tmp_path / "f16.gguf"), "f16", "--heads-type", "f16", "--json"], capsys)
     found = find_parts(tmp_path / "f16.gguf")
     for part, old in zip(found.heads, find_parts(converted).heads, strict=True):
         exact, rounded = (tensor_values(one, "blk.0.ffn_up.weight") for one in (old, part))

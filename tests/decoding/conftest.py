@@ -32,33 +32,54 @@ class ScriptedEngine:
         self.batch_limit = batch_limit
         self.seconds = 0.0
         self.cache: list[int] = []
+        self._tree: tuple[list[int], tuple[int, ...]] | None = None
         self.batches: list[tuple[int, int, bool]] = []
         """(start, rows, outputs) of every call."""
 
     def evaluate(
-        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        *,
+        outputs: bool = True,
+        show: bool = False,
+        parents: tuple[int, ...] | None = None,
     ) -> NDArray[np.float32]:
+        assert self._tree is None, "the rows of a tree were not judged"
         assert start == len(self.cache), "the cache does not end where the batch begins"
         assert 0 < len(tokens) <= (self.width if outputs else self.batch_limit)
         assert start + len(tokens) <= self.capacity + self.width
         assert all(0 <= token < self.vocabulary_size for token in tokens.tolist())
         self.batches.append((start, len(tokens), outputs))
         self.seconds += 0.001
+        line = tuple(range(-1, len(tokens) - 1))
+        texts: list[list[int]] = []
+        for token, parent in zip(tokens.tolist(), parents or line, strict=True):
+            texts.append([*(texts[parent] if parent >= 0 else self.cache), token])
         # z names the token and its position, so that a head can tell what it reads.
-        places = np.arange(start, start + len(tokens))
+        places = [len(text) - 1 for text in texts]
         self._z_TD = np.stack([tokens, places], axis=1).astype(np.float32) if show else None
-        rows = []
-        for token in tokens.tolist():
-            self.cache.append(token)
-            if outputs:
-                rows.append(self._logits(self.cache))
+        rows = [self._logits(text) for text in texts] if outputs else []
+        if parents is None:
+            self.cache = texts[-1]
+        else:
+            self._tree = (tokens.tolist(), parents)
         return np.asarray(rows, dtype=np.float32).reshape(len(rows), self.vocabulary_size)
 
     def layer_input(self) -> NDArray[np.float32]:
         assert self._z_TD is not None, "the batch did not show it"
         return self._z_TD
 
+    def keep(self, path: list[int]) -> int:
+        assert self._tree is not None, "the last batch was no tree"
+        (tokens, parents), self._tree = self._tree, None
+        assert [parents[row] for row in path] == [-1, *path[:-1]], "no path from the root"
+        kept = next((place for place, row in enumerate(path) if row != place), len(path))
+        self.cache += tokens[:kept]
+        return kept
+
     def rollback(self, position: int) -> None:
+        self._tree = None
         del self.cache[position:]
 
     @property

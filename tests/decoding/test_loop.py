@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
-from nptool.decoding.loop import accept_prefix, decode
+from nptool.decoding.loop import decode
 from nptool.decoding.methods import METHODS, Task
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
+from nptool.decoding.verification import accept_prefix
 from nptool.errors import ContextError
 
 VOCABULARY = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from dataclasses import replace
 
 import llama_cpp
 import numpy as np
@@ -115,6 +116,32 @@ def test_a_row_is_picked_as_if_alone(
     together = sampling.pick_rows(rows, len(text), before)
     alone = [sampling.pick(row, len(text) + i, before[: len(text) + i]) for i, row in enumerate(rows)]
     assert together.tolist() == alone
+
+
+@given(sampling_settings, st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 4.0]), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_picks_are_those_of_filtering_every_row_in_full(
+    sampling: Sampling, seed: int, spread: float, ties: bool
+) -> None:
+    """However few tokens a draw looks at."""
+    sampling = replace(sampling, repeat_penalty=1.0)
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(0, spread, (5, 300)).astype(np.float32)
+    if ties:
+        rows = np.round(rows)
+    assert sampling.pick_rows(rows, 9, NO_TOKENS).tolist() == [
+        drawn_in_full(sampling, row, 9 + place) for place, row in enumerate(rows)
+    ]
+
+
+def drawn_in_full(sampling: Sampling, row: NDArray[np.float32], position: int) -> int:
+    """The token whose logit and noise are the largest, among those that pass all filters."""
+    if sampling.greedy:
+        return int(row.argmax())
+    ids, logits, passing = (values[0] for values in sampling.candidates(row[None]))
+    kept = slice(int(passing))
+    scores = logits[kept] / sampling.temperature + gumbel(sampling.seed, np.array([position]), ids[kept])
+    return int(ids[kept][scores.argmax()])
 
 
 def llama_candidates(logits: NDArray[np.float32], recent: list[int], sampling: Sampling) -> dict[int, float]:

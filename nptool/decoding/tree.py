@@ -1,0 +1,121 @@
+"""Drafts that branch: the first choices of each head make a tree, verified in one pass (Medusa, arXiv 2401.10774).
+
+Row 0 is the last token of the text; a node of depth k is one of head k+1's choices for the k-th token behind it, under
+any choice of the heads before. Nodes are added best-first: by the product of how often such choices were right on
+held-out text. Knows neither engine nor loop.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.chain import Lookahead, drafting
+from nptool.decoding.sampling import Sampling
+from nptool.decoding.sequence import Sequence
+
+MAX_PATHS = 32
+"""Leaves of a tree, each a sequence of its own in the engine."""
+DECAY = 0.35
+"""Where a file has no accuracies: a head's next choice is right this many times as often as the one before. Measured
+on no model; the order of the nodes matters, and hardly depends on it."""
+FIRST = 0.6
+"""The same: how often the first choice is right."""
+
+Shares = tuple[tuple[float, ...], ...]
+"""One row for each of heads 2..n: how often its first, second, ... choice is right."""
+
+
+class Shape(NamedTuple):
+    """The nodes of a tree behind its root, which is row 0. Parents stand before their children."""
+
+    parents: tuple[int, ...]
+    """Row of the parent of rows 1, 2, ..."""
+    depths: tuple[int, ...]
+    """1 is a child of the root."""
+    ranks: tuple[int, ...]
+    """Which choice of its head a node is, from 0."""
+
+
+class Draft(NamedTuple):
+    """A tree of tokens."""
+
+    tokens: NDArray[np.integer]
+    """Of rows 1, 2, ..."""
+    shape: Shape
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def assumed_shares(heads: int) -> Shares:
+    """Shares for `heads` heads of which nothing was measured."""
+    return tuple(tuple(FIRST * DECAY**rank for rank in range(8)) for _ in range(heads))
+
+
+@lru_cache(maxsize=256)
+def grow(shares: Shares, size: int) -> Shape:
+    """The `size` nodes that are likeliest to be right, or fewer where there are no more.
+
+    The path of first choices comes first, so that in most steps what is accepted lies in the cache as a text does.
+    """
+    # Likeliest first; among equals the shallower one.
+    waiting: list[tuple[float, tuple[int, ...]]] = []
+    heappush(waiting, (-1.0, ()))
+    chosen: list[tuple[int, ...]] = []
+    leaves = 1
+    parents: set[tuple[int, ...]] = set()
+    while waiting and len(chosen) <= size:
+        value, path = heappop(waiting)
+        if path:
+            branching = path[:-1] in parents
+            if branching and leaves == MAX_PATHS:
+                continue
+            leaves += branching
+            parents.add(path[:-1])
+        chosen.append(path)
+        if len(path) < len(shares):
+            for rank, share in enumerate(shares[len(path)]):
+                heappush(waiting, (value * share, (*path, rank)))
+    nodes = sorted(chosen[1:], key=lambda path: (any(path), chosen.index(path)))
+    rows = {path: row for row, path in enumerate([(), *nodes])}
+    return Shape(
+        tuple(rows[path[:-1]] for path in nodes),
+        tuple(len(path) for path in nodes),
+        tuple(path[-1] for path in nodes),
+    )
+
+
+class HeadsTree:
+    """Drafts a tree of at most `width - 1` tokens."""
+
+    def __init__(self, width: int, heads: Lookahead, sequence: Sequence, sampling: Sampling) -> None:
+        self.width = width
+        self._heads = heads
+        self._sequence = sequence
+        self._choosing = drafting(sampling)
+        self._shares = heads.shares or assumed_shares(heads.count - 1)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside the heads so far."""
+        return self._heads.heads_seconds
+
+    def propose(self, room: int) -> Draft:
+        """As many tokens as a step has rows for, none further than `room` tokens ahead."""
+        rows = self.width - 1 - self._sequence.pending
+        possible = room > 0 and rows > 0 and self._heads.count > 1
+        logits_KV = self._heads.lookahead() if possible else None
+        if logits_KV is None:
+            return Draft(np.empty(0, dtype=np.int32), Shape((), (), ()))
+        shape = grow(self._shares[:room], rows)
+        most = max(shape.ranks, default=0) + 1
+        ids_KC = self._choosing.likeliest_rows(logits_KV[:room], self._sequence.tokens, most)
+        return Draft(ids_KC[np.array(shape.depths, np.intp) - 1, np.array(shape.ranks, np.intp)], shape)
+
+    def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
+        """Nothing to learn: the engine knows what stayed in the text."""

@@ -1,0 +1,83 @@
+"""One pass of the model over a draft: what is picked behind each token, and how far the draft agrees.
+
+A draft is a line or a tree; both are judged by the same `pick`, token by token, and a token's row never depends on the
+rows that are not before it in the text. Knows no proposer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.engine import Engine
+from nptool.decoding.sampling import Sampling
+from nptool.decoding.sequence import Sequence
+from nptool.decoding.tree import Draft
+
+
+class Step(NamedTuple):
+    """What a pass gave."""
+
+    picks: NDArray[np.integer]
+    """Tokens behind the last one of the text and behind each token of the draft that was looked at."""
+    accepted: int
+    """How many of the draft's tokens, one behind the other, were right; `accepted + 1` picks join the text."""
+    drafted: int
+    """Tokens drafted one behind the other."""
+    rows: int
+    """Of the batch."""
+    path: list[int] | None = None
+    """Rows of the text's tokens in a batch that was a tree."""
+
+
+Verify = Callable[[Engine, Sequence, Any, Sampling, int | None], Step]
+
+
+def verify_line(
+    engine: Engine, sequence: Sequence, draft: NDArray[np.integer], sampling: Sampling, width: int | None
+) -> Step:
+    """Evaluate the last token and `draft` in one batch of `width` rows, or of as many as needed."""
+    rows = len(draft) + 1
+    batch = sequence.lay(draft, width or rows)
+    logits_RV = engine.evaluate(batch, sequence.length - 1)
+    picks = sampling.pick_rows(logits_RV[:rows], sequence.length, sequence.before(rows))
+    return Step(picks, accept_prefix(draft, picks), len(draft), len(batch))
+
+
+def verify_tree(engine: Engine, sequence: Sequence, draft: Draft, sampling: Sampling, width: int | None) -> Step:
+    """The same for a tree, from whose root the picks lead to a leaf or out of the tree.
+
+    Accepted tokens that did not lie in the cache as a text does are first of all in the next batch: that order of the
+    cache, in which attention adds up, is what keeps the bits.
+    """
+    first = sequence.pending
+    rows = first + 1 + len(draft)
+    batch = sequence.lay(draft.tokens, width or rows)
+    # What was accepted last time is a line up to the root; junk is one behind the last node.
+    parents = (*range(-1, first), *(first + parent for parent in draft.shape.parents), *range(rows - 1, len(batch) - 1))
+    logits_RV = engine.evaluate(batch, sequence.cached, parents=parents)
+    tokens = draft.tokens.tolist()
+    children: dict[tuple[int, int], int] = {}
+    for node, parent in enumerate(draft.shape.parents, start=1):
+        children.setdefault((parent, tokens[node - 1]), node)
+    path, picks, node = [*range(first + 1)], list[int](), 0
+    known = sequence.tokens
+    while True:
+        before = known if not picks else np.concatenate([known, np.array(picks, dtype=np.int32)])
+        picks.append(sampling.pick(logits_RV[first + node], sequence.length + len(picks), before))
+        found = children.get((node, picks[-1]))
+        if found is None:
+            break
+        node = found
+        path.append(first + node)
+    return Step(np.array(picks), len(picks) - 1, max(draft.shape.depths, default=0), len(batch), path)
+
+
+def accept_prefix(draft: NDArray[np.integer], picks: NDArray[np.integer]) -> int:
+    """How many leading tokens of `draft` (D) equal what `picks` (D + 1) says at their places."""
+    wrong = draft != picks[:-1]
+    first = int(wrong.argmax()) if wrong.size else 0
+    return first if wrong.size and wrong[first] else len(draft)

@@ -1,0 +1,200 @@
+"""Trees of the heads' choices: their shape, what they cost the engine, and that the text stays what it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as AnySequence
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nptool.decoding.headed import HeadedEngine
+from nptool.decoding.loop import decode
+from nptool.decoding.proposers import Autoregressive
+from nptool.decoding.sampling import Sampling
+from nptool.decoding.sequence import Sequence
+from nptool.decoding.tally import Tally
+from nptool.decoding.tree import MAX_PATHS, HeadsTree, Shape, grow
+from nptool.decoding.verification import verify_tree
+from nptool.errors import ContextError
+from nptool.llama import branches
+
+VOCABULARY, END = 8, 7
+PROMPT = [1, 2, 3]
+SHARES = ((0.6, 0.3), (0.5, 0.2), (0.4, 0.1))
+
+
+def tangled(tokens: AnySequence[int], salt: int = 0) -> list[float]:
+    digest = hashlib.blake2b(bytes([salt, *tokens[-3:]]), digest_size=VOCABULARY).digest()
+    row = [float(byte % 16) for byte in digest]
+    row[END] = 20.0 if digest[0] % 23 == 0 else -9.0
+    return row
+
+
+class TestShape:
+    def test_the_likeliest_nodes_with_the_first_choices_in_front(self) -> None:
+        # 0.6, 0.3 (second of head 2), 0.3 (0.6 * 0.5), 0.15 (0.3 * 0.5), 0.12, 0.12, ...
+        assert grow(SHARES, 1) == Shape((0,), (1,), (0,))
+        assert grow(SHARES, 3) == Shape((0, 1, 0), (1, 2, 1), (0, 0, 1))
+        assert grow(SHARES, 4) == Shape((0, 1, 0, 3), (1, 2, 1, 2), (0, 0, 1, 0))
+
+    def test_a_tree_of_all_nodes_is_no_larger(self) -> None:
+        shape = grow(SHARES, 100)
+        assert len(shape.parents) == 2 + 4 + 8
+        assert shape.ranks[:3] == (0, 0, 0)
+
+    @given(
+        st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=6), min_size=1, max_size=5),
+        st.integers(0, 60),
+    )
+    @settings(deadline=None, max_examples=200)
+    def test_any_shares(self, shares: list[list[float]], size: int) -> None:
+        shape = grow(tuple(map(tuple, shares)), size)
+        assert len(shape.parents) <= size
+        depths = [0]
+        for row, (parent, depth) in enumerate(zip(shape.parents, shape.depths, strict=True), start=1):
+            assert parent < row
+            assert depth == depths[parent] + 1
+            depths.append(depth)
+        assert len(set(zip(shape.parents, shape.ranks, strict=True))) == len(shape.parents), "no node twice"
+        firsts = [True]
+        for parent, rank in zip(shape.parents, shape.ranks, strict=True):
+            firsts.append(firsts[parent] and rank == 0)
+        assert sorted(firsts, reverse=True) == firsts, "the path of first choices is in front"
+        assert len(set(range(len(depths))) - set(shape.parents)) <= MAX_PATHS
+
+
+class TestLayout:
+    def test_rows_belong_to_all_paths_through_them(self) -> None:
+        tree = branches.layout((-1, 0, 1, 0, 3, 3))
+        assert tree.depths.tolist() == [0, 1, 2, 1, 2, 2]
+        assert tree.sequences == ((0, 1, 2), (0,), (0,), (1, 2), (1,), (2,))
+        assert tree.paths == 3
+
+    @pytest.mark.parametrize(("path", "kept"), [([0], 1), ([0, 1, 2], 3), ([0, 1, 4], 2), ([0, 3, 4], 1)])
+    def test_what_lies_in_order(self, path: list[int], kept: int) -> None:
+        assert branches.in_order(path) == kept
+
+    def test_a_tree_has_no_more_paths_than_a_context_has_sequences(self) -> None:
+        assert MAX_PATHS <= branches.MAX_BRANCHES
+
+    def test_more_paths_than_sequences(self) -> None:
+        with pytest.raises(ContextError, match="a tree of 33 paths, but at most 32 are possible"):
+            branches.layout((-1, *[0] * 33))
+
+
+class Decoding:
+    """One trunk and its heads, decoding by trees."""
+
+    def __init__(self, scripted: Any, scripted_head: Any, salt: int, count: int, foreseeing: bool) -> None:
+        self.salt = salt
+        self.trunk = scripted(lambda tokens: tangled(tokens, salt))
+        kind = self.foreseen if foreseeing else self.guessed
+        self.heads = [scripted_head(kind(number)) for number in range(2, count + 1)]
+        shares = tuple((0.6, 0.3, 0.1) for _ in self.heads)
+        self.engine = HeadedEngine(self.trunk, self.heads, shares)
+        self.sequence = Sequence(self.engine)
+        self.tally = Tally(width=16)
+
+    def guessed(self, head: int) -> Any:
+        return lambda tokens: tangled(tokens, 100 + head)
+
+    def foreseen(self, head: int) -> Any:
+        """Right about greedy decoding, but by its second choice: a first one stands before it every other time."""
+
+        def logits(tokens: AnySequence[int]) -> AnySequence[float]:
+            text = list(tokens)
+            for _ in range(head - 1):
+                text.append(int(np.argmax(tangled(text, self.salt))))
+            row = tangled(text, self.salt)
+            if sum(text) % 2:
+                row[sum(text) % END] = 30.0
+            return row
+
+        return logits
+
+    def answer(self, prompt: AnySequence[int], sampling: Sampling, width: int, padded: bool, limit: int) -> list[int]:
+        self.sequence.open(prompt)
+        self.sequence.prefill()
+        ends = np.zeros(VOCABULARY, dtype=np.bool_)
+        ends[END] = True
+        tree = HeadsTree(width, self.engine, self.sequence, sampling)
+        steps = decode(
+            self.engine,
+            self.sequence,
+            tree,
+            sampling,
+            self.tally,
+            limit=limit,
+            end_tokens=ends,
+            width=width if padded else None,
+            verify=verify_tree,
+        )
+        self.passes = [tokens.tolist() for tokens in steps]
+        return [token for tokens in self.passes for token in tokens]
+
+    def check(self) -> None:
+        """The heads hold all tokens of the text but the last, the trunk a beginning of them."""
+        self.engine.lookahead()
+        known = self.sequence.tokens[:-1].tolist()
+        assert [head.cache for head in self.heads] == [known] * len(self.heads)
+        assert self.trunk.cache == known[: self.sequence.cached]
+        assert len(known) - self.sequence.cached == self.sequence.pending
+
+
+def autoregressive(scripted: Any, salt: int, prompt: AnySequence[int], sampling: Sampling, limit: int) -> list[int]:
+    engine = scripted(lambda tokens: tangled(tokens, salt))
+    sequence = Sequence(engine)
+    sequence.open(prompt)
+    sequence.prefill()
+    ends = np.zeros(VOCABULARY, dtype=np.bool_)
+    ends[END] = True
+    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), limit=limit, end_tokens=ends)
+    return [token for tokens in steps for token in tokens.tolist()]
+
+
+samplings = st.sampled_from(
+    [Sampling(), Sampling(0.8, seed=3), Sampling(0.7, repeat_penalty=1.2, seed=9), Sampling(1.0, top_k=2, seed=4)]
+)
+
+
+@given(st.integers(1, 5), st.integers(1, 16), st.integers(0, 255), samplings, st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_trees_leave_the_text_as_it_is(
+    scripted: Any,
+    scripted_head: Any,
+    count: int,
+    width: int,
+    salt: int,
+    sampling: Sampling,
+    padded: bool,
+    foreseeing: bool,
+) -> None:
+    """Over two turns, the second of which goes on from the first."""
+    decoding = Decoding(scripted, scripted_head, salt, count, foreseeing)
+    found = decoding.answer(PROMPT, sampling, width, padded, 40)
+    assert found == autoregressive(scripted, salt, PROMPT, sampling, 40)
+    decoding.check()
+    longer = [*PROMPT, *found, 4, 5]
+    assert decoding.answer(longer, sampling, width, padded, 60) == autoregressive(scripted, salt, longer, sampling, 60)
+    decoding.check()
+    assert all(rows == width for rows in decoding.trunk.widths) or not padded
+
+
+def test_a_second_choice_that_is_right_is_accepted(scripted: Any, scripted_head: Any) -> None:
+    """And evaluated again with the next batch, since it did not lie in line."""
+    passes = {4: 0, 16: 0}
+    again = False
+    for width, salt in product(passes, range(20)):
+        decoding = Decoding(scripted, scripted_head, salt, 4, foreseeing=True)
+        decoding.answer(PROMPT, Sampling(), width, True, 60)
+        passes[width] += decoding.tally.passes
+        starts = [start for start, _, outputs in decoding.trunk.batches if outputs]
+        advances = [after - before for before, after in pairwise(starts)]
+        again |= any(rows < len(tokens) for rows, tokens in zip(advances, decoding.passes, strict=False))
+    assert passes[16] < 0.8 * passes[4]
+    assert again
