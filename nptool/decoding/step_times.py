@@ -27,10 +27,17 @@ def time_batch(engine: Engine, tokens: NDArray[np.int32], start: int) -> tuple[f
 def time_in_turns(
     engine: Engine, text: NDArray[np.int32], widths: Sequence[int], repeats: int
 ) -> Iterator[tuple[int, float]]:
-    """(width, seconds) of every width in turns, `repeats` times. The cache holds `text`, before and after."""
+    """(width, seconds) of every width in turns, `repeats` times. The cache holds `text`, before and after.
+
+    A batch is timed behind another one of its width, as in decoding: after another width a new graph is built, and the
+    weights of a small model are no longer in the processor's cache.
+    """
     length = len(text)
     for _ in range(repeats):
         for width in widths:
-            seconds, _ = time_batch(engine, np.resize(text, width), length)
-            engine.rollback(length)
-            yield width, seconds
+            tokens = np.resize(text, width)
+            for timed in (False, True):
+                seconds, _ = time_batch(engine, tokens, length)
+                engine.rollback(length)
+                if timed:
+                    yield width, seconds
