@@ -131,6 +131,7 @@ METHODS = {
             PROMPT_LOOKUP,
             "for comparison: drafts copied from the text so far",
             lambda task: PromptLookup(task.n, task.sequence),
+            independent=True,
         ),
     )
 }
