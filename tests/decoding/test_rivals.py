@@ -99,7 +99,7 @@ class TestLookahead:
         engine = scripted(cycle)
         text = text_of(engine, [0])
         found = passes(engine, text, LookaheadDecoding(3, text.tokens, seed=0), 40)
-        assert sum(found, []) == [place % 5 for place in range(1, 40)]
+        assert [token for tokens in found for token in tokens] == [place % 5 for place in range(1, 40)]
         assert {len(tokens) for tokens in found[5:-1]} == {3}
         assert {len(tokens) for tokens in found[:3]} <= {1, 2}
 
