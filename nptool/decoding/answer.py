@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class Answer:
         config: DecodeConfig,
         n: int,
         widths: Widths,
-        wrap: Callable[[Proposer], Proposer] | None = None,
+        wrap: Callable[[Proposer[Any]], Proposer[Any]] | None = None,
     ) -> None:
         """Make `prompt` the text.
 

@@ -197,7 +197,7 @@ class TextModel:
         config: DecodeConfig,
         *,
         reuse: bool = False,
-        wrap: Callable[[Proposer], Proposer] | None = None,
+        wrap: Callable[[Proposer[Any]], Proposer[Any]] | None = None,
     ) -> Answer:
         """Answer a prompt given as token ids.
 

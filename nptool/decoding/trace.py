@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nptool.convergence import Mark, count_marks, mark_states
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.generate import TextModel
-from nptool.decoding.proposers import Proposer
+from nptool.decoding.proposers import Line, Proposer
 
 NO_GUESS = -1
 """The last token of a block's first state: no row reads it, so it is not guessed."""
@@ -114,7 +114,7 @@ class Trace:
 class Recorder:
     """Lets a proposer of blocks work and writes down every state."""
 
-    def __init__(self, proposer: Proposer) -> None:
+    def __init__(self, proposer: Proposer[Line]) -> None:
         self.width = proposer.width
         self._proposer = proposer
         self._blocks: list[list[NDArray[np.integer]]] = []
@@ -161,7 +161,7 @@ def trace_answer(model: TextModel, prompt: NDArray[np.int32], config: DecodeConf
     """
     recorders: list[Recorder] = []
 
-    def wrap(proposer: Proposer) -> Proposer:
+    def wrap(proposer: Proposer[Line]) -> Proposer[Line]:
         recorders.append(Recorder(proposer))
         return recorders[-1]
 
