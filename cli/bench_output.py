@@ -43,7 +43,15 @@ def print_report(report: BenchReport) -> None:
 
 
 def _speed(methods: Sequence[MethodReport]) -> Table:
-    heads = ("tokens/s", "with\nprefill", "speed-up", "with\nprefill", "tokens/\nforward", "t(n)/\nt(1)", "predicted")
+    heads = (
+        "tokens/s",
+        "with\nprefill",
+        "speed-up",
+        "with\nprefill",
+        "tokens/\nforward",
+        "t(n)/\nt(1)",
+        "pre-\ndicted",
+    )
     rows = (
         (
             f"{method.tokens_per_second:.1f}",

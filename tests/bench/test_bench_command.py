@@ -138,13 +138,14 @@ class TestCalibrate:
 
 
 def test_tables_fit_80_columns(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(words(model, "-n", "4"), debug=True) == 0
+    assert run(words(model, "-n", "16", "--methods", "ar,jacobi,prompt-lookup"), debug=True) == 0
     lines = capsys.readouterr().out.splitlines()
-    tables = [line for line in lines if line.startswith(("method", "ar ", "jacobi "))]
-    assert len(tables) == 6
+    tables = [line for line in lines if line.startswith(("method", "ar ", "jacobi ", "prompt-lookup "))]
+    assert len(tables) == 8
     assert max(map(len, tables)) <= 80
+    assert not any("…" in line for line in lines)
     assert lines[0].startswith(f"{model}: llama")
-    assert any("accepted drafts by position, jacobi 4: 1: " in line for line in lines)
+    assert any("accepted drafts by position, jacobi 16: 1: " in line for line in lines)
     assert any(line.startswith("peak memory of the process: ") for line in lines)
 
 
