@@ -165,7 +165,7 @@ def test_costs_are_measured_behind_the_whole_context(engine: ScriptedEngine) -> 
     assert costs.context_length == 40
     assert costs.seconds() == {1: 1.0, 8: 2.75}
     assert costs.ratio(8) == 2.75
-    assert engine.widths == [1, 8] * 3
+    assert engine.widths == [1, 1, 8, 8] * 3, "each is timed behind one of its own width"
 
 
 def test_sampled_answers_are_compared_at_the_same_seed(engine: ScriptedEngine) -> None:

@@ -61,7 +61,7 @@ class ScriptedEngine:
         self._z_TD = np.stack([tokens, places], axis=1).astype(np.float32) if show else None
         rows = [self._logits(text) for text in texts] if outputs else []
         if parents is None:
-            self.cache = texts[-1]
+            self.cache[:] = texts[-1]
         else:
             self._tree = (tokens.tolist(), parents)
         return np.asarray(rows, dtype=np.float32).reshape(len(rows), self.vocabulary_size)
