@@ -151,6 +151,8 @@ def widths_used(answer: Answer) -> str:
 
     if not isinstance(answer.widths, AdaptiveWidth):
         return ""
+    if set(answer.tally.widths) == {1}:
+        return "plain AR: wider steps promise nothing here; --fixed gives every step n rows"
     used = ", ".join(f"{rows}: {passes}" for rows, passes in sorted(answer.tally.widths.items()))
     members = ", ".join(map(str, answer.widths.members))
     return f"passes by width {used}; " + (f"AR's text at any width of {members}" if members else "free widths")

@@ -11,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import nptool
 from nptool.cli.app import run
+from nptool.cli.decoding_options import widths_used
+from nptool.decoding.widths import AdaptiveWidth
 from nptool.llama.context import Context
 
 FIGURES = r"\[[\d.]+ tokens/s, [\d.]+ tokens per forward, \d+ forward passes for \d+ tokens\]\n"
@@ -107,11 +110,26 @@ class TestGenerate:
         assert [answer["method"] for answer in result["answers"]] == ["jacobi", "ar"]
         assert result["answers"][0]["text"] == result["answers"][1]["text"] == shown.out.removesuffix("\n")
 
+    @pytest.mark.parametrize(
+        ("used", "members", "words"),
+        [
+            ({8: 2, 1: 3}, (1, 8), "passes by width 1: 3, 8: 2; AR's text at any width of 1, 8"),
+            ({2: 4, 3: 1}, (), "passes by width 2: 4, 3: 1; free widths"),
+            ({1: 9}, (1,), "plain AR: wider steps promise nothing here; --fixed gives every step n rows"),
+        ],
+    )
+    def test_what_the_steps_were_in_words(self, used: dict[int, int], members: tuple[int, ...], words: str) -> None:
+        widths = object.__new__(AdaptiveWidth)
+        widths.members = members
+        answer: Any = SimpleNamespace(widths=widths, tally=SimpleNamespace(widths=used))
+        assert widths_used(answer) == words
+
     def test_by_default_every_step_chooses_its_width(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
         path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
         for more, ending in (([], r"AR's text at any width of [\d, ]+"), (["--free-width"], "free widths")):
             assert command("generate", path, "-p", "x", "--jacobi", "--max-tokens", "20", *more) == 0
-            assert re.fullmatch(FIGURES + rf"\[passes by width [\d:, ]+; {ending}\]\n", capsys.readouterr().err)
+            chosen = rf"passes by width [\d:, ]+; {ending}|plain AR: .*"
+            assert re.fullmatch(FIGURES + rf"\[({chosen})\]\n", capsys.readouterr().err)
         assert command("generate", path, "-p", "x", "--jacobi", "-n", "auto", "--json", "--max-tokens", "20") == 0
         result = json.loads(capsys.readouterr().out)
         assert sum(result["passes_by_width"].values()) == result["forward_passes"]
