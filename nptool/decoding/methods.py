@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nptool.decoding.chain import HeadsChain, Lookahead
-from nptool.decoding.composition import Overlay
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.lookahead import LookaheadDecoding
 from nptool.decoding.prompt_lookup import PromptLookup
@@ -68,16 +67,11 @@ class Method:
         return self.heads and not self.block
 
 
-def _window(task: Task) -> JacobiWindow:
-    return JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed)
-
-
 AUTOREGRESSIVE = "ar"
 JACOBI = "jacobi"
 JACOBI_BLOCK = "jacobi-block"
 HEADS = "heads"
 HEADS_TREE = "heads-tree"
-JACOBI_HEADS = "jacobi-heads"
 LOOKAHEAD = "lookahead"
 PROMPT_LOOKUP = "prompt-lookup"
 
@@ -93,7 +87,7 @@ METHODS = {
         Method(
             JACOBI,
             "Jacobi iteration in a sliding window of n tokens",
-            _window,
+            lambda task: JacobiWindow(task.n, task.sequence.tokens, task.sampling.seed),
         ),
         Method(
             JACOBI_BLOCK,
@@ -114,13 +108,6 @@ METHODS = {
             heads=True,
             block=True,
             verify=verify_tree,
-        ),
-        Method(
-            JACOBI_HEADS,
-            "Jacobi iteration in a window of n tokens, all heads drafting its first guesses",
-            lambda task: Overlay(_window(task), HeadsChain(task.require_heads(), task.sequence, task.sampling)),
-            heads=True,
-            block=True,
         ),
         Method(
             LOOKAHEAD,

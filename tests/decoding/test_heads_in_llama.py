@@ -13,7 +13,7 @@ from nptool.decoding.answer import Answer, DecodeConfig
 from nptool.decoding.generate import TextModel
 from nptool.decoding.sampling import Sampling
 
-METHODS = [("heads", 4), ("heads", 2), ("heads-tree", 6), ("heads-tree", 13), ("jacobi-heads", 7), ("jacobi-heads", 2)]
+METHODS = [("heads", 4), ("heads", 2), ("heads-tree", 6), ("heads-tree", 13)]
 SAMPLINGS = [
     Sampling(),
     Sampling(0.8, seed=7),
