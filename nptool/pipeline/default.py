@@ -37,23 +37,23 @@ SCORES_FILE = "scores.json"
 class DefaultConfig:
     """Sizes of the embedded default: about 25 minutes on 2 cores in float32, added up from its stages."""
 
-    train_examples: int = 18_000
+    train_examples: int = 13_000
     """Examples the base model is trained on, each seen once."""
-    collect_prompts: int = 2_400
+    collect_prompts: int = 2_200
     """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that scores are measured on."""
-    cllm_steps: int = 950
+    cllm_steps: int = 1_250
     block_size: int = 16
     max_new_tokens: int = 128
-    """Longest answer; the longest gold one has about 70 tokens."""
+    """Longest answer; the longest gold one has about 90 tokens."""
     seed: int = 0
     base: dict[str, Any] = field(
         default_factory=lambda: {
             "vocab_size": 1024,
             "hidden_size": 256,
             "layers": 6,
-            "attention_heads": 8,
+            "attention_heads": 4,
             "intermediate_size": 768,
             "context": 1024,
             "loss": "all",

@@ -5,7 +5,7 @@ Each function writes one random question of its kind; which kind is drawn is not
 
 from __future__ import annotations
 
-from nptool.text_to_sql.phrases import VERBS, Phrase, aggregates, end, listed, order
+from nptool.text_to_sql.phrases import VERBS, Phrase, aggregates, column_as_result, end, listed, order
 from nptool.text_to_sql.scenes import Scene, joined
 from nptool.text_to_sql.schema import Table
 
@@ -34,7 +34,7 @@ def _ask(scene: Scene, table: Table, key: Phrase, source: str) -> Phrase:
     has_where = restrict is None or rng.random() < 0.5
     parts = aggregates(rng, table, rng.randint(1, 2) if has_where else 2)
     words = f"the {listed([part.words for part in parts])} of {table.name}s"
-    sql = f"SELECT {key.sql}, {', '.join(part.sql for part in parts)} {source}"
+    sql = f"SELECT {column_as_result(*key.sql.split('.'))}, {', '.join(part.sql for part in parts)} {source}"
     if has_where:
         where = scene.where(table, 1, 2, excluded=(key.sql.rpartition(".")[2],))
         words, sql = f"{words} {where.words}", f"{sql} WHERE {where.sql}"

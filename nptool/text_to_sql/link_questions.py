@@ -5,7 +5,17 @@ Each function writes one random question of its kind; which kind is drawn is not
 
 from __future__ import annotations
 
-from nptool.text_to_sql.phrases import VERBS, Phrase, aggregates, end, listed, order, request
+from nptool.text_to_sql.phrases import (
+    COUNTED,
+    VERBS,
+    Phrase,
+    aggregates,
+    column_as_result,
+    end,
+    listed,
+    order,
+    request,
+)
 from nptool.text_to_sql.scenes import Scene, joined, names
 from nptool.text_to_sql.schema import Table
 
@@ -67,11 +77,11 @@ def ask_join_aggregate(scene: Scene) -> Phrase:
     draw = rng.random()
     if draw < 0.15:
         text = rng.choice((f"How many {noun} are there", f"Count the {noun}", f"Count all {noun}"))
-        return Phrase(end(text), f"SELECT COUNT(*) {tail}")
+        return Phrase(end(text), f"SELECT {COUNTED} {tail}")
     if draw < 0.3:
         column = rng.choice(child.texts)
         text = request(rng, [f"{rng.choice(('distinct', 'different'))} {column}"], noun)
-        return Phrase(end(text), f"SELECT DISTINCT {child.name}.{column} {tail}")
+        return Phrase(end(text), f"SELECT DISTINCT {column_as_result(child.name, column)} {tail}")
     parts = aggregates(rng, child, rng.choice((1, 2, 2)))
     text = request(rng, [part.words for part in parts], noun)
     return Phrase(end(text), f"SELECT {', '.join(part.sql for part in parts)} {tail}")

@@ -19,6 +19,8 @@ AGGREGATES: dict[str, tuple[str, ...]] = {
     "MIN": ("lowest", "minimum"),
     "SUM": ("total", "summed"),
 }
+COUNTED = "COUNT(*) AS count"
+"""The number of rows in the SELECT list."""
 COMPARISONS: dict[str, tuple[str, ...]] = {
     ">": ("above", "over", "greater than"),
     "<": ("below", "under", "less than"),
@@ -137,6 +139,12 @@ def aggregates(rng: Random, table: Table, count: int) -> list[Phrase]:
 
 def _aggregate(rng: Random, table: Table, function: str) -> Phrase:
     if function == "COUNT":
-        return Phrase("number", "COUNT(*)")
+        return Phrase("number", COUNTED)
     column = rng.choice(table.integers)
-    return Phrase(f"{rng.choice(AGGREGATES[function])} {column}", f"{function}({table.name}.{column})")
+    sql = f"{function}({table.name}.{column}) AS {function.lower()}_{column}"
+    return Phrase(f"{rng.choice(AGGREGATES[function])} {column}", sql)
+
+
+def column_as_result(table: str, column: str) -> str:
+    """A column in the SELECT list, its result named `table_column`."""
+    return f"{table}.{column} AS {table}_{column}"

@@ -1,8 +1,8 @@
 """Questions in English with their one canonical SQL query.
 
 Every wording names its columns and tables and leaves no choice open: the SQL is a function of schema and
-question. Keywords are upper case, columns are written `table.column`, a join runs `FROM child JOIN parent
-ON child.parent_id = parent.id`. Knows nothing of splits.
+question. Keywords are upper case, columns are written `table.column`, each item of the outer SELECT has a name after
+AS, a join runs `FROM child JOIN parent ON child.parent_id = parent.id`. Knows nothing of splits.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from nptool.text_to_sql.phrases import Phrase, filtered
+from nptool.text_to_sql.phrases import Phrase, column_as_result, filtered
 from nptool.text_to_sql.schema import Rows, Schema, Table
 
 
@@ -44,8 +44,8 @@ class Scene:
 
 
 def names(table: Table, columns: Sequence[str]) -> str:
-    """The columns of a table as SELECT lists them."""
-    return ", ".join(f"{table.name}.{column}" for column in columns)
+    """The columns of a table as SELECT lists them; each result named after its table, as two may share a column."""
+    return ", ".join(column_as_result(table.name, column) for column in columns)
 
 
 def joined(child: Table, parent: Table) -> str:
