@@ -1,8 +1,9 @@
 """`nptool train` without arguments: a CLLM for text-to-SQL, from nothing.
 
-Five steps, each done once: examples, base model, its scores and trajectories, consistency training, its scores. All of
-it lies in two run directories, so an interrupted call goes on where it stopped, and the base model stays usable by
-itself. The stages' own code does the work; here is only their order and their settings.
+Each step is done once: examples, base model, its scores and trajectories, consistency training; trajectories of the
+model that this gave, consistency training on them; scores. All of it lies in three run directories, so an interrupted
+call goes on where it stopped, and the base model stays usable by itself. The stages' own code does the work; here is
+only their order and their settings.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "text-to-sql"
 BASE_NAME = "text-to-sql-base"
+FIRST_NAME = "text-to-sql-round-1"
 TRAIN_FILE = "train.jsonl"
 PROMPTS_FILE = "prompts.jsonl"
 EXAMPLES_FILE = "examples-heldout.jsonl"
@@ -37,13 +39,16 @@ SCORES_FILE = "scores.json"
 class DefaultConfig:
     """Sizes of the embedded default: about 25 minutes on 2 cores in float32, added up from its stages."""
 
-    train_examples: int = 13_000
+    train_examples: int = 9_500
     """Examples the base model is trained on, each seen once."""
-    collect_prompts: int = 2_200
+    collect_prompts: int = 2_000
     """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that scores are measured on."""
-    cllm_steps: int = 1_250
+    first_steps: int = 900
+    """Consistency training on the base model's trajectories."""
+    second_steps: int = 550
+    """On the trajectories of the model that the first round gave."""
     block_size: int = 16
     max_new_tokens: int = 128
     """Longest answer; the longest gold one has about 90 tokens."""
@@ -74,11 +79,12 @@ class DefaultConfig:
             "decay": 0.7,
             "ar_target": "reference",
             "batch_tokens": 1792,
-            "lr": 1.3e-3,
         }
     )
-    """Further settings of `nptool train cllm`. Clean context is what decoding shows the model: one noisy window behind
+    """Further settings of `nptool train cllm` in both rounds. Clean context is what decoding shows the model: one noisy window behind
     a clean text. How noise-conditioned context does on such short answers was not measured under equal conditions."""
+    first_lr: float = 1.3e-3
+    second_lr: float = 8e-4
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,16 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
 
     config = config or DefaultConfig()
     started = monotonic()
-    base, run = Run(root / BASE_NAME), Run(root / NAME)
+    base, first, run = Run(root / BASE_NAME), Run(root / FIRST_NAME), Run(root / NAME)
     _check_settings(base, config)
     heldout = _write_examples(base, config)
     _train_base(base, heldout, config, progress)
     before = _scores(base, heldout, config, progress, "scoring the base model")
-    _collect(base, config, progress)
-    _train_cllm(base, run, config, progress)
+    _collect(base, base, config, progress)
+    _train_cllm(base, first, config, progress, config.first_steps, config.first_lr)
+    # What a model is still wrong about is in its own trajectories (arXiv 2512.14681, second round).
+    _collect(base, first, config, progress)
+    _train_cllm(first, run, config, progress, config.second_steps, config.second_lr)
     after = _scores(run, heldout, config, progress, "scoring the CLLM")
     run.publish()
     seconds = _add_time(base, monotonic() - started)
@@ -138,8 +147,8 @@ def _check_settings(base: Run, config: DefaultConfig) -> None:
         write_json(path, settings)
     elif read_json(path) != settings:
         raise UsageError(
-            f"{base.path} holds the default of another version of nptool; remove {base.path} and "
-            f"{base.path.parent / NAME}, then run again"
+            f"{base.path} holds the default of another version of nptool; remove {base.path}, "
+            f"{base.path.parent / FIRST_NAME} and {base.path.parent / NAME}, then run again"
         )
 
 
@@ -178,16 +187,17 @@ def _train_base(base: Run, heldout: list[Example], config: DefaultConfig, progre
     _write(base.heldout, heldout)
 
 
-def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:
+def _collect(base: Run, run: Run, config: DefaultConfig, progress: Progress) -> None:
+    """Collect the trajectories of a run's model."""
     from nptool.collection.collect import collect
     from nptool.collection.config import CollectConfig
 
-    if base.collected.is_file():
+    if run.collected.is_file():
         return
     settings = CollectConfig(
-        model=str(base.model),
+        model=str(run.model),
         data=(base.path / PROMPTS_FILE,),
-        output=base.collected,
+        output=run.collected,
         n=config.block_size,
         max_new_tokens=config.max_new_tokens,
         batch_size=48,
@@ -197,17 +207,19 @@ def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:
     collect(settings, progress)
 
 
-def _train_cllm(base: Run, run: Run, config: DefaultConfig, progress: Progress) -> None:
+def _train_cllm(start: Run, run: Run, config: DefaultConfig, progress: Progress, steps: int, lr: float) -> None:
+    """Train on from the model and the trajectories of another run."""
     from nptool.training.cllm.config import CllmConfig
     from nptool.training.cllm.train import train_cllm
 
     settings = CllmConfig(
-        data=(base.collected,),
-        model=str(base.model),
-        steps=config.cllm_steps,
+        data=(start.collected,),
+        model=str(start.model),
+        steps=steps,
+        lr=lr,
         precision=native_precision(),
         seed=config.seed,
-        name=NAME,
+        name=run.path.name,
         **config.cllm,
     )
     train_cllm(settings, progress, run)
