@@ -81,8 +81,9 @@ class DefaultConfig:
             "batch_tokens": 1792,
         }
     )
-    """Further settings of `nptool train cllm` in both rounds. Clean context is what decoding shows the model: one noisy window behind
-    a clean text. How noise-conditioned context does on such short answers was not measured under equal conditions."""
+    """Further settings of `nptool train cllm` in both rounds. Clean context is what decoding shows the model: one noisy
+    window behind a clean text. How noise-conditioned context does on such short answers was not measured under equal
+    conditions."""
     first_lr: float = 1.3e-3
     second_lr: float = 8e-4
 
