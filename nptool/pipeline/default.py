@@ -39,15 +39,15 @@ SCORES_FILE = "scores.json"
 class DefaultConfig:
     """Sizes of the embedded default: about 25 minutes on 2 cores in float32, added up from its stages."""
 
-    train_examples: int = 9_500
+    train_examples: int = 13_000
     """Examples the base model is trained on, each seen once."""
-    collect_prompts: int = 2_000
+    collect_prompts: int = 2_200
     """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that scores are measured on."""
-    first_steps: int = 900
+    first_steps: int = 700
     """Consistency training on the base model's trajectories."""
-    second_steps: int = 550
+    second_steps: int = 420
     """On the trajectories of the model that the first round gave."""
     block_size: int = 16
     max_new_tokens: int = 128
