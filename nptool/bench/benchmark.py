@@ -54,7 +54,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             config.sampling,
             max_tokens=config.max_tokens,
             open_heads=lambda rows, heads: model.engines.open(rows, model.engines.count_heads(heads)),
-            experience=lambda name, widest: model.experience(split_name(name)[0].name, widest, name),
+            experience=lambda name, widest: model.knowledge.experience(split_name(name)[0].name, widest, name),
         )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
         return BenchReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,11 @@ class Engines:
         self._opened: dict[int | None, Opened] = {}
         self.newest: Opened | None = None
         """What was opened last, whose text the caches hold."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of the model."""
+        return self._model.header.metadata
 
     @cached_property
     def parts(self) -> Parts:

@@ -1,17 +1,32 @@
 """What decoding one model by one method has shown so far, in this text and in those before it: times and tokens.
 
-A deterministic function of what it is told; the policy reads it. Knows no clock, no engine and no text.
+A deterministic function of what it is told; the policy reads it. What it has learnt can be taken out and handed to
+another one, in another process. Knows no clock, no engine, no file and no text.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.policy import HEAD_START, TRIAL_SHARE, Choice, Evidence, best_class, choose, exponent
+from nptool.decoding.learnt import Learnt
+from nptool.decoding.policy import (
+    GUESSED,
+    HEAD_START,
+    MEASURED,
+    TRIAL_SHARE,
+    Choice,
+    Evidence,
+    Prior,
+    Prospect,
+    best_prospect,
+    choose,
+    exponent,
+    foresee,
+)
 
 # Times of one width that count, newest first: their median follows a change within half as many steps, and one
 # interrupted step does not move it.
@@ -21,8 +36,8 @@ _KEPT = 1 - 1 / 24
 _KEPT_UNTRIED = 1 - 1 / 64
 # Evidence of texts before this one, in steps of one width, at most.
 _CARRIED = 8.0
-# Tokens that a text is expected to have when its class of widths is chosen.
-_TEXT = 64
+# What trials may lose in another process, or have to win back there, as the share of so many steps of width 1 at most.
+_SAVED_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -42,13 +57,22 @@ class Step:
 class Experience:
     """Shared by the texts of one model and one method."""
 
-    def __init__(self, calibration: Calibration, widest: int, prior: float, *, independent: bool) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        widest: int,
+        prior: Prior,
+        *,
+        independent: bool,
+        learnt: Learnt | None = None,
+    ) -> None:
         """
         Args:
             widest: the most rows of a step.
-            prior: at the beginning; see `nptool.decoding.policy.exponent`.
+            prior: at the beginning; not looked at where something was `learnt`.
             independent: whether a draft's tokens do not depend on how long it is, so that a wide step tells what a
                 narrow one would have brought; not so in a Jacobi window, which gets better by what it iterates.
+            learnt: by an experience of the same model and method, calibrated alike.
         """
         self.calibration = calibration
         self.prior = prior
@@ -63,6 +87,9 @@ class Experience:
         self._rows_before = 0
         self._spent = 0.0
         self._lost = 0.0
+        self._saved = HEAD_START * self._share_of_a_step
+        if learnt is not None:
+            self._resume(learnt)
 
     @property
     def classes(self) -> tuple[tuple[int, ...], ...]:
@@ -70,11 +97,16 @@ class Experience:
         found = (tuple(set(members) & set(self.widths)) for members in self.calibration.classes)
         return tuple(tuple(sorted(members)) for members in found if members)
 
+    @property
+    def used(self) -> bool:
+        """Whether it was told of a step."""
+        return self._spent > 0
+
     def begin(self) -> None:
         """Another text: what the ones before have shown is only a hint."""
         self._rows_before = 0
         # What was seen fades towards what was learnt from it, not towards the first guess.
-        self.prior, _ = exponent(self._evidence, self.prior)
+        self.prior = replace(self.prior, exponent=exponent(self._evidence, self.prior)[0])
         for width, shown in self._evidence.items():
             if shown.steps > _CARRIED:
                 scale = _CARRIED / shown.steps
@@ -95,32 +127,32 @@ class Experience:
     def choose(self, widths: Sequence[int], length: int, current: int) -> Choice:
         """The width of the next steps among `widths`, behind `length` tokens."""
         seconds = self.seconds(widths, length)
-        hopeful = {
-            width: min(time, self.calibration.at(width, length) * self._newest_ratio) for width, time in seconds.items()
-        }
         return choose(
             seconds,
             self._evidence,
             current=current,
             prior=self.prior,
-            allowance=self._allowance(length),
-            hopeful_seconds=hopeful,
+            allowance=self._allowance,
+            hopeful_seconds=self._hopeful(seconds, length),
         )
 
     def choose_class(self, length: int) -> tuple[tuple[int, ...], float | None]:
         """The class for a text of `length` tokens; if it is chosen on trial, the best known rate beside it."""
-        classes, seconds = self.classes, self.seconds(self.widths, length)
-        best = best_class(classes, seconds, self._evidence, self.prior)
-        rate = choose({width: seconds[width] for width in best}, self._evidence, current=0, prior=self.prior).best_rate
-        for members in classes:
-            times = {width: seconds[width] for width in members}
-            loss = _TEXT * (min(times.values()) - 1.0 / rate)
-            if members == best or loss > self._allowance(length):
-                continue
-            hope = choose({0: 1.0 / rate, **times}, self._evidence, current=0, prior=self.prior, allowance=float("inf"))
-            if hope.width in members:
-                return members, rate
-        return best, None
+        prospects = [self._foresee(members, length) for members in self.classes]
+        chosen, rate = best_prospect(prospects, self._allowance)
+        return prospects[chosen].members, rate
+
+    def learnt(self) -> Learnt:
+        """What another process may go on from."""
+        bound = _SAVED_STEPS * self._share_of_a_step
+        return Learnt(
+            prior=self.prior,
+            evidence={width: shown for width, shown in self._evidence.items() if shown.steps > 0},
+            ratios={width: median(ratios) for width, ratios in self._ratios.items()},
+            newest_ratio=self._newest_ratio,
+            drafting=median(self._drafting) if self._drafting else None,
+            saved=max(-bound, min(bound, self._allowance)),
+        )
 
     def learn(self, steps: Iterable[Step], rate: float | None) -> None:
         """Take steps into account.
@@ -141,6 +173,16 @@ class Experience:
             self._credit(step)
             self._rows_before = step.rows
 
+    def _resume(self, learnt: Learnt) -> None:
+        """Be what another one was at its end. One time of each width is taken over, which two new ones outvote."""
+        self.prior = replace(learnt.prior, steps=min(learnt.prior.steps, MEASURED))
+        self._evidence = dict(learnt.evidence)
+        self._ratios = {width: deque([ratio], maxlen=_TIMES) for width, ratio in learnt.ratios.items()}
+        self._newest_ratio = learnt.newest_ratio
+        if learnt.drafting is not None:
+            self._drafting.append(learnt.drafting)
+        self._saved = learnt.saved
+
     def _credit(self, step: Step) -> None:
         whole = step.drafted + 1
         if self._independent:
@@ -155,7 +197,25 @@ class Experience:
     def _fade(self, kept: float) -> None:
         for width, shown in self._evidence.items():
             self._evidence[width] = Evidence(shown.steps * kept, shown.tokens * kept)
+        if self.prior.steps > GUESSED:
+            self.prior = replace(self.prior, steps=GUESSED + (self.prior.steps - GUESSED) * kept)
 
-    def _allowance(self, length: int) -> float:
-        start = HEAD_START * self.calibration.at(1, length)
-        return TRIAL_SHARE * (self._spent + start) - self._lost
+    def _foresee(self, members: Sequence[int], length: int) -> Prospect:
+        seconds = self.seconds(members, length)
+        return foresee(seconds, self._evidence, prior=self.prior, hopeful_seconds=self._hopeful(seconds, length))
+
+    def _hopeful(self, seconds: Mapping[int, float], length: int) -> dict[int, float]:
+        """t(w) as it would be if a width had become as fast as the last one was for its calibration."""
+        return {
+            width: min(time, self.calibration.at(width, length) * self._newest_ratio) for width, time in seconds.items()
+        }
+
+    @property
+    def _share_of_a_step(self) -> float:
+        """Seconds that trials may lose for each step of width 1."""
+        return TRIAL_SHARE * self.calibration.at(1, 0)
+
+    @property
+    def _allowance(self) -> float:
+        """Seconds that trials may lose now."""
+        return self._saved + TRIAL_SHARE * self._spent - self._lost

@@ -21,26 +21,21 @@ from numpy.typing import NDArray
 
 from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
-from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
-from nptool.decoding.calibration_cache import load_calibration, store_calibration
+from nptool.decoding.calibration import Calibration
 from nptool.decoding.engines import Engines
-from nptool.decoding.experience import Experience
+from nptool.decoding.knowledge import Knowledge
 from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, Method, find_method
-from nptool.decoding.priors import prior_exponent
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
 from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
 from nptool.llama.context import DEFAULT_WIDTH
-from nptool.llama.digest import identity
 from nptool.llama.model import Model
+from nptool.method_note import BLOCK_SIZE_KEY
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
-# Calibrating a model that takes long to load may take this share of it.
-LOADING_SHARE = 0.25
-BLOCK_SIZE_KEY = "nptool.block_size"
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
@@ -71,7 +66,7 @@ class TextModel:
         """
         began = perf_counter()
         self.model = Model.load(path, gpu_layers)
-        self._loading_seconds = perf_counter() - began
+        loading_seconds = perf_counter() - began
         self.engines = Engines(
             self.model,
             context_length,
@@ -80,8 +75,9 @@ class TextModel:
             kv_type=kv_type,
             flash_attention=flash_attention,
         )
+        self.knowledge = Knowledge(self.engines, loading_seconds)
+        """What steps cost on this machine, and what they have brought."""
         self._answer: Answer | None = None
-        self._experiences: dict[tuple[str, int, str], Experience] = {}
 
     @property
     def path(self) -> Path:
@@ -108,34 +104,10 @@ class TextModel:
             return min(config.n or DEFAULT_WIDTH, self.calibration.widths[-1])
         return config.n or self.block_size
 
-    @cached_property
+    @property
     def calibration(self) -> Calibration:
-        """What steps cost on this machine: measured at the first use of the file, and kept in the user's cache."""
-        return load_calibration(self._calibration_key()) or self.calibrate()
-
-    def calibrate(self) -> Calibration:
-        """Measure what steps cost, and keep it for the next use."""
-        budget = max(BUDGET, LOADING_SHARE * self._loading_seconds)
-        found = calibrate(self.engines.scratch(DEFAULT_WIDTH), budget=budget)
-        store_calibration(self._calibration_key(), found)
-        return found
-
-    def _calibration_key(self) -> dict[str, Any]:
-        context = self.engines.scratch(DEFAULT_WIDTH)
-        return identity(context, self.engines.gpu_layers) | {"contexts": list(fitting(context))}
-
-    def experience(self, method: str, widest: int, purpose: str = "") -> Experience:
-        """What decoding by a method in steps of up to `widest` rows has shown, from text to text.
-
-        Args:
-            purpose: keeps what was seen apart, so that one way to decode does not learn from another.
-        """
-        key = (method, widest, purpose)
-        if key not in self._experiences:
-            independent = find_method(method).independent
-            prior = prior_exponent(self.model.header.metadata, method)
-            self._experiences[key] = Experience(self.calibration, widest, prior, independent=independent)
-        return self._experiences[key]
+        """What steps cost on this machine."""
+        return self.knowledge.calibration
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -214,7 +186,7 @@ class TextModel:
             self._answer.close()
         n = self.block_length(config)
         exact = method.parallel if config.exact is None else config.exact
-        experience = self.experience(config.method, n) if config.adapt and method.adapts else None
+        experience = self.knowledge.experience(config.method, n) if config.adapt and method.adapts else None
         opened = self.engines.open(n if exact or method.parallel else 1, self._heads(method, n))
         if not reuse:
             opened.sequence.truncate(0)
@@ -251,9 +223,10 @@ class TextModel:
         return ids
 
     def close(self) -> None:
-        """Free everything. A second call does nothing."""
+        """Keep what was learnt, and free everything. A second call does nothing more."""
         if self._answer is not None:
             self._answer.close()
+        self.knowledge.keep()
         self.engines.close()
         self.model.close()
 

@@ -20,6 +20,7 @@ from nptool.decoding.experience import Experience
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.loop import decode
 from nptool.decoding.methods import METHODS, Task
+from nptool.decoding.policy import Prior
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence as Text
@@ -84,7 +85,7 @@ def run(
 def experience(prior: float, widest: int = 8, flat: bool = True) -> Experience:
     widths = tuple(width for members in CLASSES for width in members)
     times = tuple(1e-3 * (1 + 0.01 * width if flat else width) for width in widths)
-    return Experience(Calibration((10,), widths, (times,), CLASSES), widest, prior, independent=False)
+    return Experience(Calibration((10,), widths, (times,), CLASSES), widest, Prior(prior), independent=False)
 
 
 class Scripted:
