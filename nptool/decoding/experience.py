@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from statistics import median
 
 from nptool.decoding.calibration import Calibration
@@ -22,7 +23,7 @@ from nptool.decoding.policy import (
     Evidence,
     Prior,
     Prospect,
-    best_prospect,
+    Reach,
     choose,
     exponent,
     foresee,
@@ -34,10 +35,23 @@ _TIMES = 5
 # What is left of the evidence after a step that drafted, and after one that did not.
 _KEPT = 1 - 1 / 24
 _KEPT_UNTRIED = 1 - 1 / 64
+# And after a text that another method decoded.
+_KEPT_SKIPPED = 1 / 2
 # Evidence of texts before this one, in steps of one width, at most.
 _CARRIED = 8.0
 # What trials may lose in another process, or have to win back there, as the share of so many steps of width 1 at most.
 _SAVED_STEPS = 2000
+
+
+class Drafts(Enum):
+    """What a step of one width tells of others."""
+
+    ITERATED = auto()
+    """Nothing: a window gets better by what it iterates, so a guess is worth what the step before could see of it."""
+    INDEPENDENT = auto()
+    """What narrower ones would have brought: the tokens of a line are the same however long it is."""
+    BRANCHING = auto()
+    """Nothing: a tree is made for its size."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +77,29 @@ class Experience:
         widest: int,
         prior: Prior,
         *,
-        independent: bool,
+        drafts: Drafts,
+        reach: Reach = float,
+        drafting: float | None = None,
         learnt: Learnt | None = None,
     ) -> None:
         """
         Args:
             widest: the most rows of a step.
-            prior: at the beginning; not looked at where something was `learnt`.
-            independent: whether a draft's tokens do not depend on how long it is, so that a wide step tells what a
-                narrow one would have brought; not so in a Jacobi window, which gets better by what it iterates.
-            learnt: by an experience of the same model and method, calibrated alike.
+            prior: at the beginning.
+            reach: the base of its curve.
+            drafting: seconds of a draft, as far as they are known.
+            learnt: by an experience of the same model and method, calibrated alike; comes before prior and drafting.
         """
         self.calibration = calibration
         self.prior = prior
         within = [width for width in calibration.widths if width <= widest]
         self.widths: tuple[int, ...] = tuple(sorted({*within, min(widest, calibration.widths[-1])}))
         """What may be chosen, ascending, where bits do not matter."""
-        self._independent = independent
+        self._drafts = drafts
+        self._reach = reach
         self._ratios: dict[int, deque[float]] = {}
         self._newest_ratio = 1.0
-        self._drafting: deque[float] = deque(maxlen=_TIMES)
+        self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
         self._rows_before = 0
         self._spent = 0.0
@@ -102,11 +119,26 @@ class Experience:
         """Whether it was told of a step."""
         return self._spent > 0
 
+    @property
+    def pace(self) -> float | None:
+        """What the last step took, as a multiple of what was calibrated; None where there was none."""
+        return self._newest_ratio if self._ratios else None
+
+    @pace.setter
+    def pace(self, value: float) -> None:
+        """What steps of widths that were not used are expected to take."""
+        self._newest_ratio = value
+
+    @property
+    def allowance(self) -> float:
+        """Seconds that trials may lose now."""
+        return self._saved + TRIAL_SHARE * self._spent - self._lost
+
     def begin(self) -> None:
         """Another text: what the ones before have shown is only a hint."""
         self._rows_before = 0
-        # What was seen fades towards what was learnt from it, not towards the first guess.
-        self.prior = replace(self.prior, exponent=exponent(self._evidence, self.prior)[0])
+        learnt, _ = exponent(self._evidence, self.prior, self._reach)
+        self.prior = replace(self.prior, exponent=learnt)
         for width, shown in self._evidence.items():
             if shown.steps > _CARRIED:
                 scale = _CARRIED / shown.steps
@@ -117,7 +149,7 @@ class Experience:
 
         With the time of a draft, which a step of width 1 does without.
         """
-        drafting = median(self._drafting) if self._drafting else 0.0
+        drafting = self._seconds_of_a_draft
         found = {}
         for width in widths:
             ratio = median(self._ratios[width]) if width in self._ratios else self._newest_ratio
@@ -132,15 +164,37 @@ class Experience:
             self._evidence,
             current=current,
             prior=self.prior,
-            allowance=self._allowance,
+            reach=self._reach,
+            allowance=self.allowance,
             hopeful_seconds=self._hopeful(seconds, length),
         )
 
-    def choose_class(self, length: int) -> tuple[tuple[int, ...], float | None]:
-        """The class for a text of `length` tokens; if it is chosen on trial, the best known rate beside it."""
-        prospects = [self._foresee(members, length) for members in self.classes]
-        chosen, rate = best_prospect(prospects, self._allowance)
-        return prospects[chosen].members, rate
+    def prospects(self, length: int, *, exact: bool, bound: bool = False) -> list[Prospect]:
+        """What a text of `length` tokens may be expected to be in each class of widths, or with all of them.
+
+        Args:
+            bound: see `nptool.decoding.policy.foresee`.
+        """
+        found = []
+        for members in (self.classes or ((1,),)) if exact else (self.widths,):
+            seconds = self.seconds(members, length)
+            hopeful = self._hopeful(seconds, length, self._seconds_of_a_draft)
+            found.append(
+                foresee(
+                    seconds,
+                    self._evidence,
+                    prior=self.prior,
+                    reach=self._reach,
+                    hopeful_seconds=hopeful,
+                    bound=bound,
+                )
+            )
+        return found
+
+    def skip(self) -> None:
+        """A text was decoded by another method: what is known of this one gets older."""
+        self._fade(_KEPT_SKIPPED)
+        self._settle(_KEPT_SKIPPED)
 
     def learnt(self) -> Learnt:
         """What another process may go on from."""
@@ -151,7 +205,7 @@ class Experience:
             ratios={width: median(ratios) for width, ratios in self._ratios.items()},
             newest_ratio=self._newest_ratio,
             drafting=median(self._drafting) if self._drafting else None,
-            saved=max(-bound, min(bound, self._allowance)),
+            saved=max(-bound, min(bound, self.allowance)),
         )
 
     def learn(self, steps: Iterable[Step], rate: float | None) -> None:
@@ -160,6 +214,7 @@ class Experience:
         Args:
             rate: tokens per second that the best known width would have brought, where these were a trial.
         """
+        kept = 1.0
         for step in steps:
             self._spent += step.seconds
             if rate is not None:
@@ -169,9 +224,12 @@ class Experience:
             ratio = (step.seconds - step.drafting) / self.calibration.at(step.rows, step.length)
             self._ratios.setdefault(step.rows, deque(maxlen=_TIMES)).append(ratio)
             self._newest_ratio = median(self._ratios[step.rows])
-            self._fade(_KEPT if step.drafted else _KEPT_UNTRIED)
+            share = _KEPT if step.drafted else _KEPT_UNTRIED
+            kept *= share
+            self._fade(share)
             self._credit(step)
             self._rows_before = step.rows
+        self._settle(kept)
 
     def _resume(self, learnt: Learnt) -> None:
         """Be what another one was at its end. One time of each width is taken over, which two new ones outvote."""
@@ -180,15 +238,17 @@ class Experience:
         self._ratios = {width: deque([ratio], maxlen=_TIMES) for width, ratio in learnt.ratios.items()}
         self._newest_ratio = learnt.newest_ratio
         if learnt.drafting is not None:
-            self._drafting.append(learnt.drafting)
+            self._drafting = deque([learnt.drafting], maxlen=_TIMES)
         self._saved = learnt.saved
 
     def _credit(self, step: Step) -> None:
         whole = step.drafted + 1
-        if self._independent:
+        if self._drafts is Drafts.INDEPENDENT:
             widths = [width for width in self.widths if 1 < width <= whole]
+        elif self._drafts is Drafts.BRANCHING:
+            widths = [step.rows] if step.drafted else []
         else:
-            # A guess is worth what the step before could see of it, and padding has drafted nothing.
+            # What lies behind the draft is padding.
             widths = [step.rows] if 1 < step.rows <= min(whole, self._rows_before) else []
         for width in widths:
             shown = self._evidence.get(width, Evidence())
@@ -197,25 +257,34 @@ class Experience:
     def _fade(self, kept: float) -> None:
         for width, shown in self._evidence.items():
             self._evidence[width] = Evidence(shown.steps * kept, shown.tokens * kept)
-        if self.prior.steps > GUESSED:
-            self.prior = replace(self.prior, steps=GUESSED + (self.prior.steps - GUESSED) * kept)
 
-    def _foresee(self, members: Sequence[int], length: int) -> Prospect:
-        seconds = self.seconds(members, length)
-        return foresee(seconds, self._evidence, prior=self.prior, hopeful_seconds=self._hopeful(seconds, length))
+    def _settle(self, kept: float) -> None:
+        """What was seen fades towards what was learnt from it, not towards the first guess.
 
-    def _hopeful(self, seconds: Mapping[int, float], length: int) -> dict[int, float]:
-        """t(w) as it would be if a width had become as fast as the last one was for its calibration."""
+        Args:
+            kept: what is left of the evidence since the last time.
+        """
+        learnt, _ = exponent(self._evidence, self.prior, self._reach)
+        self.prior = Prior(
+            learnt + (self.prior.exponent - learnt) * kept, GUESSED + max(0.0, self.prior.steps - GUESSED) * kept
+        )
+
+    def _hopeful(self, seconds: Mapping[int, float], length: int, drafting: float = 0.0) -> dict[int, float]:
+        """t(w) as it would be if a width had become as fast as the last one was for its calibration.
+
+        Args:
+            drafting: seconds of a draft, where they are not hoped to be gone.
+        """
         return {
-            width: min(time, self.calibration.at(width, length) * self._newest_ratio) for width, time in seconds.items()
+            width: min(time, self.calibration.at(width, length) * self._newest_ratio + (drafting if width > 1 else 0.0))
+            for width, time in seconds.items()
         }
+
+    @property
+    def _seconds_of_a_draft(self) -> float:
+        return median(self._drafting) if self._drafting else 0.0
 
     @property
     def _share_of_a_step(self) -> float:
         """Seconds that trials may lose for each step of width 1."""
         return TRIAL_SHARE * self.calibration.at(1, 0)
-
-    @property
-    def _allowance(self) -> float:
-        """Seconds that trials may lose now."""
-        return self._saved + TRIAL_SHARE * self._spent - self._lost

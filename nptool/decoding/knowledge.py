@@ -12,9 +12,10 @@ from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
 from nptool.decoding.calibration_cache import load_calibration, store_calibration
 from nptool.decoding.engines import Engines
 from nptool.decoding.experience import Experience
+from nptool.decoding.learnt import Learnt
 from nptool.decoding.learnt_cache import load_learnt, store_learnt
-from nptool.decoding.methods import find_method
-from nptool.decoding.priors import prior_of
+from nptool.decoding.methods import Method, find_method
+from nptool.decoding.priors import prior_of, reach_of
 from nptool.llama.context import DEFAULT_WIDTH
 from nptool.llama.digest import identity
 
@@ -52,13 +53,8 @@ class Knowledge:
         """
         key = (method, widest, purpose)
         if key not in self._experiences:
-            self._experiences[key] = Experience(
-                self.calibration,
-                widest,
-                prior_of(self._engines.metadata, method),
-                independent=find_method(method).independent,
-                learnt=None if purpose else load_learnt(self._key, method),
-            )
+            learnt = None if purpose else load_learnt(self._key, method)
+            self._experiences[key] = self._begin(find_method(method), widest, learnt)
         return self._experiences[key]
 
     def keep(self) -> None:
@@ -66,6 +62,22 @@ class Knowledge:
         for (method, _, purpose), experience in self._experiences.items():
             if experience.used and not purpose:
                 store_learnt(self._key, method, experience.learnt())
+
+    def _begin(self, method: Method, widest: int, learnt: Learnt | None) -> Experience:
+        drafting, heads, shares = None, 1, None
+        if method.heads:
+            shares, heads = self._engines.parts.shares, self._engines.count_heads()
+            if learnt is None:
+                drafting = self._engines.time_draft(widest if method.counts_heads else heads)
+        return Experience(
+            self.calibration,
+            widest,
+            prior_of(self._engines.metadata, method.name),
+            drafts=method.drafts,
+            reach=reach_of(method.name, heads, shares),
+            drafting=drafting,
+            learnt=learnt,
+        )
 
     @cached_property
     def _key(self) -> dict[str, Any]:

@@ -88,15 +88,17 @@ def exponent(evidence: Mapping[int, Evidence], prior: Prior, reach: Reach = floa
     without training has a near 0, and at w = 1 the curve is right for every a. So steps of one width say something of
     all others.
     """
-    weight = prior.steps * log(8) ** 2
+    unit = log(reach(8)) ** 2
+    weight = prior.steps * unit
     total, seen = weight * prior.exponent, 0.0
     for width, shown in evidence.items():
         if width > 1 and shown.steps > 0:
             size = log(reach(width))
             total += shown.steps * size * log(max(1.0, shown.tokens / shown.steps))
             seen += shown.steps * size**2
-    known = seen + max(0.0, prior.steps - GUESSED) * log(8) ** 2
-    return total / (weight + seen), _DOUBT / sqrt(1.0 + known)
+    known = seen + max(0.0, prior.steps - GUESSED) * unit
+    best = total / (weight + seen) if weight + seen else prior.exponent
+    return best, _DOUBT / sqrt(1.0 + known)
 
 
 def expected_tokens(width: int, evidence: Evidence, curve: float, reach: Reach = float) -> float:
@@ -143,8 +145,8 @@ def choose(
 def bound_margin(doubt: float) -> float:
     """How many times as much a text that is bound to something must promise, by how far the exponent may be wrong.
 
-    A text cannot leave a class of widths where the promise is not kept, so a guess must promise more than what was
-    measured.
+    A text cannot leave a class of widths, or a method, where the promise is not kept, so a guess must promise more than
+    what was measured.
     """
     return _MARGIN + (_BOUND_MARGIN - _MARGIN) * min(1.0, doubt / _DOUBT)
 
@@ -156,15 +158,20 @@ def foresee(
     prior: Prior,
     reach: Reach = float,
     hopeful_seconds: Mapping[int, float] | None = None,
+    bound: bool = False,
 ) -> Prospect:
-    """What a text may be expected to be that keeps to the widths of `seconds`. Arguments as those of `choose`."""
+    """What a text may be expected to be that keeps to the widths of `seconds`. Other arguments as those of `choose`.
+
+    Args:
+        bound: whether it is bound to more than its widths: a method that must promise more than the usual one.
+    """
     a, doubt = exponent(evidence, prior, reach)
     return Prospect(
         members=tuple(seconds),
         rate=max(_rates(seconds, evidence, a, reach).values()),
         hope=max(_rates(hopeful_seconds or seconds, evidence, a + doubt, reach).values()),
         slowest=min(seconds.values()),
-        margin=1.0 if 1 in seconds else bound_margin(doubt),
+        margin=1.0 if 1 in seconds and not bound else bound_margin(doubt),
     )
 
 

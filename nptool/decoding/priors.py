@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import log
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nptool.decoding.experience import Drafts
 from nptool.decoding.methods import JACOBI, JACOBI_BLOCK, LOOKAHEAD, find_method
-from nptool.decoding.policy import MEASURED, Prior
+from nptool.decoding.policy import GUESSED, MEASURED, Prior, Reach
+from nptool.decoding.tree import Shares, assumed_shares, expected_tokens
 from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY
 from nptool.method_note import METHOD_KEY, measured_in
 
@@ -23,6 +27,9 @@ _ITERATING = (JACOBI, JACOBI_BLOCK, LOOKAHEAD)
 
 def prior_of(metadata: Mapping[str, Any], method: str) -> Prior:
     """What is expected of one method before the first step."""
+    if find_method(method).drafts is Drafts.BRANCHING:
+        # The curve is what the accuracies foresee, so they are the 1 in the exponent.
+        return Prior(1.0, MEASURED if _first_choices(metadata) is not None else GUESSED)
     if find_method(method).heads:
         return _of_heads(metadata)
     measured = measured_in(metadata) if method in _ITERATING else None
@@ -32,11 +39,30 @@ def prior_of(metadata: Mapping[str, Any], method: str) -> Prior:
     return Prior(TRAINED if metadata.get(METHOD_KEY) == "cllm" else UNTRAINED)
 
 
+def reach_of(method: str, heads: int, shares: Shares | None) -> Reach:
+    """The base of a method's curve.
+
+    Args:
+        heads: n of the model, its own included.
+        shares: how often the first, second, ... choice of heads 2..n was right on held-out text.
+    """
+    if find_method(method).drafts is not Drafts.BRANCHING:
+        return float
+    return partial(expected_tokens, shares or assumed_shares(heads - 1))
+
+
 def _of_heads(metadata: Mapping[str, Any]) -> Prior:
     """From the held-out accuracies of heads 2..n: a draft counts where all before it are right too."""
-    accuracy, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
-    if not isinstance(accuracy, (list, tuple)) or not isinstance(ranks, int) or ranks < 1 or not accuracy:
+    first_K = _first_choices(metadata)
+    if first_K is None:
         return Prior(_HEADS_UNKNOWN)
-    first_K = np.asarray(accuracy, dtype=np.float64)[::ranks]
     tokens = 1.0 + float(np.cumprod(first_K).sum())
     return Prior(log(max(1.0, tokens)) / log(len(first_K) + 1), MEASURED)
+
+
+def _first_choices(metadata: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """How often the first choice of heads 2..n was right, where the file says it."""
+    accuracy, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
+    if not isinstance(accuracy, (list, tuple)) or not isinstance(ranks, int) or ranks < 1 or not accuracy:
+        return None
+    return np.asarray(accuracy, dtype=np.float64)[::ranks]

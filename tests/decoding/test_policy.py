@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Experience
+from nptool.decoding.experience import Drafts, Experience
 from nptool.decoding.learnt import Learnt
+from nptool.decoding.plan import plan_text
 from nptool.decoding.policy import (
     GUESSED,
     MEASURED,
@@ -177,32 +178,42 @@ class World:
         self.used.append(width)
         return count, seconds
 
-    def text(self, widths: AdaptiveWidth) -> float:
-        """Speed-up over autoregressive decoding on one text."""
+    def text(self, widths: AdaptiveWidth, drafting: float = 0.0) -> float:
+        """Speed-up over autoregressive decoding on one text.
+
+        Args:
+            drafting: what a draft takes.
+        """
         length, spent, single = 0, 0.0, 0.0
         while length < TEXT:
             room = TEXT - length - 1
             rows = widths.choose(TEXT + length, room)
             single_cost = self._costs(self.tokens)[1] * 1.05
             count, seconds = self.step(rows, room + 1)
-            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, 0.0)
+            drafted = drafting if rows > 1 else 0.0
+            seconds += drafted
+            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, drafted)
             length, spent, single = length + count, spent + seconds, single + count * single_cost
         widths.finish()
         return single / spent
 
 
+def adaptive(experience: Experience, *, exact: bool) -> AdaptiveWidth:
+    return AdaptiveWidth(experience, plan_text([experience], TEXT, exact=exact), exact=exact)
+
+
 def speedups(world: World, prior: float, texts: int = 12, *, exact: bool = False) -> list[float]:
     """One for each text; in between what was seen is kept."""
-    experience = Experience(world.calibration, 64, Prior(prior), independent=False)
-    return [world.text(AdaptiveWidth(experience, TEXT, exact=exact)) for _ in range(texts)]
+    experience = Experience(world.calibration, 64, Prior(prior), drafts=Drafts.ITERATED)
+    return [world.text(adaptive(experience, exact=exact)) for _ in range(texts)]
 
 
 def one_by_one(world: World, prior: Prior, processes: int, *, exact: bool = True) -> list[float]:
     """One for each process, which makes a single text and hands on what it has learnt, in JSON."""
     learnt, found = None, []
     for _ in range(processes):
-        experience = Experience(world.calibration, 64, prior, independent=False, learnt=learnt)
-        found.append(world.text(AdaptiveWidth(experience, TEXT, exact=exact)))
+        experience = Experience(world.calibration, 64, prior, drafts=Drafts.ITERATED, learnt=learnt)
+        found.append(world.text(adaptive(experience, exact=exact)))
         learnt = Learnt.from_json(json.loads(json.dumps(experience.learnt().to_json())))
     return found
 
@@ -281,8 +292,8 @@ def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
     """Heads: of four tokens the first two are always right, so two rows less cost nothing."""
     costs = {1: 1.0, 2: 1.2, 3: 1.3, 4: 1.6}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
-    experience = Experience(calibration, 4, Prior(0.9), independent=True)
-    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    experience = Experience(calibration, 4, Prior(0.9), drafts=Drafts.INDEPENDENT)
+    widths, used = adaptive(experience, exact=True), []
     for step in range(40):
         rows = widths.choose(TEXT + step, 99)
         widths.observe(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows], 0.0)
@@ -295,8 +306,8 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     """Heads that are always right but take as long as three passes of the model, and later hardly any time."""
     costs = {1: 1.0, 2: 1.2, 4: 1.5}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
-    experience = Experience(calibration, 4, Prior(0.9), independent=True)
-    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    experience = Experience(calibration, 4, Prior(0.9), drafts=Drafts.INDEPENDENT)
+    widths, used = adaptive(experience, exact=True), []
     for step in range(1500):
         rows = widths.choose(TEXT + step, 99)
         drafting = 0.0 if rows == 1 else 4.0 if step < 100 else 0.1
@@ -307,22 +318,100 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     assert set(used[-20:]) == {4}
 
 
+def test_one_long_text_does_not_fall_back_on_a_wrong_expectation() -> None:
+    """What it saw of wide steps gets old while it makes none; what it learnt of them stays."""
+    world = World(lambda _: F32, lambda _: 0.02, F32)
+    experience = Experience(world.calibration, 64, Prior(0.5, MEASURED), drafts=Drafts.ITERATED)
+    widths = adaptive(experience, exact=False)
+    for length in range(1500):
+        rows = widths.choose(TEXT + length, 999)
+        count, seconds = world.step(rows, 999)
+        widths.observe(TEXT + length, rows, rows - 1, count - 1, seconds, 0.0)
+    assert world.used[-1000:].count(1) > 950
+
+
+class Method:
+    """One way to decode, with an acceptance and a world of its own."""
+
+    def __init__(self, a: float, prior: Prior, drafting: float = 0.0) -> None:
+        self.world = World(lambda _: F32, lambda _: a, F32)
+        self.drafting = drafting
+        self.experience = Experience(
+            self.world.calibration, 64, prior, drafts=Drafts.ITERATED, drafting=drafting or None
+        )
+
+
+def choices(methods: list[Method], texts: int, *, exact: bool = True) -> tuple[list[int], list[float]]:
+    """Which method each text was decoded by, and its speed-up."""
+    chosen, found = [], []
+    for _ in range(texts):
+        plan = plan_text([method.experience for method in methods], TEXT, exact=exact)
+        method = methods[plan.method]
+        widths = AdaptiveWidth(method.experience, plan, exact=exact)
+        found.append(method.world.text(widths, method.drafting))
+        chosen.append(plan.method)
+    return chosen, found
+
+
+class TestMethods:
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("best", [0, 1, 2])
+    def test_the_one_that_promises_most_is_used(self, best: int, exact: bool) -> None:
+        methods = [Method(0.7 if number == best else 0.4, Prior(0.7 if number == best else 0.4)) for number in range(3)]
+        chosen, found = choices(methods, 10, exact=exact)
+        assert set(chosen) == {best}
+        assert mean(found) > 1.5
+
+    def test_the_first_one_in_doubt(self) -> None:
+        """A guess of 3 % more is no reason to leave the usual method; what was measured so is."""
+        usual, slightly = Prior(0.6, MEASURED), 0.615
+        assert 8**slightly / 8**0.6 == pytest.approx(1.032, abs=0.001)
+        assert choices([Method(0.6, usual), Method(slightly, Prior(slightly))], 1)[0] == [0]
+        assert choices([Method(0.6, usual), Method(0.8, Prior(0.8))], 1)[0] == [1]
+
+    def test_a_machine_slower_than_calibrated_is_no_reason_to_change(self) -> None:
+        """All that is known of the second one is the calibration, which is as wrong for it as for the first."""
+        methods = [Method(0.6, Prior(0.6)), Method(0.6, Prior(0.6))]
+        for method in methods:
+            method.world = World(lambda _: {width: 2 * cost for width, cost in F32.items()}, lambda _: 0.6, F32)
+        assert set(choices(methods, 5)[0]) == {0}
+
+    def test_the_time_of_a_draft_counts(self) -> None:
+        """The second one is right more often, but its drafts take as long as two passes."""
+        methods = [Method(0.6, Prior(0.6)), Method(0.7, Prior(0.7), drafting=2.0)]
+        assert set(choices(methods, 5)[0]) == {0}
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_a_promise_that_is_not_kept_is_left(self, exact: bool) -> None:
+        methods = [Method(0.6, Prior(0.6)), Method(0.1, Prior(0.8, MEASURED))]
+        chosen, found = choices(methods, 20, exact=exact)
+        assert chosen[0] == 1
+        assert chosen[3:].count(0) >= 16
+        assert mean(found[3:]) > 1.4
+
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("priors", [(0.1, 0.1, 0.1), (0.45, 0.6, 0.6)])
+    def test_where_none_pays_all_together_lose_little(self, priors: tuple[float, ...], exact: bool) -> None:
+        chosen, found = choices([Method(0.02, Prior(prior)) for prior in priors], 40, exact=exact)
+        assert mean(found[3:]) > 0.97
+        assert mean(found) > 0.94
+        assert chosen[-10:].count(0) >= 8
+
+
 class TestFromProcessToProcess:
     @pytest.mark.parametrize("exact", [False, True])
     @pytest.mark.parametrize("a", [0.02, 0.4, 0.7])
     def test_the_next_one_begins_where_the_first_ended(self, a: float, exact: bool) -> None:
         world = World(lambda _: F32, lambda _: a, F32)
-        first = Experience(world.calibration, 64, Prior(0.45), independent=False)
+        first = Experience(world.calibration, 64, Prior(0.45), drafts=Drafts.ITERATED)
         for _ in range(3):
-            world.text(AdaptiveWidth(first, TEXT, exact=exact))
+            world.text(adaptive(first, exact=exact))
         learnt = Learnt.from_json(json.loads(json.dumps(first.learnt().to_json())))
         # Whatever the model's file says, it is not looked at.
-        second = Experience(world.calibration, 64, Prior(0.9), independent=False, learnt=learnt)
+        second = Experience(world.calibration, 64, Prior(0.9), drafts=Drafts.ITERATED, learnt=learnt)
         assert second.seconds(WIDTHS, TEXT) == pytest.approx(first.seconds(WIDTHS, TEXT))
         assert second.learnt() == learnt
-        for experience in (first, second):
-            experience.begin()
-        assert second.choose_class(TEXT) == first.choose_class(TEXT)
+        assert plan_text([second], TEXT, exact=exact) == plan_text([first], TEXT, exact=exact)
         for width in WIDTHS:
             assert second.choose(WIDTHS, TEXT, width) == first.choose(WIDTHS, TEXT, width)
 
