@@ -92,14 +92,14 @@ class TestSize:
             (parent, rank): row
             for row, (parent, rank) in enumerate(zip(shape.parents, shape.ranks, strict=True), start=1)
         }
+        drawn_KN = [generator.choice(3, 2000, p=[*shares, 1 - sum(shares)]) for shares in SHARES]
         total = 0
-        for _ in range(2000):
+        for ranks in zip(*drawn_KN, strict=True):
             node, length = 0, 1
-            for shares in SHARES:
-                drawn = generator.choice(3, p=[*shares, 1 - sum(shares)])
-                if (node, drawn) not in children:
+            for rank in ranks:
+                if (node, rank) not in children:
                     break
-                node, length = children[node, drawn], length + 1
+                node, length = children[node, rank], length + 1
             total += length
         assert total / 2000 == pytest.approx(expected_tokens(SHARES, rows), abs=0.12)
 
