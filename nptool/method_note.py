@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from nptool.errors import CheckpointError, DataError
 from nptool.files import read_json, write_json
@@ -70,10 +70,11 @@ def read_note(directory: Path) -> MethodNote | None:
         noted = read_json(path)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    method, size = (noted.get("method"), noted.get("block_size")) if isinstance(noted, dict) else (None, None)
+    fields: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
+    method, size = fields.get("method"), fields.get("block_size")
     if not isinstance(method, str) or not _is_size(size):
         raise CheckpointError(f"{path} should read like {_EXAMPLE}; it says {noted}")
-    return MethodNote(method, size, _read_measured(noted.get("measured"), path))
+    return MethodNote(method, size, _read_measured(fields.get("measured"), path))
 
 
 def write_note(directory: Path, note: MethodNote) -> None:
@@ -97,25 +98,25 @@ def note_measured(directory: Path, measured: Measured) -> None:
 
 def measured_in(metadata: Mapping[str, Any]) -> Measured | None:
     """What a GGUF's metadata says was measured; None where it says nothing that can be used."""
-    tokens, size = metadata.get(TOKENS_PER_FORWARD_KEY), metadata.get(MEASURED_BLOCK_KEY)
-    return Measured(float(tokens), size) if _fits(tokens, size) else None
+    return _measured(metadata.get(TOKENS_PER_FORWARD_KEY), metadata.get(MEASURED_BLOCK_KEY))
 
 
 def _read_measured(value: Any, path: Path) -> Measured | None:
     if value is None:
         return None
-    tokens, size = (value.get("tokens_per_forward"), value.get("block_size")) if isinstance(value, dict) else (0, 0)
-    if not _fits(tokens, size):
+    fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    found = _measured(fields.get("tokens_per_forward"), fields.get("block_size"))
+    if found is None:
         raise CheckpointError(f'{path} should say "measured": {_EXAMPLE_MEASURED} or nothing of it; it says {value}')
-    return Measured(float(tokens), size)
+    return found
 
 
-def _fits(tokens: Any, size: Any) -> bool:
-    """Whether a pass may bring so many tokens with blocks of `size`."""
+def _measured(tokens: Any, size: Any) -> Measured | None:
+    """None where a pass cannot bring so many tokens with blocks of `size`."""
     if not _is_size(size) or not isinstance(tokens, (int, float)) or isinstance(tokens, bool):
-        return False
-    return isfinite(tokens) and 1 <= tokens <= size
+        return None
+    return Measured(float(tokens), size) if isfinite(tokens) and 1 <= tokens <= size else None
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

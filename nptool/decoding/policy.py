@@ -163,14 +163,15 @@ def foresee(
     """What a text may be expected to be that keeps to the widths of `seconds`. Other arguments as those of `choose`.
 
     Args:
-        bound: whether it is bound to more than its widths: a method that must promise more than the usual one.
+        bound: whether it is bound to more than its widths: to a method that must promise more than the usual one, and
+            is not tried by making no drafts.
     """
     a, doubt = exponent(evidence, prior, reach)
     return Prospect(
         members=tuple(seconds),
         rate=max(_rates(seconds, evidence, a, reach).values()),
         hope=max(_rates(hopeful_seconds or seconds, evidence, a + doubt, reach).values()),
-        slowest=min(seconds.values()),
+        slowest=min((time for width, time in seconds.items() if width > 1 or not bound), default=seconds.get(1, 0.0)),
         margin=1.0 if 1 in seconds and not bound else bound_margin(doubt),
     )
 

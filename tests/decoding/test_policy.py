@@ -327,7 +327,7 @@ def test_one_long_text_does_not_fall_back_on_a_wrong_expectation() -> None:
         rows = widths.choose(TEXT + length, 999)
         count, seconds = world.step(rows, 999)
         widths.observe(TEXT + length, rows, rows - 1, count - 1, seconds, 0.0)
-    assert world.used[-1000:].count(1) > 950
+    assert world.used[-1000:].count(1) > 900
 
 
 class Method:
@@ -371,9 +371,9 @@ class TestMethods:
 
     def test_a_machine_slower_than_calibrated_is_no_reason_to_change(self) -> None:
         """All that is known of the second one is the calibration, which is as wrong for it as for the first."""
-        methods = [Method(0.6, Prior(0.6)), Method(0.6, Prior(0.6))]
+        methods = [Method(0.7, Prior(0.7)), Method(0.5, Prior(0.5))]
         for method in methods:
-            method.world = World(lambda _: {width: 2 * cost for width, cost in F32.items()}, lambda _: 0.6, F32)
+            method.world = World(lambda _: {width: 2 * cost for width, cost in F32.items()}, lambda _: 0.7, F32)
         assert set(choices(methods, 5)[0]) == {0}
 
     def test_the_time_of_a_draft_counts(self) -> None:
@@ -430,7 +430,7 @@ class TestFromProcessToProcess:
         """Four rows promise 1.08 times as much, where a guess must promise 1.1 and what was measured less."""
         a = 0.34
         guessed, measured = (
-            one_by_one(World(lambda _: F32, lambda _: 0.5, F32), prior, 1)[0]
+            one_by_one(World(lambda _: F32, lambda _: 0.7, F32), prior, 1)[0]
             for prior in (Prior(a), Prior(a, MEASURED))
         )
         assert guessed == pytest.approx(1.0, abs=0.05)
