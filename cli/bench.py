@@ -23,7 +23,7 @@ METHODS = Annotated[
     typer.Option(
         "--methods",
         metavar="NAMES",
-        help="methods, separated by commas; NAME-auto and NAME-free choose the width of each step",
+        help="methods, separated by commas; NAME-auto and NAME-free choose the width of each step, auto the method too",
     ),
 ]
 LENGTHS = Annotated[

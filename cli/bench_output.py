@@ -37,6 +37,10 @@ def print_report(report: BenchReport) -> None:
     for method in report.methods:
         if len(method.passes_by_width) > 1:
             console.print(f"widths of the steps, {method.name} {method.n}: {_widths(method)}")
+    for method in report.methods:
+        if len(method.answers_by_method) > 1:
+            used = "  ".join(f"{name}: {count}" for name, count in method.answers_by_method.items())
+            console.print(f"answers by method, {method.name} {method.n}: {used}")
     console.print(f"t(w) behind {report.step_context} tokens, ms: {_steps(report)}")
     if report.peak_memory_bytes is not None:
         console.print(f"peak memory of the process: {report.peak_memory_bytes / 2**20:.0f} MiB")

@@ -103,12 +103,13 @@ def decode_config(
         UsageError, ContextError: one of them cannot be used.
     """
     from nptool.decoding.answer import DecodeConfig
-    from nptool.decoding.generate import method_name
+    from nptool.decoding.generate import method_names
     from nptool.decoding.sampling import Sampling
 
-    method = method_name(jacobi=jacobi, block_mode=block_mode, heads=heads)
+    adapt, length = not fixed, _length(n)
+    method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=length, adapt=adapt)
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
-    return DecodeConfig(method, _length(n), exact, max_tokens, tuple(stop or ()), sampling, adapt=not fixed)
+    return DecodeConfig(method, length, exact, max_tokens, tuple(stop or ()), sampling, adapt, tuple(others))
 
 
 def _length(text: str | None) -> int | None:
@@ -155,16 +156,17 @@ def widths_used(answer: Answer) -> str:
         return "plain AR: wider steps promise nothing here; --fixed gives every step n rows"
     used = ", ".join(f"{rows}: {passes}" for rows, passes in sorted(answer.tally.widths.items()))
     members = ", ".join(map(str, answer.widths.members))
-    return f"passes by width {used}; " + (f"AR's text at any width of {members}" if members else "free widths")
+    text = f"AR's text at any width of {members}" if members else "free widths"
+    return f"{answer.method}, passes by width {used}; {text}"
 
 
 def describe(config: DecodeConfig, n: int) -> str:
-    """A method in a few words."""
+    """The methods in a few words."""
     from nptool.decoding.methods import find_method
 
     method = find_method(config.method)
     if method.parallel and config.adapt:
-        return f"{method.name}, n up to {n}"
+        return f"{' or '.join((method.name, *config.others))}, n up to {n}"
     if method.parallel:
         return f"{method.name}, n = {n}"
     return f"{method.name}, width {n if config.exact else 1}"

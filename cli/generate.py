@@ -111,7 +111,7 @@ def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_j
             typer.echo(token.text, nl=False)
             sys.stdout.flush()
     if as_json:
-        typer.echo(json.dumps(_result(model, answer, config), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(_result(model, answer), ensure_ascii=False, indent=2))
         return
     typer.echo()
     say(f"[{figures(answer.tally)}]")
@@ -119,11 +119,11 @@ def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_j
         say(f"[{note}]")
 
 
-def _result(model: TextModel, answer: Answer, config: DecodeConfig) -> dict[str, Any]:
+def _result(model: TextModel, answer: Answer) -> dict[str, Any]:
     return {
         "model": str(model.path),
-        "method": config.method,
-        "n": model.block_length(config),
+        "method": answer.method,
+        "n": answer.n,
         "text": answer.text,
         "finish": answer.finish,
         "width_class": list(answer.widths.members),
@@ -133,7 +133,7 @@ def _result(model: TextModel, answer: Answer, config: DecodeConfig) -> dict[str,
 
 def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:
     """Both ways in turns; the fast autoregressive form is one row wide, so its text may differ at a near tie."""
-    baseline = replace(config, method="ar", exact=False)
+    baseline = replace(config, method="ar", others=(), exact=False)
     rounds = [(_run(model, ids, config), _run(model, ids, baseline))]
     spent = sum(answer.tally.decode_seconds for answer in rounds[0])
     if spent < COMPARE_SECONDS:
@@ -143,14 +143,14 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
     equal = parallel.tokens == single.tokens
     padded = None
     if not equal and parallel.widths.members:
-        at_equal_width = replace(config, method="ar", exact=True, n=parallel.widths.members[0])
+        at_equal_width = replace(config, method="ar", others=(), exact=True, n=parallel.widths.members[0])
         padded = _run(model, ids, at_equal_width)
     if as_json:
         result = {
             "speedup": ratio,
             "identical_width_1": equal,
             "identical_equal_width": True if equal else padded and padded.tokens == parallel.tokens,
-            "answers": [_result(model, parallel, config), _result(model, single, baseline)],
+            "answers": [_result(model, parallel), _result(model, single)],
         }
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
         return

@@ -37,6 +37,9 @@ def _print_text(summary: FileSummary) -> None:
     typer.echo(f"{summary.path}: {_size(summary.bytes)}{_trained(summary)}")
     for part in summary.parts:
         typer.echo(_part_line(part))
+    if summary.measured is not None:
+        found = summary.measured
+        typer.echo(f"held out: {found.tokens_per_forward:.2f} tokens per forward in blocks of {found.block_size}")
     for number, row in enumerate(summary.accuracy, start=2):
         first, behind = row[0], sum(row)
         typer.echo(f"head {number} held out: first choice right {first:.1%}, one of {len(row)} right {behind:.1%}")

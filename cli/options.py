@@ -30,7 +30,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object inst
 Seed = Annotated[int, typer.Option("--seed", help="seed of everything random")]
 BlockLength = Annotated[int, typer.Option("-n", "--block-length", metavar="N", help="block length in tokens")]
 Jacobi = Annotated[bool, typer.Option("--jacobi", help="decode n tokens in parallel by Jacobi iteration")]
-Heads = Annotated[bool, typer.Option("--heads", help="let the model's extra heads draft tokens")]
+Heads = Annotated[
+    bool, typer.Option("--heads", help="let the model's extra heads draft tokens; with --jacobi, the better of the two")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="longest answer in tokens")]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="threads [usable cores]", show_default=False)]
 ContextLength = Annotated[

@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nptool.convert.weights import StoredTensor, read_index
-from nptool.errors import CheckpointError, DataError, NptoolError
+from nptool.errors import CheckpointError, NptoolError
 from nptool.files import disk_errors, read_json
+from nptool.method_note import MethodNote, read_note
 from nptool.training.checkpoints import check_files, load_config, local_directory
 
-METHOD_FILE = "nptool.json"
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "additional_chat_templates/*")
 # llama.cpp changes how special tokens are cut for models with these in their name, and fails where one is missing.
 SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")
@@ -32,14 +32,13 @@ class Checkpoint:
     directory: Path
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
-    method: Mapping[str, str | int]
-    """`nptool.*` metadata of the GGUF: how the model was trained to decode in parallel."""
+    note: MethodNote | None
+    """How the model was trained to decode in parallel, where training noted it."""
 
     @property
     def block_size(self) -> int | None:
         """Tokens decoded in parallel, where training noted it."""
-        size = self.method.get("nptool.block_size")
-        return None if size is None else int(size)
+        return None if self.note is None else self.note.block_size
 
     @property
     def display_name(self) -> str:
@@ -59,7 +58,7 @@ def open_checkpoint(ref: str | Path) -> Checkpoint:
     files = check_files(directory)
     config = read_json(directory / "config.json")
     name = str(ref).rstrip("/")
-    return Checkpoint(name, directory, config, read_index(files), read_method(directory))
+    return Checkpoint(name, directory, config, read_index(files), read_note(directory))
 
 
 @contextmanager
@@ -87,25 +86,6 @@ def opened_checkpoint(ref: str | Path, place: Path) -> Iterator[Checkpoint]:
             except NptoolError as error:
                 # The user knows the files by their first place.
                 raise type(error)(str(error).replace(name, str(source))) from error
-
-
-def read_method(directory: Path) -> dict[str, str | int]:
-    """The decoding method and block size that training noted in nptool.json, as GGUF metadata.
-
-    Raises:
-        CheckpointError: the file is there and says something else.
-    """
-    path = directory / METHOD_FILE
-    if not path.is_file():
-        return {}
-    try:
-        noted = read_json(path)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    method, block = (noted.get("method"), noted.get("block_size")) if isinstance(noted, dict) else (None, None)
-    if not isinstance(method, str) or not isinstance(block, int) or isinstance(block, bool) or block < 1:
-        raise CheckpointError(f'{path} should read like {{"method": "cllm", "block_size": 16}}; it says {noted}')
-    return {"nptool.method": method, "nptool.block_size": block}
 
 
 def _fetched(ref: str) -> Path:

@@ -206,7 +206,7 @@ class _Job:
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {
             "general.name": self.checkpoint.display_name,
-            **self.checkpoint.method,
+            **(self.checkpoint.note.metadata() if self.checkpoint.note else {}),
             **(self.heads.metadata if self.heads else {}),
         }
         return write_gguf(path, self.sizes, self.vocabulary, self.tensors, chosen, extra, self.progress)

@@ -35,8 +35,8 @@ MATRIX_TYPES = {
 }
 WRITING = "writing tensors"
 NO_TOKENIZER = "none"
-Metadata = Mapping[str, str | int | Sequence[float]]
-"""Further entries by key: a text, an unsigned number, or numbers."""
+Metadata = Mapping[str, str | int | float | Sequence[float]]
+"""Further entries by key: a text, an unsigned whole number, a number, or numbers."""
 
 
 def write_gguf(
@@ -157,6 +157,8 @@ def _add_extra(writer: gguf.GGUFWriter, extra: Metadata) -> None:
             writer.add_string(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         else:
             writer.add_array(key, [float(number) for number in value])
 

@@ -6,7 +6,7 @@ that neither a slow spell of the machine nor a long prompt weighs on one method 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -31,6 +31,8 @@ class Measurement:
     tally: Tally
     width: int
     """Rows of the batches in which autoregressive decoding has to give the same answer."""
+    method: str
+    """The one that was used, where the variant leaves a choice."""
 
 
 Seconds = Callable[[Tally], float]
@@ -91,6 +93,7 @@ def summarize(
         tokens=sums.tokens,
         forward_passes=sums.passes,
         passes_by_width={str(rows): passes for rows, passes in sorted(sums.widths.items())},
+        answers_by_method=dict(Counter(item.method for item in measurements)),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nptool.bench.aggregation import Measurement, summarize
 from nptool.bench.comparison import Comparison, compare
 from nptool.bench.config import LENGTHS, BenchConfig
-from nptool.bench.decoder import Decoder, Variant, split_name, variants_of
+from nptool.bench.decoder import ANY, Decoder, Variant, split_name, variants_of
 from nptool.bench.prompts import Prompt, find_prompts, read_prompts
 from nptool.bench.report import BenchReport, MethodReport
 from nptool.decoding.generate import TextModel
@@ -46,7 +46,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         path, gpu_layers=config.gpu_layers, context_length=config.context_length, threads=config.threads
     ) as model:
         variants = _variants(config, model)
-        engine = model.engines.trunk(max(variant.n for variant in variants))
+        engine = model.engines.trunk(max(n for variant in variants for _, n in variant.ways))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
         decoder = Decoder(
             engine,
@@ -54,7 +54,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             config.sampling,
             max_tokens=config.max_tokens,
             open_heads=lambda rows, heads: model.engines.open(rows, model.engines.count_heads(heads)),
-            experience=lambda name, widest: model.experience(split_name(name)[0].name, widest, name),
+            experience=model.knowledge.experience,
         )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
         return BenchReport(
@@ -91,6 +91,8 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
         model.engines.count_heads()
     if any(method.counts_heads for method, _ in methods):
         heads = [model.engines.count_heads(n) for n in config.n or (None,)]
+    elif ANY in config.methods and model.engines.parts.heads:
+        heads = [model.engines.count_heads()]
     widest = DEFAULT_WIDTH
     if any(adapt for _, adapt in methods):
         widest = min(max(config.n or (DEFAULT_WIDTH,)), model.calibration.widths[-1])

@@ -10,7 +10,7 @@ from nptool.decoding.calibration import Calibration
 from nptool.decoding.generate import TextModel
 from nptool.decoding.methods import JACOBI
 from nptool.decoding.policy import Evidence, expected_tokens
-from nptool.decoding.priors import prior_exponent
+from nptool.decoding.priors import prior_of
 from nptool.provenance import machine, provenance
 
 
@@ -58,7 +58,7 @@ def run_calibration(
         ContextError: there is no memory for its cache.
     """
     with TextModel(path, gpu_layers=gpu_layers, context_length=context_length, threads=threads) as model:
-        calibration = model.calibrate()
+        calibration = model.knowledge.calibrate()
         return CalibrationReport(
             model=str(path),
             model_description=model.model.description,
@@ -66,6 +66,6 @@ def run_calibration(
             threads=model.engines.trunk(1).threads,
             gpu_layers=gpu_layers,
             calibration=calibration,
-            exponent=prior_exponent(model.model.header.metadata, JACOBI),
+            exponent=prior_of(model.model.header.metadata, JACOBI).exponent,
             provenance=provenance(),
         )

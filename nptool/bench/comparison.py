@@ -65,7 +65,9 @@ def compare(
         for index, prompt in enumerate(prompts):
             for variant in in_turn(variants, number + index):
                 answer = decoder.answer(prompt, variant)
-                measurements.append(Measurement(variant, index, number, answer.tokens, answer.tally, answer.width))
+                measurements.append(
+                    Measurement(variant, index, number, answer.tokens, answer.tally, answer.width, answer.method)
+                )
                 progress("methods in turns", len(measurements), total)
         costs.measure()
     margins = _margins(decoder, prompts, measurements, references[1])

@@ -31,7 +31,7 @@ class BenchConfig:
     """Data file of any known format; None is what the model's run held out."""
     methods: tuple[str, ...] = ("ar", "jacobi")
     """Names of `nptool.decoding.methods.METHODS`; with `-auto` behind it a parallel method chooses the width of each
-    step within a class of widths, with `-free` without regard to bits."""
+    step within a class of widths, with `-free` without regard to bits; `auto` chooses the method of each text too."""
     n: tuple[int, ...] | None = None
     """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and all heads of the model
     for methods that use heads."""

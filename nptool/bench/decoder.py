@@ -17,7 +17,8 @@ from nptool.decoding.engine import Engine
 from nptool.decoding.experience import Experience
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode
-from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, Method, Task, find_method
+from nptool.decoding.plan import plan_text
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
@@ -29,6 +30,9 @@ _NO_DRAFT = np.empty(0, dtype=np.int32)
 
 AUTO, FREE = "-auto", "-free"
 """Suffixes of a method that chooses its widths: within a class (`jacobi-auto`), or freely (`jacobi-free`)."""
+ANY = "auto"
+"""For each text the method that promises most, as `--jacobi --heads` does: Jacobi iteration, and heads where there are
+some. Widths as in `jacobi-auto`."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +44,29 @@ class Variant:
     """Block length in tokens; for autoregressive decoding, rows of a batch, all but one of them padding."""
     adapt: str = ""
     """`AUTO` or `FREE` where every step chooses its width and n is the upper bound."""
+    others: tuple[tuple[str, int], ...] = ()
+    """Further methods and their n, one of which may be used for a text for which it promises more."""
 
     @property
     def name(self) -> str:
-        return self.method + self.adapt
+        return ANY if self.others else self.method + self.adapt
+
+    @property
+    def ways(self) -> tuple[tuple[str, int], ...]:
+        """All its methods and their n."""
+        return ((self.method, self.n), *self.others)
 
 
 def split_name(name: str) -> tuple[Method, str]:
-    """A method and the suffix of its name.
+    """A method and the suffix of its name; of `ANY` the first method.
 
     Raises:
         UsageError: there is no such method, or it has no width to choose.
     """
+    if name == ANY:
+        return find_method(JACOBI), AUTO
     for suffix in (AUTO, FREE):
-        if name.endswith(suffix) and (method := find_method(name.removesuffix(suffix))).adapts:
+        if name.endswith(suffix) and (method := find_method(name.removesuffix(suffix))).parallel:
             return method, suffix
     return find_method(name), ""
 
@@ -67,12 +80,15 @@ def variants_of(
     """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1.
 
     Args:
-        heads: how many heads are used, in turn, by methods whose n is that; None is `lengths`.
+        heads: how many heads are used, in turn, by methods whose n is that; None is `lengths`, and no heads in `ANY`.
         widest: the upper bound of methods that choose their width and whose n is rows.
     """
     found = [Variant(AUTOREGRESSIVE, 1)]
-    for method, adapt in (split_name(name) for name in methods):
-        if method.parallel:
+    for name in methods:
+        method, adapt = split_name(name)
+        if name == ANY and heads:
+            found.append(Variant(method.name, widest, adapt, ((HEADS, max(heads)), (HEADS_TREE, widest))))
+        elif method.parallel:
             counts = heads if method.counts_heads and heads is not None else lengths
             if adapt:
                 counts = [max(counts) if method.counts_heads else widest]
@@ -88,6 +104,8 @@ class Answer:
     tally: Tally
     width: int
     """Autoregressive decoding in batches of so many rows gives the same tokens; 1 in free mode, but for near ties."""
+    method: str
+    """The one that was used."""
 
 
 class Decoder:
@@ -101,7 +119,7 @@ class Decoder:
         *,
         max_tokens: int,
         open_heads: Callable[[int, int | None], Opened] | None = None,
-        experience: Callable[[str, int], Experience] | None = None,
+        experience: Callable[[str, int, str], Experience] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """
@@ -109,7 +127,8 @@ class Decoder:
             max_tokens: the longest answer.
             open_heads: the engine for so many rows with so many heads in all, or with every one; needed by methods
                 that use heads.
-            experience: with a method in steps of up to so many rows; needed by methods that choose their widths.
+            experience: with a method in steps of up to so many rows, for a purpose of the given name; needed by methods
+                that choose their widths.
             clock: gives seconds.
         """
         self.engine = engine
@@ -131,15 +150,15 @@ class Decoder:
         Raises:
             ContextError: the prompt is empty or does not fit.
         """
-        opened = self._opened(variant)
+        (name, n), widths, width = self._plan(variant, len(prompt))
+        method = find_method(name)
+        opened = self._opened(method, n)
         began = self._clock()
         prefilled = _begin(opened.sequence, prompt)
         prefill_seconds = self._clock() - began
-        task = Task(variant.n, opened.sequence, self._sampling, opened.heads)
-        proposer = find_method(variant.method).propose(task)
+        proposer = method.propose(Task(n, opened.sequence, self._sampling, opened.heads))
         tally = Tally(proposer.width, len(prompt), prefilled_tokens=prefilled, prefill_seconds=prefill_seconds)
         limit = min(self.engine.capacity, len(prompt) + (max_tokens or self._max_tokens))
-        widths, width = self._widths(variant, len(prompt))
         steps = decode(
             opened.engine,
             opened.sequence,
@@ -149,7 +168,7 @@ class Decoder:
             limit=limit,
             end_tokens=self._ends,
             widths=widths,
-            verify=find_method(variant.method).verify,
+            verify=method.verify,
         )
         tokens: list[int] = []
         for added in steps:
@@ -157,28 +176,34 @@ class Decoder:
                 tally.first_step_seconds = tally.prefill_seconds + tally.decode_seconds
             tokens += added.tolist()
         widths.finish()
-        return Answer(tuple(tokens), tally, width)
+        return Answer(tuple(tokens), tally, width, name)
 
     def costed_widths(self, variant: Variant) -> tuple[int, ...]:
         """Rows of the batches that the variant may use."""
-        return self._known(variant).widths if variant.adapt else (variant.n,)
+        if not variant.adapt:
+            return (variant.n,)
+        return tuple({width for known in self._known(variant) for width in known.widths})
 
     def compared_widths(self, variant: Variant) -> tuple[int, ...]:
         """Widths of autoregressive decoding with whose text the variant's is compared: one of each class."""
         if not variant.adapt:
             return (variant.n,)
-        return tuple(members[0] for members in self._known(variant).classes) if variant.adapt == AUTO else ()
+        if variant.adapt == FREE:
+            return ()
+        return tuple({members[0] for known in self._known(variant) for members in known.classes})
 
-    def _widths(self, variant: Variant, length: int) -> tuple[Widths, int]:
-        """What decides on the rows of each batch, and the width that gives the same bits."""
+    def _plan(self, variant: Variant, length: int) -> tuple[tuple[str, int], Widths, int]:
+        """A text's method and its n, what decides on the rows of each batch, and the width that gives the same bits."""
         if not variant.adapt:
-            return FixedWidth(variant.n), variant.n
-        widths = AdaptiveWidth(self._known(variant), length, exact=variant.adapt == AUTO)
-        return widths, widths.members[0] if widths.members else 1
+            return (variant.method, variant.n), FixedWidth(variant.n), variant.n
+        known, exact = self._known(variant), variant.adapt == AUTO
+        plan = plan_text(known, length, exact=exact)
+        widths = AdaptiveWidth(known[plan.method], plan, exact=exact)
+        return variant.ways[plan.method], widths, widths.members[0] if widths.members else 1
 
-    def _known(self, variant: Variant) -> Experience:
+    def _known(self, variant: Variant) -> list[Experience]:
         assert self._experience is not None, "a method that chooses its widths was given no experience"
-        return self._experience(variant.name, variant.n)
+        return [self._experience(name, n, variant.name) for name, n in variant.ways]
 
     def margin(self, prompt: NDArray[np.int32], tokens: Collection[int]) -> float:
         """How far the likeliest next token is ahead of the second, as logits, behind `prompt` and `tokens`.
@@ -193,12 +218,11 @@ class Decoder:
         second, first = np.partition(self._step(), -2)[-2:]
         return float(first - second)
 
-    def _opened(self, variant: Variant) -> Opened:
-        method = find_method(variant.method)
+    def _opened(self, method: Method, n: int) -> Opened:
         if not method.heads:
             return self._plain
         assert self._open_heads is not None, "a method with heads was given none"
-        return self._open_heads(variant.n, variant.n if method.counts_heads else None)
+        return self._open_heads(n, n if method.counts_heads else None)
 
     def _step(self) -> NDArray[np.float32]:
         """Logits (vocabulary) behind the text."""

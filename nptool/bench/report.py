@@ -61,6 +61,8 @@ class MethodReport:
     forward_passes: int
     passes_by_width: dict[str, int]
     """Rows of a batch to the number of forward passes that had so many."""
+    answers_by_method: dict[str, int]
+    """The methods that were used, and for how many answers."""
 
 
 @dataclass(frozen=True)

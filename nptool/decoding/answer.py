@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode
-from nptool.decoding.methods import AUTOREGRESSIVE, Task, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.tally import Tally
@@ -45,9 +45,15 @@ class DecodeConfig:
     adapt: bool = False
     """Every step of a parallel method chooses its width, down to autoregressive decoding where that is faster; n is
     then the upper bound, and None the widest step that was calibrated."""
+    others: tuple[str, ...] = ()
+    """Parallel methods that may be used instead of `method` for a text for which they promise more; with `adapt`."""
 
     def __post_init__(self) -> None:
-        find_method(self.method)
+        for method in (self.method, *self.others):
+            find_method(method)
+        if self.others and not self.adapt:
+            names = ", ".join((self.method, *self.others))
+            raise UsageError(f"one of {names} is chosen for each text, which steps of n rows do not leave open")
         if self.n is not None and self.n < 1:
             raise UsageError(f"-n must be at least 1, got {self.n}")
         if self.n is not None and self.n > DEFAULT_BATCH:
@@ -74,6 +80,7 @@ class Answer:
         opened: Opened,
         prompt: NDArray[np.int32],
         config: DecodeConfig,
+        method: Method,
         n: int,
         widths: Widths,
         wrap: Callable[[Proposer[Any]], Proposer[Any]] | None = None,
@@ -81,6 +88,7 @@ class Answer:
         """Make `prompt` the text.
 
         Args:
+            method: that of `config`, or one of the others it leaves open.
             n: block length in tokens, or heads in all.
             widths: decides on the rows of every batch.
             wrap: puts something that watches around the proposer.
@@ -97,7 +105,11 @@ class Answer:
         self.finish: str | None = None
         """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room
         left); None while it goes on or when the reader left."""
-        proposer = find_method(config.method).propose(Task(n, sequence, config.sampling, heads))
+        self.method = method.name
+        """The one that makes it."""
+        self.n = n
+        """Its block length in tokens, or heads in all."""
+        proposer = method.propose(Task(n, sequence, config.sampling, heads))
         self._proposer = proposer if wrap is None else wrap(proposer)
         self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
         self._model = model
@@ -154,7 +166,7 @@ class Answer:
             limit=self._limit,
             end_tokens=ends,
             widths=self.widths,
-            verify=find_method(self._config.method).verify,
+            verify=find_method(self.method).verify,
         )
         for tokens in steps:
             if self.tally.passes == 1:

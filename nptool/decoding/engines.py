@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,11 @@ class Engines:
         self._opened: dict[int | None, Opened] = {}
         self.newest: Opened | None = None
         """What was opened last, whose text the caches hold."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of the model."""
+        return self._model.header.metadata
 
     @cached_property
     def parts(self) -> Parts:
@@ -83,6 +89,14 @@ class Engines:
             opened.sequence.truncate(0)
             self.newest = opened
         return opened
+
+    def time_draft(self, heads: int) -> float:
+        """Seconds that a draft of `heads` heads in all takes; the texts in the caches are forgotten."""
+        engine = self.open(DEFAULT_WIDTH, heads).heads
+        assert engine is not None, "heads were opened"
+        self.scratch(DEFAULT_WIDTH)
+        engine.rollback(0)
+        return engine.time_draft()
 
     def trunk(self, width: int) -> Context:
         """The model's context, at least `width` rows wide."""

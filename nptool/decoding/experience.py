@@ -1,17 +1,33 @@
 """What decoding one model by one method has shown so far, in this text and in those before it: times and tokens.
 
-A deterministic function of what it is told; the policy reads it. Knows no clock, no engine and no text.
+A deterministic function of what it is told; the policy reads it. What it has learnt can be taken out and handed to
+another one, in another process. Knows no clock, no engine, no file and no text.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from statistics import median
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.policy import HEAD_START, TRIAL_SHARE, Choice, Evidence, best_class, choose, exponent
+from nptool.decoding.learnt import Learnt
+from nptool.decoding.policy import (
+    GUESSED,
+    HEAD_START,
+    MEASURED,
+    TRIAL_SHARE,
+    Choice,
+    Evidence,
+    Prior,
+    Prospect,
+    Reach,
+    choose,
+    exponent,
+    foresee,
+)
 
 # Times of one width that count, newest first: their median follows a change within half as many steps, and one
 # interrupted step does not move it.
@@ -19,10 +35,23 @@ _TIMES = 5
 # What is left of the evidence after a step that drafted, and after one that did not.
 _KEPT = 1 - 1 / 24
 _KEPT_UNTRIED = 1 - 1 / 64
+# And after a text that another method decoded.
+_KEPT_SKIPPED = 1 / 2
 # Evidence of texts before this one, in steps of one width, at most.
 _CARRIED = 8.0
-# Tokens that a text is expected to have when its class of widths is chosen.
-_TEXT = 64
+# What trials may lose in another process, or have to win back there, as the share of so many steps of width 1 at most.
+_SAVED_STEPS = 2000
+
+
+class Drafts(Enum):
+    """What a step of one width tells of others."""
+
+    ITERATED = auto()
+    """Nothing: a window gets better by what it iterates, so a guess is worth what the step before could see of it."""
+    INDEPENDENT = auto()
+    """What narrower ones would have brought: the tokens of a line are the same however long it is."""
+    BRANCHING = auto()
+    """Nothing: a tree is made for its size."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +71,42 @@ class Step:
 class Experience:
     """Shared by the texts of one model and one method."""
 
-    def __init__(self, calibration: Calibration, widest: int, prior: float, *, independent: bool) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        widest: int,
+        prior: Prior,
+        *,
+        drafts: Drafts,
+        reach: Reach = float,
+        drafting: float | None = None,
+        learnt: Learnt | None = None,
+    ) -> None:
         """
         Args:
             widest: the most rows of a step.
-            prior: at the beginning; see `nptool.decoding.policy.exponent`.
-            independent: whether a draft's tokens do not depend on how long it is, so that a wide step tells what a
-                narrow one would have brought; not so in a Jacobi window, which gets better by what it iterates.
+            prior: at the beginning.
+            reach: the base of its curve.
+            drafting: seconds of a draft, as far as they are known.
+            learnt: by an experience of the same model and method, calibrated alike; comes before prior and drafting.
         """
         self.calibration = calibration
         self.prior = prior
         within = [width for width in calibration.widths if width <= widest]
         self.widths: tuple[int, ...] = tuple(sorted({*within, min(widest, calibration.widths[-1])}))
         """What may be chosen, ascending, where bits do not matter."""
-        self._independent = independent
+        self._drafts = drafts
+        self._reach = reach
         self._ratios: dict[int, deque[float]] = {}
         self._newest_ratio = 1.0
-        self._drafting: deque[float] = deque(maxlen=_TIMES)
+        self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
         self._rows_before = 0
         self._spent = 0.0
         self._lost = 0.0
+        self._saved = HEAD_START * self._share_of_a_step
+        if learnt is not None:
+            self._resume(learnt)
 
     @property
     def classes(self) -> tuple[tuple[int, ...], ...]:
@@ -70,11 +114,31 @@ class Experience:
         found = (tuple(set(members) & set(self.widths)) for members in self.calibration.classes)
         return tuple(tuple(sorted(members)) for members in found if members)
 
+    @property
+    def used(self) -> bool:
+        """Whether it was told of a step."""
+        return self._spent > 0
+
+    @property
+    def pace(self) -> float | None:
+        """What the last step took, as a multiple of what was calibrated; None where there was none."""
+        return self._newest_ratio if self._ratios else None
+
+    @pace.setter
+    def pace(self, value: float) -> None:
+        """What steps of widths that were not used are expected to take."""
+        self._newest_ratio = value
+
+    @property
+    def allowance(self) -> float:
+        """Seconds that trials may lose now."""
+        return self._saved + TRIAL_SHARE * self._spent - self._lost
+
     def begin(self) -> None:
         """Another text: what the ones before have shown is only a hint."""
         self._rows_before = 0
-        # What was seen fades towards what was learnt from it, not towards the first guess.
-        self.prior, _ = exponent(self._evidence, self.prior)
+        learnt, _ = exponent(self._evidence, self.prior, self._reach)
+        self.prior = replace(self.prior, exponent=learnt)
         for width, shown in self._evidence.items():
             if shown.steps > _CARRIED:
                 scale = _CARRIED / shown.steps
@@ -85,7 +149,7 @@ class Experience:
 
         With the time of a draft, which a step of width 1 does without.
         """
-        drafting = median(self._drafting) if self._drafting else 0.0
+        drafting = self._seconds_of_a_draft
         found = {}
         for width in widths:
             ratio = median(self._ratios[width]) if width in self._ratios else self._newest_ratio
@@ -95,32 +159,54 @@ class Experience:
     def choose(self, widths: Sequence[int], length: int, current: int) -> Choice:
         """The width of the next steps among `widths`, behind `length` tokens."""
         seconds = self.seconds(widths, length)
-        hopeful = {
-            width: min(time, self.calibration.at(width, length) * self._newest_ratio) for width, time in seconds.items()
-        }
         return choose(
             seconds,
             self._evidence,
             current=current,
             prior=self.prior,
-            allowance=self._allowance(length),
-            hopeful_seconds=hopeful,
+            reach=self._reach,
+            allowance=self.allowance,
+            hopeful_seconds=self._hopeful(seconds, length),
         )
 
-    def choose_class(self, length: int) -> tuple[tuple[int, ...], float | None]:
-        """The class for a text of `length` tokens; if it is chosen on trial, the best known rate beside it."""
-        classes, seconds = self.classes, self.seconds(self.widths, length)
-        best = best_class(classes, seconds, self._evidence, self.prior)
-        rate = choose({width: seconds[width] for width in best}, self._evidence, current=0, prior=self.prior).best_rate
-        for members in classes:
-            times = {width: seconds[width] for width in members}
-            loss = _TEXT * (min(times.values()) - 1.0 / rate)
-            if members == best or loss > self._allowance(length):
-                continue
-            hope = choose({0: 1.0 / rate, **times}, self._evidence, current=0, prior=self.prior, allowance=float("inf"))
-            if hope.width in members:
-                return members, rate
-        return best, None
+    def prospects(self, length: int, *, exact: bool, bound: bool = False) -> list[Prospect]:
+        """What a text of `length` tokens may be expected to be in each class of widths, or with all of them.
+
+        Args:
+            bound: see `nptool.decoding.policy.foresee`.
+        """
+        found = []
+        for members in (self.classes or ((1,),)) if exact else (self.widths,):
+            seconds = self.seconds(members, length)
+            hopeful = self._hopeful(seconds, length, self._seconds_of_a_draft)
+            found.append(
+                foresee(
+                    seconds,
+                    self._evidence,
+                    prior=self.prior,
+                    reach=self._reach,
+                    hopeful_seconds=hopeful,
+                    bound=bound,
+                )
+            )
+        return found
+
+    def skip(self) -> None:
+        """A text was decoded by another method: what is known of this one gets older."""
+        self._fade(_KEPT_SKIPPED)
+        self._settle(_KEPT_SKIPPED)
+
+    def learnt(self) -> Learnt:
+        """What another process may go on from."""
+        bound = _SAVED_STEPS * self._share_of_a_step
+        return Learnt(
+            prior=self.prior,
+            evidence={width: shown for width, shown in self._evidence.items() if shown.steps > 0},
+            ratios={width: median(ratios) for width, ratios in self._ratios.items()},
+            newest_ratio=self._newest_ratio,
+            drafting=median(self._drafting) if self._drafting else None,
+            saved=max(-bound, min(bound, self.allowance)),
+        )
 
     def learn(self, steps: Iterable[Step], rate: float | None) -> None:
         """Take steps into account.
@@ -128,6 +214,7 @@ class Experience:
         Args:
             rate: tokens per second that the best known width would have brought, where these were a trial.
         """
+        kept = 1.0
         for step in steps:
             self._spent += step.seconds
             if rate is not None:
@@ -137,16 +224,31 @@ class Experience:
             ratio = (step.seconds - step.drafting) / self.calibration.at(step.rows, step.length)
             self._ratios.setdefault(step.rows, deque(maxlen=_TIMES)).append(ratio)
             self._newest_ratio = median(self._ratios[step.rows])
-            self._fade(_KEPT if step.drafted else _KEPT_UNTRIED)
+            share = _KEPT if step.drafted else _KEPT_UNTRIED
+            kept *= share
+            self._fade(share)
             self._credit(step)
             self._rows_before = step.rows
+        self._settle(kept)
+
+    def _resume(self, learnt: Learnt) -> None:
+        """Be what another one was at its end. One time of each width is taken over, which two new ones outvote."""
+        self.prior = replace(learnt.prior, steps=min(learnt.prior.steps, MEASURED))
+        self._evidence = dict(learnt.evidence)
+        self._ratios = {width: deque([ratio], maxlen=_TIMES) for width, ratio in learnt.ratios.items()}
+        self._newest_ratio = learnt.newest_ratio
+        if learnt.drafting is not None:
+            self._drafting = deque([learnt.drafting], maxlen=_TIMES)
+        self._saved = learnt.saved
 
     def _credit(self, step: Step) -> None:
         whole = step.drafted + 1
-        if self._independent:
+        if self._drafts is Drafts.INDEPENDENT:
             widths = [width for width in self.widths if 1 < width <= whole]
+        elif self._drafts is Drafts.BRANCHING:
+            widths = [step.rows] if step.drafted else []
         else:
-            # A guess is worth what the step before could see of it, and padding has drafted nothing.
+            # What lies behind the draft is padding.
             widths = [step.rows] if 1 < step.rows <= min(whole, self._rows_before) else []
         for width in widths:
             shown = self._evidence.get(width, Evidence())
@@ -156,6 +258,33 @@ class Experience:
         for width, shown in self._evidence.items():
             self._evidence[width] = Evidence(shown.steps * kept, shown.tokens * kept)
 
-    def _allowance(self, length: int) -> float:
-        start = HEAD_START * self.calibration.at(1, length)
-        return TRIAL_SHARE * (self._spent + start) - self._lost
+    def _settle(self, kept: float) -> None:
+        """What was seen fades towards what was learnt from it, not towards the first guess.
+
+        Args:
+            kept: what is left of the evidence since the last time.
+        """
+        learnt, _ = exponent(self._evidence, self.prior, self._reach)
+        self.prior = Prior(
+            learnt + (self.prior.exponent - learnt) * kept, GUESSED + max(0.0, self.prior.steps - GUESSED) * kept
+        )
+
+    def _hopeful(self, seconds: Mapping[int, float], length: int, drafting: float = 0.0) -> dict[int, float]:
+        """t(w) as it would be if a width had become as fast as the last one was for its calibration.
+
+        Args:
+            drafting: seconds of a draft, where they are not hoped to be gone.
+        """
+        return {
+            width: min(time, self.calibration.at(width, length) * self._newest_ratio + (drafting if width > 1 else 0.0))
+            for width, time in seconds.items()
+        }
+
+    @property
+    def _seconds_of_a_draft(self) -> float:
+        return median(self._drafting) if self._drafting else 0.0
+
+    @property
+    def _share_of_a_step(self) -> float:
+        """Seconds that trials may lose for each step of width 1."""
+        return TRIAL_SHARE * self.calibration.at(1, 0)

@@ -21,26 +21,22 @@ from numpy.typing import NDArray
 
 from nptool.data.records import Message
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
-from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
-from nptool.decoding.calibration_cache import load_calibration, store_calibration
+from nptool.decoding.calibration import Calibration
 from nptool.decoding.engines import Engines
-from nptool.decoding.experience import Experience
-from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK, Method, find_method
-from nptool.decoding.priors import prior_exponent
+from nptool.decoding.knowledge import Knowledge
+from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, JACOBI_BLOCK, Method, find_method
+from nptool.decoding.plan import plan_text
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
 from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
 from nptool.llama.context import DEFAULT_WIDTH
-from nptool.llama.digest import identity
 from nptool.llama.model import Model
+from nptool.method_note import BLOCK_SIZE_KEY
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
-# Calibrating a model that takes long to load may take this share of it.
-LOADING_SHARE = 0.25
-BLOCK_SIZE_KEY = "nptool.block_size"
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
@@ -71,7 +67,7 @@ class TextModel:
         """
         began = perf_counter()
         self.model = Model.load(path, gpu_layers)
-        self._loading_seconds = perf_counter() - began
+        loading_seconds = perf_counter() - began
         self.engines = Engines(
             self.model,
             context_length,
@@ -80,8 +76,9 @@ class TextModel:
             kv_type=kv_type,
             flash_attention=flash_attention,
         )
+        self.knowledge = Knowledge(self.engines, loading_seconds)
+        """What steps cost on this machine, and what they have brought."""
         self._answer: Answer | None = None
-        self._experiences: dict[tuple[str, int, str], Experience] = {}
 
     @property
     def path(self) -> Path:
@@ -92,50 +89,30 @@ class TextModel:
         """The n that the file was trained for, or the default."""
         return int(self.model.header.metadata.get(BLOCK_SIZE_KEY, DEFAULT_N))
 
-    def block_length(self, config: DecodeConfig) -> int:
+    def block_length(self, config: DecodeConfig, other: str | None = None) -> int:
         """The n that `config` comes to with this file.
+
+        Args:
+            other: one of the config's other methods; None is its first one.
 
         Raises:
             GgufError: it asks for heads and there are none.
             UsageError: it asks for more heads than there are.
         """
-        method = find_method(config.method)
+        method = find_method(other or config.method)
         if method.heads:
-            count = self.engines.count_heads(config.n if method.counts_heads else None)
+            # Where n bounds several methods, the heads are no fewer for being fewer than that.
+            count = self.engines.count_heads(config.n if method.counts_heads and not config.others else None)
             if method.counts_heads:
-                return count
-        if config.adapt and method.adapts:
+                return min(count, config.n or count)
+        if config.adapt and method.parallel:
             return min(config.n or DEFAULT_WIDTH, self.calibration.widths[-1])
         return config.n or self.block_size
 
-    @cached_property
+    @property
     def calibration(self) -> Calibration:
-        """What steps cost on this machine: measured at the first use of the file, and kept in the user's cache."""
-        return load_calibration(self._calibration_key()) or self.calibrate()
-
-    def calibrate(self) -> Calibration:
-        """Measure what steps cost, and keep it for the next use."""
-        budget = max(BUDGET, LOADING_SHARE * self._loading_seconds)
-        found = calibrate(self.engines.scratch(DEFAULT_WIDTH), budget=budget)
-        store_calibration(self._calibration_key(), found)
-        return found
-
-    def _calibration_key(self) -> dict[str, Any]:
-        context = self.engines.scratch(DEFAULT_WIDTH)
-        return identity(context, self.engines.gpu_layers) | {"contexts": list(fitting(context))}
-
-    def experience(self, method: str, widest: int, purpose: str = "") -> Experience:
-        """What decoding by a method in steps of up to `widest` rows has shown, from text to text.
-
-        Args:
-            purpose: keeps what was seen apart, so that one way to decode does not learn from another.
-        """
-        key = (method, widest, purpose)
-        if key not in self._experiences:
-            independent = find_method(method).independent
-            prior = prior_exponent(self.model.header.metadata, method)
-            self._experiences[key] = Experience(self.calibration, widest, prior, independent=independent)
-        return self._experiences[key]
+        """What steps cost on this machine."""
+        return self.knowledge.calibration
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -167,7 +144,8 @@ class TextModel:
             prompt: a user's text, or the messages of a conversation.
             jacobi: decode n tokens in parallel.
             block_mode: Jacobi iteration block by block instead of a sliding window.
-            heads: let the model's extra heads draft n-1 tokens for each pass.
+            heads: let the model's extra heads draft n-1 tokens for each pass. With `jacobi` and n="auto" the better of
+                the two is chosen for each text.
             n, adapt, exact, max_tokens, stop: see `DecodeConfig`; n="auto" is `adapt` without an upper bound.
             raw: take the text as it is, without the chat template.
             sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
@@ -180,14 +158,17 @@ class TextModel:
             GgufError: heads are asked for and the file has none.
             ContextError: the prompt does not fit the context, or n the batch.
         """
+        bound, adapts = (None if n == "auto" else n), adapt or n == "auto"
+        method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=bound, adapt=adapts)
         config = DecodeConfig(
-            method=method_name(jacobi=jacobi, block_mode=block_mode, heads=heads),
-            n=None if n == "auto" else n,
+            method=method,
+            n=bound,
             exact=exact,
             max_tokens=max_tokens,
             stop=tuple(stop),
             sampling=Sampling(**sampling),
-            adapt=adapt or n == "auto",
+            adapt=adapts,
+            others=tuple(others),
         )
         return self.answer(self.encode(prompt, raw=raw), config)
 
@@ -209,21 +190,26 @@ class TextModel:
         Raises:
             ContextError: the prompt does not fit the context, or n the batch.
         """
-        method = find_method(config.method)
         if self._answer is not None:
             self._answer.close()
-        n = self.block_length(config)
-        exact = method.parallel if config.exact is None else config.exact
-        experience = self.experience(config.method, n) if config.adapt and method.adapts else None
-        opened = self.engines.open(n if exact or method.parallel else 1, self._heads(method, n))
+        method, n, widths = self._choose(config, len(prompt))
+        opened = self.engines.open(n if widths.padded or method.parallel else 1, self._heads(method, n))
         if not reuse:
             opened.sequence.truncate(0)
-        if experience is None:
-            widths: Widths = FixedWidth(n if exact else None)
-        else:
-            widths = AdaptiveWidth(experience, len(prompt), exact=exact)
-        self._answer = Answer(self.model, opened, prompt, config, n, widths, wrap)
+        self._answer = Answer(self.model, opened, prompt, config, method, n, widths, wrap)
         return self._answer
+
+    def _choose(self, config: DecodeConfig, length: int) -> tuple[Method, int, Widths]:
+        """The method for a text of `length` tokens, its n, and what decides on its widths."""
+        method, n = find_method(config.method), self.block_length(config)
+        exact = method.parallel if config.exact is None else config.exact
+        if not (config.adapt and method.parallel):
+            return method, n, FixedWidth(n if exact else None)
+        lengths = {method.name: n} | {name: self.block_length(config, name) for name in config.others}
+        experiences = [self.knowledge.experience(name, widest) for name, widest in lengths.items()]
+        plan = plan_text(experiences, length, exact=exact)
+        chosen = list(lengths)[plan.method]
+        return find_method(chosen), lengths[chosen], AdaptiveWidth(experiences[plan.method], plan, exact=exact)
 
     def _heads(self, method: Method, n: int) -> int | None:
         """Heads in all that a method uses with a block length of `n`."""
@@ -251,9 +237,10 @@ class TextModel:
         return ids
 
     def close(self) -> None:
-        """Free everything. A second call does nothing."""
+        """Keep what was learnt, and free everything. A second call does nothing more."""
         if self._answer is not None:
             self._answer.close()
+        self.knowledge.keep()
         self.engines.close()
         self.model.close()
 
@@ -279,17 +266,27 @@ def load(path: str | Path | None = None, **options: Any) -> TextModel:
     return TextModel(latest_run().gguf if path is None else path, **options)
 
 
-def method_name(*, jacobi: bool = False, block_mode: bool = False, heads: bool = False) -> str:
-    """The method that a few switches mean, `block_mode` implying `jacobi`.
+def method_names(
+    *, jacobi: bool = False, block_mode: bool = False, heads: bool = False, n: int | None = None, adapt: bool = False
+) -> tuple[str, ...]:
+    """The methods that a few switches leave open, the usual one first; `block_mode` implies `jacobi`.
+
+    Heads draft a chain, or, where steps choose their widths and all heads are used, a tree.
 
     Raises:
-        UsageError: two of them are different methods.
+        UsageError: two of them are asked for with steps of a fixed width.
     """
-    if heads and (jacobi or block_mode):
-        raise UsageError("Jacobi iteration and heads are two methods; choose one of them")
-    if heads:
-        return HEADS
-    return JACOBI_BLOCK if block_mode else JACOBI if jacobi else AUTOREGRESSIVE
+    iterating = [JACOBI_BLOCK if block_mode else JACOBI] if jacobi or block_mode else []
+    if not heads:
+        return tuple(iterating or [AUTOREGRESSIVE])
+    if not adapt:
+        if iterating:
+            raise UsageError(
+                "Jacobi iteration and heads are two methods, and steps of a fixed width need one: choose it, or leave "
+                "--fixed out"
+            )
+        return (HEADS,)
+    return (*iterating, HEADS, *([HEADS_TREE] if iterating or n is None else []))
 
 
 def _message(item: Message | Mapping[str, str]) -> Message:

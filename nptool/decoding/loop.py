@@ -53,7 +53,7 @@ def decode(
     while (length := sequence.length) < limit:
         before, drafting = engine.seconds, proposer.seconds
         room = limit - length - 1
-        chosen = chooser.choose(length, room)
+        chosen = chooser.choose(length, room, sequence.pending + 1)
         draft = proposer.propose(min(room, chosen - 1))
         step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
         tokens = step.picks[: step.accepted + 1]

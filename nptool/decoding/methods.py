@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nptool.decoding.chain import HeadsChain, Lookahead
+from nptool.decoding.experience import Drafts
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.lookahead import LookaheadDecoding
 from nptool.decoding.prompt_lookup import PromptLookup
@@ -46,8 +47,8 @@ class Method:
     """Makes a proposer."""
     parallel: bool = True
     """Whether it uses a block of n tokens, and so runs in exact mode unless told otherwise."""
-    independent: bool = False
-    """Whether a draft's tokens are the same however long it is; not so where iterating makes them better."""
+    drafts: Drafts = Drafts.ITERATED
+    """What kind of drafts it makes."""
     heads: bool = False
     """Whether it uses the model's extra heads."""
     block: bool = False
@@ -55,11 +56,6 @@ class Method:
     many heads are used, the model's own included."""
     verify: Verify = verify_line
     """Judges its drafts."""
-
-    @property
-    def adapts(self) -> bool:
-        """Whether its steps may have any number of rows: a line can be cut anywhere, a tree is made for its size."""
-        return self.parallel and self.verify is verify_line
 
     @property
     def counts_heads(self) -> bool:
@@ -98,13 +94,14 @@ METHODS = {
             HEADS,
             "blockwise parallel decoding: n heads draft one token each",
             lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
-            independent=True,
+            drafts=Drafts.INDEPENDENT,
             heads=True,
         ),
         Method(
             HEADS_TREE,
             "a tree of all heads' first choices, in steps of n rows",
             lambda task: HeadsTree(task.n, task.require_heads(), task.sequence, task.sampling),
+            drafts=Drafts.BRANCHING,
             heads=True,
             block=True,
             verify=verify_tree,
@@ -118,7 +115,7 @@ METHODS = {
             PROMPT_LOOKUP,
             "for comparison: drafts copied from the text so far",
             lambda task: PromptLookup(task.n, task.sequence),
-            independent=True,
+            drafts=Drafts.INDEPENDENT,
         ),
     )
 }

@@ -8,7 +8,7 @@ the time. That bounds the price of trying whatever the text is. Knows no clock, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
 
@@ -18,16 +18,33 @@ TRIAL_STEPS = 3
 """Steps of one trial: a Jacobi window needs some before its guess is as good as its width allows."""
 HEAD_START = 100
 """Steps of width 1 whose share trials may lose before as much time has passed."""
+GUESSED = 2.0
+"""Weight of an exponent that was guessed, as if so many steps of width 8 had shown it."""
+MEASURED = 8.0
+"""Weight of one that was measured on other texts: no more, so that another kind of text is learnt in a dozen steps."""
 # A width must be better by so much than the one in use: changing costs a new graph in llama.cpp.
 _MARGIN = 1.02
-# A class without width 1 must promise so much more, since a text cannot leave it where the promise is not kept.
-_CLASS_MARGIN = 1.1
+# A class without width 1 must promise so much more where nothing is known, since a text cannot leave it.
+_BOUND_MARGIN = 1.1
 # Weight of the curve against what a width itself has shown, in steps.
 _CURVE_STEPS = 3.0
-# Weight of the prior exponent, as if so many steps of width 8 had shown it.
-_PRIOR_STEPS = 2.0
 # How far the exponent may be from its estimate while nothing has been seen.
 _DOUBT = 0.5
+# Tokens that a text is expected to have when its class of widths is chosen.
+_TEXT = 64
+
+Reach = Callable[[int], float]
+"""The base of the curve: y(w) is expected to be `reach(w)` to the power of the exponent. A line of drafts reaches w."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is expected of a method before a step of it was made."""
+
+    exponent: float
+    """The a of `exponent`."""
+    steps: float = GUESSED
+    """How much it rests on: as if so many steps of width 8 had shown it."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +66,46 @@ class Choice:
     """Tokens per second of the best width known."""
 
 
-def exponent(evidence: Mapping[int, Evidence], prior: float) -> tuple[float, float]:
-    """The a of y(w) = w**a that fits best, and how far it may be wrong.
+@dataclass(frozen=True)
+class Prospect:
+    """What may be expected of a text that keeps to some widths."""
 
-    Measured: trained models follow such a curve closely from w = 4 to 16 (2.05, 2.83 and 3.80 tokens are w**0.50), a
-    model without training has a near 0, and at w = 1 the curve is right for every a. So steps of one width say
-    something of all others.
+    members: tuple[int, ...]
+    rate: float
+    """Tokens per second of its best width."""
+    hope: float
+    """The same if all is as good as it may be."""
+    slowest: float
+    """Seconds for a token where no draft is ever right."""
+    margin: float
+    """How many times as much as another one it must promise."""
 
-    Args:
-        prior: a before anything was seen.
+
+def exponent(evidence: Mapping[int, Evidence], prior: Prior, reach: Reach = float) -> tuple[float, float]:
+    """The a of y(w) = reach(w)**a that fits best, and how far it may be wrong.
+
+    Measured: trained models follow w**a closely from w = 4 to 16 (2.05, 2.83 and 3.80 tokens are w**0.50), a model
+    without training has a near 0, and at w = 1 the curve is right for every a. So steps of one width say something of
+    all others.
     """
-    weight = _PRIOR_STEPS * log(8) ** 2
-    total, seen = weight * prior, 0.0
+    unit = log(reach(8)) ** 2
+    weight = prior.steps * unit
+    total, seen = weight * prior.exponent, 0.0
     for width, shown in evidence.items():
         if width > 1 and shown.steps > 0:
-            size = log(width)
+            size = log(reach(width))
             total += shown.steps * size * log(max(1.0, shown.tokens / shown.steps))
             seen += shown.steps * size**2
-    return total / (weight + seen), _DOUBT / sqrt(1.0 + seen)
+    known = seen + max(0.0, prior.steps - GUESSED) * unit
+    best = total / (weight + seen) if weight + seen else prior.exponent
+    return best, _DOUBT / sqrt(1.0 + known)
 
 
-def expected_tokens(width: int, evidence: Evidence, curve: float) -> float:
-    """y(w): what the width itself has shown, and the curve w**`curve` where it has shown little."""
+def expected_tokens(width: int, evidence: Evidence, curve: float, reach: Reach = float) -> float:
+    """y(w): what the width itself has shown, and the curve reach(w)**`curve` where it has shown little."""
     if width == 1:
         return 1.0
-    known = evidence.tokens + _CURVE_STEPS * float(width**curve)
+    known = evidence.tokens + _CURVE_STEPS * float(reach(width) ** curve)
     return max(1.0, min(float(width), known / (evidence.steps + _CURVE_STEPS)))
 
 
@@ -82,7 +114,8 @@ def choose(
     evidence: Mapping[int, Evidence],
     *,
     current: int,
-    prior: float,
+    prior: Prior,
+    reach: Reach = float,
     allowance: float = 0.0,
     hopeful_seconds: Mapping[int, float] | None = None,
 ) -> Choice:
@@ -92,18 +125,15 @@ def choose(
         seconds: t(w) of every width that may be chosen.
         evidence: what was seen, by width.
         current: the width in use, which has the benefit of the doubt.
-        prior: exponent of the model's curve before anything was seen, see `exponent`.
         allowance: seconds that a trial may lose.
         hopeful_seconds: t(w) as good as it may have become since it was last seen.
     """
-    a, doubt = exponent(evidence, prior)
-    nothing = Evidence()
-    rates = {width: expected_tokens(width, evidence.get(width, nothing), a) / time for width, time in seconds.items()}
+    a, doubt = exponent(evidence, prior, reach)
+    rates = _rates(seconds, evidence, a, reach)
     best = max(rates, key=lambda width: rates[width] * (_MARGIN if width == current else 1.0))
-    hope = hopeful_seconds or seconds
     hopes = {
-        width: expected_tokens(width, evidence.get(width, nothing), a + doubt) / hope[width]
-        for width in seconds
+        width: hope
+        for width, hope in _rates(hopeful_seconds or seconds, evidence, a + doubt, reach).items()
         if width != best and TRIAL_STEPS * (seconds[width] - 1.0 / rates[best]) <= allowance
     }
     promising = max(hopes, key=hopes.__getitem__, default=best)
@@ -112,15 +142,66 @@ def choose(
     return Choice(best, False, rates[best])
 
 
-def best_class(
-    classes: Sequence[Sequence[int]], seconds: Mapping[int, float], evidence: Mapping[int, Evidence], prior: float
-) -> tuple[int, ...]:
-    """The class of widths in which a text is expected to be fastest; one with width 1 in doubt, else the first."""
-    choices = [
-        choose({width: seconds[width] for width in members}, evidence, current=0, prior=prior) for members in classes
+def bound_margin(doubt: float) -> float:
+    """How many times as much a text that is bound to something must promise, by how far the exponent may be wrong.
+
+    A text cannot leave a class of widths, or a method, where the promise is not kept, so a guess must promise more than
+    what was measured.
+    """
+    return _MARGIN + (_BOUND_MARGIN - _MARGIN) * min(1.0, doubt / _DOUBT)
+
+
+def foresee(
+    seconds: Mapping[int, float],
+    evidence: Mapping[int, Evidence],
+    *,
+    prior: Prior,
+    reach: Reach = float,
+    hopeful_seconds: Mapping[int, float] | None = None,
+    bound: bool = False,
+) -> Prospect:
+    """What a text may be expected to be that keeps to the widths of `seconds`. Other arguments as those of `choose`.
+
+    Args:
+        bound: whether it is bound to more than its widths: to a method that must promise more than the usual one, and
+            is not tried by making no drafts.
+    """
+    a, doubt = exponent(evidence, prior, reach)
+    return Prospect(
+        members=tuple(seconds),
+        rate=max(_rates(seconds, evidence, a, reach).values()),
+        hope=max(_rates(hopeful_seconds or seconds, evidence, a + doubt, reach).values()),
+        slowest=min((time for width, time in seconds.items() if width > 1 or not bound), default=seconds.get(1, 0.0)),
+        margin=1.0 if 1 in seconds and not bound else bound_margin(doubt),
+    )
+
+
+def best_prospect(prospects: Sequence[Prospect], allowance: float = 0.0) -> tuple[int, float | None]:
+    """Which of them a text shall be; if it is chosen on trial, the best known rate beside it.
+
+    Among equals the first. One that might be better is tried where all that a text of it can lose is allowed.
+
+    Args:
+        allowance: seconds that a trial may lose.
+    """
+    best = max(range(len(prospects)), key=lambda index: prospects[index].rate / prospects[index].margin)
+    rate = prospects[best].rate
+    trials = [
+        index
+        for index, prospect in enumerate(prospects)
+        if index != best and prospect.hope > rate * _MARGIN and _TEXT * (prospect.slowest - 1.0 / rate) <= allowance
     ]
-    rates = [
-        choice.best_rate * (_CLASS_MARGIN if 1 in members else 1.0)
-        for choice, members in zip(choices, classes, strict=True)
-    ]
-    return tuple(classes[rates.index(max(rates))])
+    if not trials:
+        return best, None
+    return max(trials, key=lambda index: prospects[index].hope), rate
+
+
+def _rates(
+    seconds: Mapping[int, float], evidence: Mapping[int, Evidence], curve: float, reach: Reach
+) -> dict[int, float]:
+    """Tokens per second by width."""
+    nothing = Evidence()
+    return {
+        width: expected_tokens(width, evidence.get(width, nothing), curve, reach) / time
+        for width, time in seconds.items()
+    }

@@ -63,10 +63,31 @@ def grow(shares: Shares, size: int) -> Shape:
 
     The path of first choices comes first, so that in most steps what is accepted lies in the cache as a text does.
     """
-    # Likeliest first; among equals the shallower one.
+    chosen = [path for _, path in _best_first(shares, size)]
+    nodes = sorted(chosen, key=lambda path: (any(path), chosen.index(path)))
+    rows = {path: row for row, path in enumerate([(), *nodes])}
+    return Shape(
+        tuple(rows[path[:-1]] for path in nodes),
+        tuple(len(path) for path in nodes),
+        tuple(path[-1] for path in nodes),
+    )
+
+
+@lru_cache(maxsize=256)
+def expected_tokens(shares: Shares, rows: int) -> float:
+    """Tokens that a step of `rows` rows brings on average if the choices are right as often as `shares` says.
+
+    One is certain; of a node's token one more comes whenever it is right and all before it are.
+    """
+    return 1.0 + sum(value for value, _ in _best_first(shares, rows - 1))
+
+
+def _best_first(shares: Shares, size: int) -> list[tuple[float, tuple[int, ...]]]:
+    """Nodes as the choices that lead to them, with how often they are right; the likeliest one first."""
+    # Among equals the shallower one.
     waiting: list[tuple[float, tuple[int, ...]]] = []
     heappush(waiting, (-1.0, ()))
-    chosen: list[tuple[int, ...]] = []
+    chosen: list[tuple[float, tuple[int, ...]]] = []
     leaves = 1
     parents: set[tuple[int, ...]] = set()
     while waiting and len(chosen) <= size:
@@ -77,21 +98,15 @@ def grow(shares: Shares, size: int) -> Shape:
                 continue
             leaves += branching
             parents.add(path[:-1])
-        chosen.append(path)
+        chosen.append((-value, path))
         if len(path) < len(shares):
             for rank, share in enumerate(shares[len(path)]):
                 heappush(waiting, (value * share, (*path, rank)))
-    nodes = sorted(chosen[1:], key=lambda path: (any(path), chosen.index(path)))
-    rows = {path: row for row, path in enumerate([(), *nodes])}
-    return Shape(
-        tuple(rows[path[:-1]] for path in nodes),
-        tuple(len(path) for path in nodes),
-        tuple(path[-1] for path in nodes),
-    )
+    return chosen[1:]
 
 
 class HeadsTree:
-    """Drafts a tree of at most `width - 1` tokens."""
+    """Drafts a tree of at most `width - 1` tokens, or as many as the step has room for."""
 
     def __init__(self, width: int, heads: Lookahead, sequence: Sequence, sampling: Sampling) -> None:
         self.width = width
@@ -106,8 +121,8 @@ class HeadsTree:
         return self._heads.heads_seconds
 
     def propose(self, room: int) -> Draft:
-        """As many tokens as a step has rows for, none further than `room` tokens ahead."""
-        rows = self.width - 1 - self._sequence.pending
+        """At most `room` tokens in all, with those that the batch begins with."""
+        rows = min(self.width - 1, room) - self._sequence.pending
         possible = room > 0 and rows > 0 and self._heads.count > 1
         logits_KV = self._heads.lookahead() if possible else None
         if logits_KV is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from nptool.decoding.experience import Experience, Step
+from nptool.decoding.plan import Plan
 from nptool.decoding.policy import TRIAL_STEPS
 
 # A choice costs some ten microseconds, which would be felt in every step of a small model.
@@ -32,8 +33,12 @@ class Widths(Protocol):
     members: tuple[int, ...]
     """Widths at which autoregressive decoding gives this text bit for bit; none where batches are not padded."""
 
-    def choose(self, length: int, room: int) -> int:
-        """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit."""
+    def choose(self, length: int, room: int, least: int = 1) -> int:
+        """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit.
+
+        Args:
+            least: rows that the step has in any case, before any draft.
+        """
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
         """What the step was, what it took in all, and the part of that spent in models that draft."""
@@ -50,7 +55,7 @@ class FixedWidth:
         self.members: tuple[int, ...] = () if width is None else (width,)
         self._width = UNLIMITED if width is None else width
 
-    def choose(self, length: int, room: int) -> int:
+    def choose(self, length: int, room: int, least: int = 1) -> int:
         return self._width
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
@@ -63,29 +68,25 @@ class FixedWidth:
 class AdaptiveWidth:
     """What the policy chooses for one text."""
 
-    def __init__(self, experience: Experience, length: int, *, exact: bool) -> None:
-        """Args: `length` is that of the prompt in tokens."""
+    def __init__(self, experience: Experience, plan: Plan, *, exact: bool) -> None:
+        """Args: `plan` is that of the text, made for it from this experience among others."""
         self.padded = exact
-        experience.begin()
-        self.members: tuple[int, ...] = ()
-        self._rate_of_text: float | None = None
-        if exact:
-            self.members, self._rate_of_text = experience.choose_class(length)
-        self._widths = self.members or experience.widths
+        self.members: tuple[int, ...] = plan.members if exact else ()
+        self._widths = plan.members
+        self._rate_of_text = plan.rate
         self._experience = experience
         self._rate: float | None = None
         self._width = 0
         self._left = 0
         self._steps: list[Step] = []
 
-    def choose(self, length: int, room: int) -> int:
+    def choose(self, length: int, room: int, least: int = 1) -> int:
         """The same for a few steps, then what is best by then."""
         if not self._left:
             self._decide(length)
         self._left -= 1
-        if self._width > room + 1:
-            return next(width for width in self._widths if width > room or width == self._width)
-        return self._width
+        wanted = max(least, min(self._width, room + 1))
+        return next(width for width in self._widths if width >= wanted)
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
         """Kept until the next choice."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY
 from nptool.llama.gguf_check import Header, tensor_bytes
 from nptool.llama.gguf_parts import Part, Parts, find_parts, lost_heads
+from nptool.method_note import BLOCK_SIZE_KEY, METHOD_KEY, Measured, measured_in
 
 MODEL = "model"
 
@@ -57,6 +58,8 @@ class FileSummary:
     method: str | None
     """How the model was trained to decode in parallel (`nptool.method`)."""
     block_size: int | None
+    measured: Measured | None
+    """What Jacobi decoding of held-out prompts gave, where training noted it."""
     heads: int
     """Heads in all, as the model says; 1 for an ordinary one."""
     trunk_layer: int | None
@@ -78,8 +81,9 @@ def summarize(path: str | Path) -> FileSummary:
     return FileSummary(
         path=str(path),
         bytes=Path(path).stat().st_size,
-        method=metadata.get("nptool.method"),
-        block_size=metadata.get("nptool.block_size"),
+        method=metadata.get(METHOD_KEY),
+        block_size=metadata.get(BLOCK_SIZE_KEY),
+        measured=measured_in(metadata),
         heads=parts.count,
         trunk_layer=parts.trunk_layer,
         accuracy=_accuracy(parts),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nptool.errors import UsageError
 from nptool.files import atomic_file, read_json, write_json
+from nptool.method_note import Measured, note_measured
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import ROOT, Run
@@ -122,6 +123,8 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
     _collect(base, first, config, progress)
     _train_cllm(first, run, config, progress, config.second_steps, config.second_lr)
     after = _scores(run, heldout, config, progress, "scoring the CLLM")
+    # For `nptool convert`: decoding then knows from its first step on what this model is good for.
+    note_measured(run.model, Measured(after.tokens_per_forward, config.block_size))
     run.publish()
     seconds = _add_time(base, monotonic() - started)
     result = DefaultResult(str(run.path), str(run.model), before, after, seconds)

@@ -37,7 +37,7 @@ def measured(
     tally = Tally(width=variant.n, tokens=len(tokens), passes=passes, prefill_seconds=prefill, decode_seconds=seconds)
     tally.widths = {variant.n: passes}
     tally.first_step_seconds = prefill + seconds / passes
-    return Measurement(variant, prompt, number, tokens, tally, variant.n)
+    return Measurement(variant, prompt, number, tokens, tally, variant.n, variant.method)
 
 
 # Two prompts, three rounds; in round 1 the machine is four times slower.
@@ -73,7 +73,7 @@ def test_total_adds_passes_and_drafts() -> None:
     one, other = Tally(width=4, tokens=3, passes=2), Tally(width=4, tokens=5, passes=2)
     one.drafted[:3], one.accepted[:3] = 2, (1, 0, 0)
     other.drafted[:3], other.accepted[:3] = (2, 2, 1), (2, 1, 0)
-    summed = total([Measurement(JACOBI, 0, 0, (), one, 4), Measurement(JACOBI, 1, 0, (), other, 4)])
+    summed = total([Measurement(JACOBI, 0, 0, (), one, 4, "jacobi"), Measurement(JACOBI, 1, 0, (), other, 4, "jacobi")])
     assert summed.tokens_per_forward == 2.0
     assert summed.acceptance == [0.75, 0.25, 0.0]
 

@@ -115,6 +115,27 @@ def test_methods_that_choose_their_widths(model: Path, tmp_path: Path, kind: str
     assert set(report.step_ms) == {"1", "2", "3", "4", "6", "8"}
 
 
+@pytest.mark.parametrize(("heads", "name"), [(4, "auto"), (1, "jacobi-auto")])
+def test_the_method_of_each_text_is_chosen(model: Path, tmp_path: Path, heads: int, name: str) -> None:
+    file = write_random_model(tmp_path / "heads.gguf", Shape(), kind="q8_0", heads=heads, counting=3.0)
+    report = run_bench(
+        BenchConfig(
+            model=file,
+            prompts=model.with_name("heldout.jsonl"),
+            methods=("auto",),
+            n=(8,),
+            max_tokens=24,
+            rounds=2,
+            count=2,
+            threads=1,
+        )
+    )
+    (_, chosen) = report.methods
+    assert (chosen.name, chosen.n, chosen.identical_equal_width) == (name, 8, 1.0)
+    assert sum(chosen.answers_by_method.values()) == 4
+    assert set(chosen.answers_by_method) <= ({"jacobi", "heads", "heads-tree"} if heads > 1 else {"jacobi"})
+
+
 class TestCalibrate:
     def test_json(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["bench", "-m", str(model), "-t", "1", "--calibrate", "--json"], debug=True) == 0

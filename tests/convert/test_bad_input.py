@@ -264,6 +264,15 @@ def test_a_method_file_that_says_something_else(checkpoint: Path) -> None:
     )
 
 
+def test_measured_figures_that_cannot_be(checkpoint: Path) -> None:
+    figures = '{"tokens_per_forward": 20, "block_size": 16}'
+    (checkpoint / "nptool.json").write_text(f'{{"method": "cllm", "block_size": 16, "measured": {figures}}}')
+    assert refusal(checkpoint) == (
+        'DIR/nptool.json should say "measured": {"tokens_per_forward": 3.8, "block_size": 16} or nothing of it; '
+        "it says {'tokens_per_forward': 20, 'block_size': 16}"
+    )
+
+
 def test_unknown_type(checkpoint: Path) -> None:
     assert refusal(checkpoint, UsageError, type_name="q9").startswith(
         "--type q9 is not known; choose one of f32, f16, bf16, q8_0, q6_k, "

@@ -99,7 +99,9 @@ def test_types_of_the_quantizer(make_checkpoint: Callable[..., Path], tmp_path: 
 def test_metadata(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "rope_theta": 100000.0, "factor": 4.0}
     directory = make_checkpoint(rope_parameters=rope, head_dim=32)
-    (directory / "nptool.json").write_text('{"method": "cllm", "block_size": 16}')
+    (directory / "nptool.json").write_text(
+        '{"method": "cllm", "block_size": 16, "measured": {"tokens_per_forward": 3.75, "block_size": 8}}'
+    )
     metadata, _ = contents(convert(directory, tmp_path / "model.gguf", verified=False).path)
     expected = {
         "general.architecture": "llama",
@@ -108,6 +110,8 @@ def test_metadata(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
         "general.quantization_version": 2,
         "nptool.method": "cllm",
         "nptool.block_size": 16,
+        "nptool.measured.tokens_per_forward": 3.75,
+        "nptool.measured.block_size": 8,
         "llama.vocab_size": 512,
         "llama.context_length": 4096,
         "llama.embedding_length": 64,

@@ -206,6 +206,6 @@ def test_a_model_is_calibrated_once(
         found = model.calibration
         assert found.widths == GRID[: len(found.widths)]
         assert found.class_of(1)[0] == 1
-    monkeypatch.setattr("nptool.decoding.generate.calibrate", lambda *_, **__: pytest.fail("measured twice"))
+    monkeypatch.setattr("nptool.decoding.knowledge.calibrate", lambda *_, **__: pytest.fail("measured twice"))
     with nptool.load(tiny_gguf("f16"), threads=1) as model:
         assert model.calibration == found

@@ -113,22 +113,22 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("used", "members", "words"),
         [
-            ({8: 2, 1: 3}, (1, 8), "passes by width 1: 3, 8: 2; AR's text at any width of 1, 8"),
-            ({2: 4, 3: 1}, (), "passes by width 2: 4, 3: 1; free widths"),
+            ({8: 2, 1: 3}, (1, 8), "jacobi, passes by width 1: 3, 8: 2; AR's text at any width of 1, 8"),
+            ({2: 4, 3: 1}, (), "jacobi, passes by width 2: 4, 3: 1; free widths"),
             ({1: 9}, (1,), "plain AR: wider steps promise nothing here; --fixed gives every step n rows"),
         ],
     )
     def test_what_the_steps_were_in_words(self, used: dict[int, int], members: tuple[int, ...], words: str) -> None:
         widths = object.__new__(AdaptiveWidth)
         widths.members = members
-        answer: Any = SimpleNamespace(widths=widths, tally=SimpleNamespace(widths=used))
+        answer: Any = SimpleNamespace(widths=widths, method="jacobi", tally=SimpleNamespace(widths=used))
         assert widths_used(answer) == words
 
     def test_by_default_every_step_chooses_its_width(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
         path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
         for more, ending in (([], r"AR's text at any width of [\d, ]+"), (["--free-width"], "free widths")):
             assert command("generate", path, "-p", "x", "--jacobi", "--max-tokens", "20", *more) == 0
-            chosen = rf"passes by width [\d:, ]+; {ending}|plain AR: .*"
+            chosen = rf"jacobi, passes by width [\d:, ]+; {ending}|plain AR: .*"
             assert re.fullmatch(FIGURES + rf"\[({chosen})\]\n", capsys.readouterr().err)
         assert command("generate", path, "-p", "x", "--jacobi", "-n", "auto", "--json", "--max-tokens", "20") == 0
         result = json.loads(capsys.readouterr().out)
@@ -136,6 +136,26 @@ class TestGenerate:
         assert {int(width) for width in result["passes_by_width"]} <= set(result["width_class"])
         assert command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
         assert re.search(r"jacobi, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
+
+    def test_each_text_is_decoded_by_the_better_one_of_jacobi_and_heads(
+        self, tiny_gguf: Callable[..., Path], capsys: Any
+    ) -> None:
+        path = tiny_gguf("q8_0", heads=4, counting=3.0, metadata={"nptool.method": "cllm"})
+        words = ("-p", "x", "--max-tokens", "30")
+        assert command("generate", path, *words, "--jacobi", "--heads") == 0
+        shown = capsys.readouterr()
+        way = r"(jacobi|heads|heads-tree), passes by width [\d:, ]+; AR's text at any width of [\d, ]+"
+        assert re.fullmatch(FIGURES + rf"\[({way}|plain AR: .*)\]\n", shown.err)
+        assert command("generate", path, *words, "--jacobi", "--heads", "-n", "8", "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["text"] + "\n" == shown.out
+        assert (result["method"], result["n"]) in (("jacobi", 8), ("heads", 4), ("heads-tree", 8))
+        assert command("generate", path, *words, "--compare", "--heads") == 0
+        assert re.search(r"heads or heads-tree, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
+        assert command("generate", path, *words, "--jacobi", "--heads", "--fixed") == 2
+        assert "Jacobi iteration and heads are two methods, and steps of a fixed width" in capsys.readouterr().err
+        assert command("generate", tiny_gguf("q8_0"), *words, "--jacobi", "--heads") == 2
+        assert "is a model without extra heads; train some" in capsys.readouterr().err
 
     def test_without_a_prompt_it_takes_a_held_out_one_and_says_so(
         self, tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nptool
+from nptool.cache_folder import OVERRIDE
 from nptool.decoding.answer import Answer, DecodeConfig
 from nptool.decoding.generate import TextModel
 from nptool.decoding.sampling import Sampling
+from nptool.errors import UsageError
 
 METHODS = [("heads", 4), ("heads", 2), ("heads-tree", 6), ("heads-tree", 13)]
 SAMPLINGS = [
@@ -24,10 +28,7 @@ SAMPLINGS = [
 
 def answer(model: TextModel, method: str, n: int, sampling: Sampling, **options: Any) -> Answer:
     config = DecodeConfig(method, n, exact=True, max_tokens=80, sampling=sampling)
-    done = model.answer(model.encode("once upon a time", raw=True), config, **options)
-    for _ in done:
-        pass
-    return done
+    return read(model.answer(model.encode("once upon a time", raw=True), config, **options))
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
@@ -52,3 +53,70 @@ def test_a_tree_goes_on_from_what_is_cached(tiny_gguf: Callable[..., Path]) -> N
         second = answer(model, "heads-tree", 8, sampling, reuse=True)
     assert second.tokens == first.tokens
     assert second.tally.prefilled_tokens == 0
+
+
+def flat(model: TextModel) -> None:
+    """Let wide steps seem to cost what narrow ones do, so that they are chosen; classes stay the machine's."""
+    found = model.calibration
+    times = tuple(tuple(1e-3 * (1 + width / 1000) for width in found.widths) for _ in found.contexts)
+    model.knowledge.calibration = replace(found, seconds=times)
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize(
+    ("method", "others"),
+    [("heads-tree", ()), ("heads", ("heads-tree",)), ("jacobi", ("heads", "heads-tree")), ("heads-tree", ("jacobi",))],
+)
+def test_chosen_methods_and_widths_give_the_text_of_their_class(
+    tiny_gguf: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    method: str,
+    others: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv(OVERRIDE, str(tmp_path))
+    used = set[str]()
+    with nptool.load(tiny_gguf(kind, heads=4, counting=0.5), threads=1) as model:
+        flat(model)
+        for sampling in SAMPLINGS:
+            config = DecodeConfig(method, max_tokens=80, sampling=sampling, adapt=True, others=others)
+            found = read(model.answer(model.encode("once upon a time", raw=True), config))
+            assert found.method in (method, *others)
+            assert set(found.tally.widths) <= set(found.widths.members)
+            for width in {found.widths.members[0], max(found.tally.widths)}:
+                assert found.tokens == answer(model, "ar", width, sampling).tokens
+            used |= {found.method} if max(found.tally.widths) > 1 else set()
+    assert used, "nothing was drafted"
+
+
+def test_a_conversation_may_change_its_method(tiny_gguf: Callable[..., Path]) -> None:
+    """The caches of one way know nothing of the other's turn."""
+    with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
+        flat(model)
+        prompt = model.encode("once upon a time", raw=True)
+        for turn in range(6):
+            methods = ("heads-tree", "jacobi", "heads")
+            config = DecodeConfig(methods[turn % 3], max_tokens=20, adapt=True)
+            found = read(model.answer(prompt, config, reuse=True))
+            plain = DecodeConfig("ar", found.widths.members[0], exact=True, max_tokens=20)
+            assert found.tokens == read(model.answer(prompt, plain)).tokens
+            prompt = np.concatenate([prompt, np.array(found.tokens, dtype=np.int32)])
+
+
+def test_several_methods_need_a_choice() -> None:
+    with pytest.raises(UsageError, match="one of jacobi, heads is chosen for each text, which steps of n rows do not"):
+        DecodeConfig("jacobi", others=("heads",))
+
+
+def test_the_time_of_a_draft_is_measured_and_leaves_nothing_behind(tiny_gguf: Callable[..., Path]) -> None:
+    with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
+        before = answer(model, "heads", 4, Sampling())
+        assert model.engines.time_draft(4) > model.engines.time_draft(1) == 0.0
+        assert answer(model, "heads", 4, Sampling(), reuse=True).tokens == before.tokens
+
+
+def read(done: Answer) -> Answer:
+    for _ in done:
+        pass
+    return done

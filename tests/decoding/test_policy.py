@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from math import inf
@@ -11,8 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Experience
-from nptool.decoding.policy import Evidence, best_class, choose, exponent
+from nptool.decoding.experience import Drafts, Experience
+from nptool.decoding.learnt import Learnt
+from nptool.decoding.plan import plan_text
+from nptool.decoding.policy import (
+    GUESSED,
+    MEASURED,
+    Evidence,
+    Prior,
+    Prospect,
+    best_prospect,
+    bound_margin,
+    choose,
+    exponent,
+    foresee,
+)
 from nptool.decoding.widths import AdaptiveWidth
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -34,7 +48,7 @@ def test_what_is_well_known_is_decided_like_brute_force(times: list[float], shar
     seconds = dict(zip(WIDTHS, times, strict=True))
     tokens = {width: 1 + share * (width - 1) for width, share in zip(WIDTHS, shares, strict=True)}
     evidence = {width: Evidence(1e9, 1e9 * value) for width, value in tokens.items()}
-    chosen = choose(seconds, evidence, current=0, prior=prior)
+    chosen = choose(seconds, evidence, current=0, prior=Prior(prior))
     best = max(tokens[width] / seconds[width] for width in WIDTHS)
     assert tokens[chosen.width] / seconds[chosen.width] == pytest.approx(best, rel=1e-6)
     assert chosen.best_rate == pytest.approx(best, rel=1e-6)
@@ -42,53 +56,97 @@ def test_what_is_well_known_is_decided_like_brute_force(times: list[float], shar
 
 
 def test_without_evidence_the_prior_decides() -> None:
-    assert choose(F32, {}, current=1, prior=0.0).width == 1
-    assert choose(F32, {}, current=1, prior=0.5).width == 8
-    assert choose(Q4_K_M, {}, current=1, prior=0.5).width == 1
-    assert choose(FLAT, {}, current=1, prior=0.5).width == 64
+    assert choose(F32, {}, current=1, prior=Prior(0.0)).width == 1
+    assert choose(F32, {}, current=1, prior=Prior(0.5)).width == 8
+    assert choose(Q4_K_M, {}, current=1, prior=Prior(0.5)).width == 1
+    assert choose(FLAT, {}, current=1, prior=Prior(0.5)).width == 64
 
 
 def test_the_width_in_use_is_kept_at_a_tie() -> None:
     even = {1: 1.0, 2: 2.0**0.5}
     for current in (1, 2):
-        assert choose(even, {}, current=current, prior=0.5).width == current
+        assert choose(even, {}, current=current, prior=Prior(0.5)).width == current
 
 
 def test_the_exponent_is_that_of_the_evidence() -> None:
-    assert exponent({}, 0.3) == pytest.approx((0.3, 0.5))
+    assert exponent({}, Prior(0.3)) == pytest.approx((0.3, 0.5))
     seen = {width: Evidence(1e6, 1e6 * width**0.4) for width in (4, 16)}
-    found, doubt = exponent(seen, 0.1)
+    found, doubt = exponent(seen, Prior(0.1))
     assert found == pytest.approx(0.4, abs=1e-4)
     assert doubt < 1e-3
-    assert exponent({1: Evidence(1e6, 1e6)}, 0.3) == exponent({}, 0.3)
+    assert exponent({1: Evidence(1e6, 1e6)}, Prior(0.3)) == exponent({}, Prior(0.3))
 
 
 def test_a_trial_costs_no_more_than_is_allowed() -> None:
-    assert not choose(F32, {}, current=1, prior=0.1, allowance=0.5).trial
-    cheap = choose(F32, {}, current=1, prior=0.1, allowance=3 * 0.18)
+    assert not choose(F32, {}, current=1, prior=Prior(0.1), allowance=0.5).trial
+    cheap = choose(F32, {}, current=1, prior=Prior(0.1), allowance=3 * 0.18)
     assert (cheap.width, cheap.trial, cheap.best_rate) == (2, True, 1.0)
-    assert choose(F32, {}, current=1, prior=0.1, allowance=inf).width > 2
+    assert choose(F32, {}, current=1, prior=Prior(0.1), allowance=inf).width > 2
 
 
 def test_what_was_seen_to_be_bad_is_not_tried() -> None:
     seen = {2: Evidence(24, 24.5), 8: Evidence(24, 25)}
-    assert choose(F32, seen, current=1, prior=0.1, allowance=inf).width == 1
+    assert choose(F32, seen, current=1, prior=Prior(0.1), allowance=inf).width == 1
 
 
 def test_what_may_have_become_cheaper_is_tried_again() -> None:
     seconds, seen = {1: 2.0, 8: 2.2}, {8: Evidence(50, 60.0)}
-    assert choose(seconds, seen, current=8, prior=0.05, allowance=inf).width == 8
-    cheaper = choose(seconds, seen, current=8, prior=0.05, allowance=inf, hopeful_seconds={1: 1.0, 8: 2.2})
+    assert choose(seconds, seen, current=8, prior=Prior(0.05), allowance=inf).width == 8
+    cheaper = choose(seconds, seen, current=8, prior=Prior(0.05), allowance=inf, hopeful_seconds={1: 1.0, 8: 2.2})
     assert (cheaper.width, cheaper.trial) == (1, True)
 
 
+CLASSES = ((1,), (2, 4, 8, 16, 32), (64,))
+
+
+def prospects(costs: dict[int, float], prior: Prior, seen: dict[int, Evidence] | None = None) -> list[Prospect]:
+    return [foresee({width: costs[width] for width in members}, seen or {}, prior=prior) for members in CLASSES]
+
+
+def best_class(costs: dict[int, float], prior: Prior, seen: dict[int, Evidence] | None = None) -> tuple[int, ...]:
+    index, trial = best_prospect(prospects(costs, prior, seen))
+    assert trial is None, "no trial is allowed"
+    return CLASSES[index]
+
+
 def test_the_class_with_the_best_width_is_taken() -> None:
-    classes = ((1,), (2, 4, 8, 16, 32), (64,))
-    assert best_class(classes, F32, {}, 0.5) == classes[1]
-    assert best_class(classes, F32, {}, 0.1) == (1,)
-    # Two rows promise 1.6 % more than one, which is not worth being bound to them.
-    assert best_class(classes, F32, {}, 0.25) == (1,)
-    assert best_class(classes, FLAT, {}, 0.5) == (64,)
+    assert best_class(F32, Prior(0.5)) == CLASSES[1]
+    assert best_class(F32, Prior(0.1)) == (1,)
+    assert best_class(FLAT, Prior(0.5)) == (64,)
+
+
+def test_a_class_without_width_1_must_promise_more_the_less_is_known() -> None:
+    """Two rows promise 7 % more than one: too little for a guess, enough for what was measured or seen."""
+    a = 0.33
+    assert max(width**a / cost for width, cost in F32.items()) == 2**a / F32[2] == pytest.approx(1.074, abs=0.001)
+    assert best_class(F32, Prior(a)) == (1,)
+    assert best_class(F32, Prior(a, MEASURED)) == CLASSES[1]
+    assert best_class(F32, Prior(a), {8: Evidence(8, 8 * 8**a)}) == CLASSES[1]
+    # And 1.6 % are never enough, since a step is not quite what was calibrated.
+    assert best_class(F32, Prior(0.25, MEASURED)) == (1,)
+
+
+def test_the_margin_follows_the_doubt() -> None:
+    assert bound_margin(0.0) == pytest.approx(1.02)
+    assert bound_margin(0.25) == pytest.approx(1.06)
+    assert bound_margin(0.5) == bound_margin(9.0) == pytest.approx(1.1)
+    assert [prospect.margin for prospect in prospects(F32, Prior(0.5))] == [1.0, *[pytest.approx(1.1)] * 2]
+
+
+def test_what_was_measured_weighs_more_than_a_guess_and_is_still_outvoted() -> None:
+    steps = {8: Evidence(8.0, 8.0)}
+    assert exponent(steps, Prior(0.5))[0] == pytest.approx(0.5 * GUESSED / (GUESSED + 8))
+    assert exponent(steps, Prior(0.5, MEASURED))[0] == pytest.approx(0.25)
+    assert exponent({}, Prior(0.5, MEASURED))[1] < 0.1 < exponent({}, Prior(0.5))[1]
+
+
+def test_a_class_is_tried_where_it_is_hoped_to_be_better_and_may_lose_what_it_can() -> None:
+    found = prospects(F32, Prior(0.1))
+    most = 64 * (F32[2] - 1.0)
+    assert best_prospect(found, most - 0.1) == (0, None)
+    assert best_prospect(found, most + 0.1) == (1, 1.0)
+    hopeless = prospects(F32, Prior(0.1), {width: Evidence(200, 205) for width in (2, 8, 32)})
+    assert best_prospect(hopeless, inf) == (0, None)
 
 
 class World:
@@ -120,24 +178,44 @@ class World:
         self.used.append(width)
         return count, seconds
 
-    def text(self, widths: AdaptiveWidth) -> float:
-        """Speed-up over autoregressive decoding on one text."""
+    def text(self, widths: AdaptiveWidth, drafting: float = 0.0) -> float:
+        """Speed-up over autoregressive decoding on one text.
+
+        Args:
+            drafting: what a draft takes.
+        """
         length, spent, single = 0, 0.0, 0.0
         while length < TEXT:
             room = TEXT - length - 1
             rows = widths.choose(TEXT + length, room)
             single_cost = self._costs(self.tokens)[1] * 1.05
             count, seconds = self.step(rows, room + 1)
-            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, 0.0)
+            drafted = drafting if rows > 1 else 0.0
+            seconds += drafted
+            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, drafted)
             length, spent, single = length + count, spent + seconds, single + count * single_cost
         widths.finish()
         return single / spent
 
 
+def adaptive(experience: Experience, *, exact: bool) -> AdaptiveWidth:
+    return AdaptiveWidth(experience, plan_text([experience], TEXT, exact=exact), exact=exact)
+
+
 def speedups(world: World, prior: float, texts: int = 12, *, exact: bool = False) -> list[float]:
     """One for each text; in between what was seen is kept."""
-    experience = Experience(world.calibration, 64, prior, independent=False)
-    return [world.text(AdaptiveWidth(experience, TEXT, exact=exact)) for _ in range(texts)]
+    experience = Experience(world.calibration, 64, Prior(prior), drafts=Drafts.ITERATED)
+    return [world.text(adaptive(experience, exact=exact)) for _ in range(texts)]
+
+
+def one_by_one(world: World, prior: Prior, processes: int, *, exact: bool = True) -> list[float]:
+    """One for each process, which makes a single text and hands on what it has learnt, in JSON."""
+    learnt, found = None, []
+    for _ in range(processes):
+        experience = Experience(world.calibration, 64, prior, drafts=Drafts.ITERATED, learnt=learnt)
+        found.append(world.text(adaptive(experience, exact=exact)))
+        learnt = Learnt.from_json(json.loads(json.dumps(experience.learnt().to_json())))
+    return found
 
 
 def fixed(costs: dict[int, float], a: float, width: int) -> float:
@@ -214,8 +292,8 @@ def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
     """Heads: of four tokens the first two are always right, so two rows less cost nothing."""
     costs = {1: 1.0, 2: 1.2, 3: 1.3, 4: 1.6}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
-    experience = Experience(calibration, 4, 0.9, independent=True)
-    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    experience = Experience(calibration, 4, Prior(0.9), drafts=Drafts.INDEPENDENT)
+    widths, used = adaptive(experience, exact=True), []
     for step in range(40):
         rows = widths.choose(TEXT + step, 99)
         widths.observe(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows], 0.0)
@@ -228,8 +306,8 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     """Heads that are always right but take as long as three passes of the model, and later hardly any time."""
     costs = {1: 1.0, 2: 1.2, 4: 1.5}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
-    experience = Experience(calibration, 4, 0.9, independent=True)
-    widths, used = AdaptiveWidth(experience, TEXT, exact=True), []
+    experience = Experience(calibration, 4, Prior(0.9), drafts=Drafts.INDEPENDENT)
+    widths, used = adaptive(experience, exact=True), []
     for step in range(1500):
         rows = widths.choose(TEXT + step, 99)
         drafting = 0.0 if rows == 1 else 4.0 if step < 100 else 0.1
@@ -238,3 +316,143 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     assert used[0] == 4
     assert set(used[50:100]) == {1}
     assert set(used[-20:]) == {4}
+
+
+def test_one_long_text_does_not_fall_back_on_a_wrong_expectation() -> None:
+    """What it saw of wide steps gets old while it makes none; what it learnt of them stays."""
+    world = World(lambda _: F32, lambda _: 0.02, F32)
+    experience = Experience(world.calibration, 64, Prior(0.5, MEASURED), drafts=Drafts.ITERATED)
+    widths = adaptive(experience, exact=False)
+    for length in range(1500):
+        rows = widths.choose(TEXT + length, 999)
+        count, seconds = world.step(rows, 999)
+        widths.observe(TEXT + length, rows, rows - 1, count - 1, seconds, 0.0)
+    assert world.used[-1000:].count(1) > 900
+
+
+class Method:
+    """One way to decode, with an acceptance and a world of its own."""
+
+    def __init__(self, a: float, prior: Prior, drafting: float = 0.0) -> None:
+        self.world = World(lambda _: F32, lambda _: a, F32)
+        self.drafting = drafting
+        self.experience = Experience(
+            self.world.calibration, 64, prior, drafts=Drafts.ITERATED, drafting=drafting or None
+        )
+
+
+def choices(methods: list[Method], texts: int, *, exact: bool = True) -> tuple[list[int], list[float]]:
+    """Which method each text was decoded by, and its speed-up."""
+    chosen, found = [], []
+    for _ in range(texts):
+        plan = plan_text([method.experience for method in methods], TEXT, exact=exact)
+        method = methods[plan.method]
+        widths = AdaptiveWidth(method.experience, plan, exact=exact)
+        found.append(method.world.text(widths, method.drafting))
+        chosen.append(plan.method)
+    return chosen, found
+
+
+class TestMethods:
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("best", [0, 1, 2])
+    def test_the_one_that_promises_most_is_used(self, best: int, exact: bool) -> None:
+        methods = [Method(0.7 if number == best else 0.4, Prior(0.7 if number == best else 0.4)) for number in range(3)]
+        chosen, found = choices(methods, 10, exact=exact)
+        assert set(chosen) == {best}
+        assert mean(found) > 1.5
+
+    def test_the_first_one_in_doubt(self) -> None:
+        """A guess of 3 % more is no reason to leave the usual method; one of much more is."""
+        usual, slightly = Prior(0.6, MEASURED), 0.615
+        assert 8**slightly / 8**0.6 == pytest.approx(1.032, abs=0.001)
+        assert choices([Method(0.6, usual), Method(slightly, Prior(slightly))], 1)[0] == [0]
+        assert choices([Method(0.6, usual), Method(0.8, Prior(0.8))], 1)[0] == [1]
+
+    def test_a_machine_slower_than_calibrated_is_no_reason_to_change(self) -> None:
+        """All that is known of the second one is the calibration, which is as wrong for it as for the first."""
+        methods = [Method(0.7, Prior(0.7)), Method(0.5, Prior(0.5))]
+        for method in methods:
+            method.world = World(lambda _: {width: 2 * cost for width, cost in F32.items()}, lambda _: 0.7, F32)
+        assert set(choices(methods, 5)[0]) == {0}
+
+    def test_the_time_of_a_draft_counts(self) -> None:
+        """The second one is right more often, but its drafts take as long as eight passes."""
+        methods = [Method(0.6, Prior(0.6)), Method(0.7, Prior(0.7), drafting=8.0)]
+        assert set(choices(methods, 5)[0]) == {0}
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_a_promise_that_is_not_kept_is_left(self, exact: bool) -> None:
+        methods = [Method(0.6, Prior(0.6)), Method(0.1, Prior(0.8, MEASURED))]
+        chosen, found = choices(methods, 20, exact=exact)
+        assert chosen[0] == 1
+        assert chosen[3:].count(0) >= 16
+        assert mean(found[3:]) > 1.3
+
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("priors", [(0.1, 0.1, 0.1), (0.45, 0.6, 0.6)])
+    def test_where_none_pays_all_together_lose_little(self, priors: tuple[float, ...], exact: bool) -> None:
+        chosen, found = choices([Method(0.02, Prior(prior)) for prior in priors], 40, exact=exact)
+        assert mean(found[3:]) > 0.97
+        assert mean(found) > 0.94
+        assert chosen[-10:].count(0) >= 8
+
+
+class TestFromProcessToProcess:
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("a", [0.02, 0.4, 0.7])
+    def test_the_next_one_begins_where_the_first_ended(self, a: float, exact: bool) -> None:
+        world = World(lambda _: F32, lambda _: a, F32)
+        first = Experience(world.calibration, 64, Prior(0.45), drafts=Drafts.ITERATED)
+        for _ in range(3):
+            world.text(adaptive(first, exact=exact))
+        learnt = Learnt.from_json(json.loads(json.dumps(first.learnt().to_json())))
+        # Whatever the model's file says, it is not looked at.
+        second = Experience(world.calibration, 64, Prior(0.9), drafts=Drafts.ITERATED, learnt=learnt)
+        assert second.seconds(WIDTHS, TEXT) == pytest.approx(first.seconds(WIDTHS, TEXT))
+        assert second.learnt() == learnt
+        assert plan_text([second], TEXT, exact=exact) == plan_text([first], TEXT, exact=exact)
+        for width in WIDTHS:
+            assert second.choose(WIDTHS, TEXT, width) == first.choose(WIDTHS, TEXT, width)
+
+    @pytest.mark.parametrize("exact", [False, True])
+    @pytest.mark.parametrize("prior", [Prior(0.1), Prior(0.45), Prior(0.48, MEASURED)])
+    @pytest.mark.parametrize("costs", [F32, F16, Q4_K_M])
+    def test_all_together_are_hardly_slower_than_autoregressive_decoding(
+        self, costs: dict[int, float], prior: Prior, exact: bool
+    ) -> None:
+        """Where nothing pays. What trials may lose is counted over all of them, not anew in each."""
+        found = one_by_one(World(lambda _: costs, lambda _: 0.02, costs), prior, 30, exact=exact)
+        assert mean(found[1:]) > 0.97
+        assert mean(found) > 0.95
+
+    def test_stored_figures_make_the_first_text_fast(self) -> None:
+        """Four rows promise 1.08 times as much, where a guess must promise 1.1 and what was measured less."""
+        a = 0.34
+        guessed, measured = (
+            one_by_one(World(lambda _: F32, lambda _: 0.7, F32), prior, 1)[0]
+            for prior in (Prior(a), Prior(a, MEASURED))
+        )
+        assert guessed == pytest.approx(1.0, abs=0.05)
+        assert measured > 1.15
+
+    def test_another_kind_of_text_is_learnt_in_a_few_texts(self) -> None:
+        world = World(lambda _: F32, lambda tokens: 0.7 if tokens < 10 * TEXT else 0.02, F32)
+        found = one_by_one(world, Prior(0.45), 20)
+        assert mean(found[:10]) > 1.5
+        assert found[10] > 0.7
+        assert mean(found[11:]) > 0.96
+
+    def test_drafts_that_begin_to_be_right_are_found_out(self) -> None:
+        world = World(lambda _: F32, lambda tokens: 0.02 if tokens < 20 * TEXT else 0.7, F32)
+        found = one_by_one(world, Prior(0.1), 60)
+        assert mean(found[:20]) > 0.97
+        assert mean(found[-20:]) > 1.5
+
+    def test_one_that_was_disturbed_does_not_decide_for_all(self) -> None:
+        """Its wide steps took ten times as long; later ones find out that they do not."""
+        world = World(
+            lambda tokens: {w: c * (1 if w == 1 or tokens > TEXT else 10) for w, c in F32.items()}, lambda _: 0.7, F32
+        )
+        found = one_by_one(world, Prior(0.5, MEASURED), 60)
+        assert mean(found[-20:]) > 1.5

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as AnySequence
-from itertools import pairwise, product
+from functools import partial
+from itertools import cycle, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nptool.decoding.calibration import Calibration
+from nptool.decoding.experience import Drafts, Experience
 from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop import decode
+from nptool.decoding.plan import plan_text
+from nptool.decoding.policy import MEASURED, Prior, choose
 from nptool.decoding.proposers import Autoregressive
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
-from nptool.decoding.tree import MAX_PATHS, HeadsTree, Shape, grow
+from nptool.decoding.tree import MAX_PATHS, HeadsTree, Shape, expected_tokens, grow
 from nptool.decoding.verification import verify_tree
+from nptool.decoding.widths import AdaptiveWidth, Widths
 from nptool.errors import ContextError
 from nptool.llama import branches
 
@@ -66,6 +72,75 @@ class TestShape:
             firsts.append(firsts[parent] and rank == 0)
         assert sorted(firsts, reverse=True) == firsts, "the path of first choices is in front"
         assert len(set(range(len(depths))) - set(shape.parents)) <= MAX_PATHS
+
+
+class TestSize:
+    """What a tree of each size brings, and the size that is worth most on a machine."""
+
+    def test_expected_tokens_are_one_and_the_nodes_that_are_right(self) -> None:
+        # Nodes of 0.6, 0.3, 0.3, 0.15, and of the third head 0.12.
+        assert [expected_tokens(SHARES, rows) for rows in (1, 2, 3, 4, 5, 6)] == pytest.approx(
+            [1.0, 1.6, 1.9, 2.2, 2.35, 2.47]
+        )
+
+    @given(st.integers(0, 255), st.integers(1, 12))
+    @settings(deadline=None, max_examples=30)
+    def test_they_are_what_choices_of_these_shares_bring(self, seed: int, rows: int) -> None:
+        """Many tokens whose rank among each head's choices is drawn: how far the tree follows, on average."""
+        shape, generator = grow(SHARES, rows - 1), np.random.default_rng(seed)
+        children = {
+            (parent, rank): row
+            for row, (parent, rank) in enumerate(zip(shape.parents, shape.ranks, strict=True), start=1)
+        }
+        drawn_KN = [generator.choice(3, 2000, p=[*shares, 1 - sum(shares)]) for shares in SHARES]
+        total = 0
+        for ranks in zip(*drawn_KN, strict=True):
+            node, length = 0, 1
+            for rank in ranks:
+                if (node, rank) not in children:
+                    break
+                node, length = children[node, rank], length + 1
+            total += length
+        assert total / 2000 == pytest.approx(expected_tokens(SHARES, rows), abs=0.12)
+
+    @given(
+        st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=4), min_size=1, max_size=4),
+        st.lists(st.floats(0.2, 9), min_size=7, max_size=7),
+    )
+    @settings(deadline=None, max_examples=100)
+    def test_the_size_is_that_of_brute_force(self, shares: list[list[float]], times: list[float]) -> None:
+        rows = (1, 2, 4, 8, 16, 32, 64)
+        known, seconds = tuple(map(tuple, shares)), dict(zip(rows, times, strict=True))
+        reach = partial(expected_tokens, known)
+        chosen = choose(seconds, {}, current=0, prior=Prior(1.0, MEASURED), reach=reach)
+        rates = {size: min(size, expected_tokens(known, size)) / seconds[size] for size in rows}
+        assert rates[chosen.width] == pytest.approx(max(rates.values()))
+
+    def test_a_dear_machine_has_small_trees_and_a_flat_one_large_ones(self) -> None:
+        reach = partial(expected_tokens, SHARES)
+        rows = (1, 2, 4, 8, 16)
+        for times, best in (
+            ((1, 1.78, 2.68, 6.0, 6.4), 1),
+            ((1, 1.17, 1.48, 1.92, 3.03), 4),
+            ((1, 1.01, 1.02, 1.03, 1.04), 16),
+        ):
+            seconds = dict(zip(rows, times, strict=True))
+            assert choose(seconds, {}, current=0, prior=Prior(1.0, MEASURED), reach=reach).width == best
+
+    def test_drafts_that_are_worse_than_foreseen_make_it_smaller(self) -> None:
+        """The sizes on the way are not tried one by one: what is seen of one tells of all."""
+        seconds = dict(zip((1, 2, 4, 8, 16), (1, 1.2, 1.3, 1.5, 1.6), strict=True))
+        calibration = Calibration((128,), tuple(seconds), (tuple(seconds.values()),), (tuple(seconds),))
+        reach = partial(expected_tokens, SHARES)
+        known = Experience(calibration, 16, Prior(1.0, MEASURED), drafts=Drafts.BRANCHING, reach=reach, drafting=0.1)
+        widths = AdaptiveWidth(known, plan_text([known], 100, exact=True), exact=True)
+        used = []
+        for step in range(200):
+            rows = widths.choose(100 + step, 99)
+            widths.observe(100 + step, rows, min(rows - 1, 3), 0, seconds[rows] + 0.1 * (rows > 1), 0.1 * (rows > 1))
+            used.append(rows)
+        assert used[0] == 16
+        assert used[-100:].count(1) > 80
 
 
 class TestLayout:
@@ -117,7 +192,15 @@ class Decoding:
 
         return logits
 
-    def answer(self, prompt: AnySequence[int], sampling: Sampling, width: int, padded: bool, limit: int) -> list[int]:
+    def answer(
+        self,
+        prompt: AnySequence[int],
+        sampling: Sampling,
+        width: int,
+        padded: bool,
+        limit: int,
+        widths: Widths | None = None,
+    ) -> list[int]:
         self.sequence.open(prompt)
         self.sequence.prefill()
         ends = np.zeros(VOCABULARY, dtype=np.bool_)
@@ -132,6 +215,7 @@ class Decoding:
             limit=limit,
             end_tokens=ends,
             width=width if padded else None,
+            widths=widths,
             verify=verify_tree,
         )
         self.passes = [tokens.tolist() for tokens in steps]
@@ -183,6 +267,44 @@ def test_trees_leave_the_text_as_it_is(
     assert decoding.answer(longer, sampling, width, padded, 60) == autoregressive(scripted, salt, longer, sampling, 60)
     decoding.check()
     assert all(rows == width for rows in decoding.trunk.widths) or not padded
+
+
+class Ordered:
+    """Widths from a list, over and over; none narrower than a step must be."""
+
+    members = ()
+
+    def __init__(self, order: AnySequence[int], padded: bool) -> None:
+        self.padded = padded
+        self._order = cycle(order)
+
+    def choose(self, length: int, room: int, least: int = 1) -> int:
+        return max(next(self._order), least)
+
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@given(
+    st.lists(st.integers(1, 16), min_size=1, max_size=8), st.integers(0, 255), samplings, st.booleans(), st.booleans()
+)
+@settings(deadline=None, max_examples=150)
+def test_sizes_that_change_leave_the_text_as_it_is(
+    scripted: Any, scripted_head: Any, order: list[int], salt: int, sampling: Sampling, padded: bool, foreseeing: bool
+) -> None:
+    """A narrow step behind a wide one too, whose accepted tokens lie elsewhere and are evaluated first."""
+    decoding = Decoding(scripted, scripted_head, salt, 4, foreseeing)
+    found = decoding.answer(PROMPT, sampling, 16, padded, 50, Ordered(order, padded))
+    assert found == autoregressive(scripted, salt, PROMPT, sampling, 50)
+    decoding.check()
+
+
+def test_an_adaptive_step_has_room_for_what_must_be_evaluated_again() -> None:
+    calibration = Calibration((128,), (1, 2, 4, 8), ((1.0, 9.0, 9.1, 9.2),), ((1, 2, 4, 8),))
+    known = Experience(calibration, 8, Prior(0.0), drafts=Drafts.BRANCHING)
+    widths = AdaptiveWidth(known, plan_text([known], 10, exact=True), exact=True)
+    assert [widths.choose(10, room, least) for room, least in ((9, 1), (9, 3), (0, 4), (0, 5))] == [1, 4, 4, 8]
 
 
 def test_a_second_choice_that_is_right_is_accepted(scripted: Any, scripted_head: Any) -> None:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 import nptool
 from nptool.decoding.answer import Answer
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Experience
+from nptool.decoding.experience import Drafts, Experience
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.loop import decode
 from nptool.decoding.methods import METHODS, Task
+from nptool.decoding.plan import plan_text
+from nptool.decoding.policy import Prior
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence as Text
@@ -84,7 +86,11 @@ def run(
 def experience(prior: float, widest: int = 8, flat: bool = True) -> Experience:
     widths = tuple(width for members in CLASSES for width in members)
     times = tuple(1e-3 * (1 + 0.01 * width if flat else width) for width in widths)
-    return Experience(Calibration((10,), widths, (times,), CLASSES), widest, prior, independent=False)
+    return Experience(Calibration((10,), widths, (times,), CLASSES), widest, Prior(prior), drafts=Drafts.ITERATED)
+
+
+def adaptive(known: Experience, *, exact: bool) -> AdaptiveWidth:
+    return AdaptiveWidth(known, plan_text([known], len(PROMPT), exact=exact), exact=exact)
 
 
 class Scripted:
@@ -95,7 +101,7 @@ class Scripted:
         self.members = ()
         self._widths = list(widths)
 
-    def choose(self, length: int, room: int) -> int:
+    def choose(self, length: int, room: int, least: int = 1) -> int:
         return self._widths.pop(0) if len(self._widths) > 1 else self._widths[0]
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None: ...
@@ -111,7 +117,7 @@ def test_exact_text_is_that_of_autoregressive_decoding_in_its_class(
 ) -> None:
     shared = experience(prior, flat=flat)
     for _ in range(6):
-        widths = AdaptiveWidth(shared, len(PROMPT), exact=True)
+        widths = adaptive(shared, exact=True)
         engine = Kernels(scripted(tangled))
         found, tally = run(engine, lambda text: METHODS[name].propose(Task(8, text, Sampling())), widths)
         assert widths.members in CLASSES
@@ -124,14 +130,14 @@ def test_exact_text_is_that_of_autoregressive_decoding_in_its_class(
 
 
 def test_where_wide_steps_do_not_pay_the_class_is_that_of_width_1() -> None:
-    assert AdaptiveWidth(experience(0.1, flat=False), 3, exact=True).members == (1,)
-    assert AdaptiveWidth(experience(0.5), 3, exact=True).members == (6, 8)
-    assert AdaptiveWidth(experience(0.5), 3, exact=False).members == ()
+    assert adaptive(experience(0.1, flat=False), exact=True).members == (1,)
+    assert adaptive(experience(0.5), exact=True).members == (6, 8)
+    assert adaptive(experience(0.5), exact=False).members == ()
 
 
 def test_n_is_the_upper_bound(scripted: Any) -> None:
     for exact in (False, True):
-        widths = AdaptiveWidth(experience(0.9, widest=4), 3, exact=exact)
+        widths = adaptive(experience(0.9, widest=4), exact=exact)
         engine = Kernels(scripted(by_position)) if exact else scripted(by_position)
         _, tally = run(engine, lambda text: JacobiWindow(4, text.tokens, 0), widths)
         assert max(tally.widths) == 4

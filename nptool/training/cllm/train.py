@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from nptool.errors import CheckpointError
 from nptool.files import read_json, write_json
+from nptool.method_note import MethodNote, write_note
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
@@ -41,8 +42,6 @@ from nptool.training.trainer import BatchList, remove_checkpoints, run_trainer, 
 logger = logging.getLogger(__name__)
 
 KIND = "cllm"
-METHOD_FILE = "nptool.json"
-"""Beside the checkpoint's weights: what `nptool convert` writes into the GGUF."""
 ATTENTION = ("sdpa", "eager")
 
 
@@ -185,7 +184,7 @@ def _save(
     if config.lora_rank is not None:
         model, weights = merged_model(model, config.lora_rank, source, weights), None
     save_model(model, tokenizer, run.model, weights)
-    write_json(run.model / METHOD_FILE, {"method": KIND, "block_size": block_size})
+    write_note(run.model, MethodNote(KIND, block_size))
 
 
 def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from nptool.collection.store import Collected
 from nptool.files import atomic_file, read_json, write_json
+from nptool.method_note import NOTE_FILE
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
@@ -48,8 +49,6 @@ from nptool.training.trainer import BatchList, remove_checkpoints, run_trainer
 
 logger = logging.getLogger(__name__)
 
-METHOD_FILE = "nptool.json"
-"""Beside the weights of a CLLM, which stays one as long as its trunk is frozen."""
 ALONE = "heads-alone"
 """Inside the run of a joint stage: the run of the heads it starts from."""
 STEP, JOINT_STEP = "training the heads", "joint training"
@@ -212,9 +211,9 @@ def _save(
     kept = not config.joint and isinstance(dtype, torch.dtype)
     accuracy = evaluation.accuracy[1:] if evaluation else ()
     save_heads(model, tokenizer, run.model, accuracy, dtype if kept else torch.float32)
-    method = Path(source.model) / METHOD_FILE
+    method = Path(source.model) / NOTE_FILE
     if not config.joint and method.is_file():
-        with atomic_file(run.model / METHOD_FILE) as stream:
+        with atomic_file(run.model / NOTE_FILE) as stream:
             stream.write(method.read_bytes())
 
 

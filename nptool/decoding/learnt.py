@@ -1,0 +1,69 @@
+"""What an experience hands from one process to the next, and its JSON form. Knows no file and no policy's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Self
+
+from nptool.decoding.policy import Evidence, Prior
+
+# No exponent, number of steps or time of a sane file is larger.
+_MOST = 1e6
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What decoding one model by one method has shown."""
+
+    prior: Prior
+    evidence: Mapping[int, Evidence]
+    """By width."""
+    ratios: Mapping[int, float]
+    """Width to what its steps took, as a multiple of what was calibrated."""
+    newest_ratio: float
+    """The same of the width that was used last."""
+    drafting: float | None
+    """Seconds of a draft; None where none was made."""
+    saved: float
+    """Seconds that trials may lose; below 0 they have lost too much."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is none.
+        """
+        found = cls(
+            prior=Prior(float(value["prior"]["exponent"]), float(value["prior"]["steps"])),
+            evidence={
+                int(width): Evidence(float(shown["steps"]), float(shown["tokens"]))
+                for width, shown in value["evidence"].items()
+            },
+            ratios={int(width): float(ratio) for width, ratio in value["ratios"].items()},
+            newest_ratio=float(value["newest_ratio"]),
+            drafting=None if value["drafting"] is None else float(value["drafting"]),
+            saved=float(value["saved"]),
+        )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        _require(0 <= amount <= _MOST for amount in (self.prior.exponent, self.prior.steps, self.drafting or 0.0))
+        for width, shown in self.evidence.items():
+            # Every step brought from one token to all of them, but for rounding.
+            least, most = shown.steps * (1 - _ROUNDING), width * shown.steps * (1 + _ROUNDING)
+            _require([width > 1, 0 <= shown.steps <= _MOST, least <= shown.tokens <= most])
+        _require(width > 0 and 1 / _MOST <= ratio <= _MOST for width, ratio in self.ratios.items())
+        _require([1 / _MOST <= self.newest_ratio <= _MOST, isfinite(self.saved)])
+
+
+def _require(conditions: Iterable[bool]) -> None:
+    if not all(conditions):
+        raise ValueError("what was learnt is out of range")
