@@ -202,12 +202,14 @@ def train_cllm(
     flags = {**given_fields(locals(), RoundsConfig), "data": data_paths(data, more)}
     given = {field: value for field, value in flags.items() if value is not None}
     in_file = read_mapping(RoundsConfig, config) if config is not None else {}
-    if (plot or plot_file is not None) and in_file.get("curve") is None:
+    drawn = plot or plot_file is not None
+    if drawn and in_file.get("curve") is None:
         given.setdefault("curve", 0)
-        about_a_run = not dry_run and not {"data", "model"} & {*in_file, *given}
-        if about_a_run and draw_finished(name, rounds or 1, plot_file, as_json):
-            return
-    resolved = resolve(RoundsConfig, config, run_defaults({**in_file, **given}) | given)
+    told = {**in_file, **given}
+    done = (told.get("name"), told.get("rounds", 1))
+    if drawn and not dry_run and not {"data", "model"} & told.keys() and draw_finished(*done, plot_file, as_json):
+        return
+    resolved = resolve(RoundsConfig, config, run_defaults(told) | given)
     if dry_run:
         from nptool.pipeline.rounds import dry_run_rounds
 
@@ -221,5 +223,5 @@ def train_cllm(
     if is_main_process():
         curves = [read_curve(Run(Path(result.run)).curve) for result in results]
         print_results([asdict(result) for result in results], curves, as_json)
-        if plot or plot_file is not None:
+        if drawn:
             draw(curves, results[-1].run, plot_file, bars=not as_json)
