@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
+from nptool.cli.cllm_output import print_estimates, print_results
 from nptool.cli.console import progress_bars
+from nptool.cli.curve_drawing import draw, draw_finished
+from nptool.cli.curve_picture import check_picture
 from nptool.cli.options import AsJson, ConfigFile, DryRun
 from nptool.cli.training_options import (
     Accumulation,
@@ -27,13 +31,14 @@ from nptool.cli.training_options import (
     data_paths,
     given_fields,
 )
-from nptool.cli.training_output import print_estimate
-from nptool.training.cllm.config import CllmConfig
+from nptool.pipeline.rounds_config import RoundsConfig
+from nptool.runs import Run
+from nptool.training.cllm.curve import read_curve
 from nptool.training.config_file import read_mapping, resolve
 from nptool.training.processes import is_main_process
 from nptool.training.responses.config import BLOCK_SIZE, run_defaults
 
-DEFAULTS = CllmConfig
+DEFAULTS = RoundsConfig
 
 
 def train_cllm(
@@ -80,6 +85,10 @@ def train_cllm(
     max_noise: Annotated[
         float | None,
         typer.Option(help=f"largest noise level of the schedule [{DEFAULTS.max_noise:g}]", show_default=False),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="copy right tokens into states at random [no]", show_default=False),
     ] = None,
     draws: Annotated[
         int | None, typer.Option(help=f"states of a block in one sequence [{DEFAULTS.draws}]", show_default=False)
@@ -129,6 +138,42 @@ def train_cllm(
     limit: Annotated[
         int | None, typer.Option(help="collect from the first so many records only", show_default=False)
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="rounds in all, each collected from the model of the one before [1]", show_default=False),
+    ] = None,
+    round_n: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="block length of the second round [twice the first's]", show_default=False),
+    ] = None,
+    round_window: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="window from the second round on [the first's]", show_default=False),
+    ] = None,
+    round_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="steps of each round from the second on [the first's]", show_default=False),
+    ] = None,
+    round_lr: Annotated[
+        float | None,
+        typer.Option(help="highest learning rate from the second round on [the first's]", show_default=False),
+    ] = None,
+    curve: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="measure held-out tokens per forward every N steps; 0: 20 times [never]",
+            show_default=False,
+        ),
+    ] = None,
+    curve_data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="prompts to measure on [the run's held-out ones]", show_default=False),
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="draw that curve; without --data, a finished run's")] = False,
+    plot_file: Annotated[
+        Path | None, typer.Option(metavar="SVG", help="draw that curve into a file", show_default=False)
+    ] = None,
     prompt_field: PromptField = None,
     response_field: ResponseField = None,
     steps: Steps = None,
@@ -149,53 +194,34 @@ def train_cllm(
 
     DATA is a file of `nptool collect`, or prompts that the model (-m) answers first. The defaults are those of Jacobi
     Forcing; CLLM's are --schedule uniform --context clean. The result is runs/<name>/model, a Hugging Face checkpoint
-    that `nptool convert` takes. The same command goes on with an interrupted run.
+    that `nptool convert` takes; that of a later round is runs/<name>-round-2/model. The same command goes on with an
+    interrupted run.
     """
-    flags = {**given_fields(locals(), CllmConfig), "data": data_paths(data, more)}
+    if plot_file is not None:
+        check_picture(plot_file)
+    flags = {**given_fields(locals(), RoundsConfig), "data": data_paths(data, more)}
     given = {field: value for field, value in flags.items() if value is not None}
-    in_file = read_mapping(CllmConfig, config) if config is not None else {}
-    resolved = resolve(CllmConfig, config, run_defaults({**in_file, **given}) | given)
+    in_file = read_mapping(RoundsConfig, config) if config is not None else {}
+    drawn = plot or plot_file is not None
+    if drawn and in_file.get("curve") is None:
+        given.setdefault("curve", 0)
+    told = {**in_file, **given}
+    done = (told.get("name"), told.get("rounds", 1))
+    if drawn and not dry_run and not {"data", "model"} & told.keys() and draw_finished(*done, plot_file, as_json):
+        return
+    resolved = resolve(RoundsConfig, config, run_defaults(told) | given)
     if dry_run:
-        from nptool.training.cllm.dry_run import dry_run as estimate
+        from nptool.pipeline.rounds import dry_run_rounds
 
-        print_estimate(estimate(resolved), as_json)
+        print_estimates(dry_run_rounds(resolved), as_json)
         return
 
-    from dataclasses import asdict
-
-    from nptool.training.cllm.train import train_cllm as train
+    from nptool.pipeline.rounds import train_rounds
 
     with progress_bars() as progress:
-        result = train(resolved, progress)
+        results = train_rounds(resolved, progress)
     if is_main_process():
-        print_cllm_result(asdict(result), as_json)
-
-
-def print_cllm_result(result: dict[str, Any], as_json: bool) -> None:
-    """Print what a consistency training gave."""
-    if as_json:
-        print(json.dumps(result))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    speed = result["tokens_per_second"]
-    left_out = f", {result['left_out']:,} left out as too long" if result["left_out"] else ""
-    rows = {
-        "model": result["model"],
-        "parameters": f"{result['trained_parameters']:,} trained of {result['parameters']:,}",
-        "block length": f"{result['block_size']} tokens",
-        "trajectories": f"{result['trajectories']:,}{left_out}",
-        "trained": f"{result['steps']:,} steps, {result['tokens']:,} tokens",
-        "consistency loss": f"{result['consistency_first']:.4f} -> {result['consistency_last']:.4f} nats per noisy row",
-        "next-token loss": f"{result['ar_first']:.4f} -> {result['ar_last']:.4f} nats per token",
-        "noisy rows right": f"{result['right_first']:.1%} -> {result['right_last']:.1%}",
-        "speed": "-" if speed is None else f"{speed:,.0f} tokens/s",
-        "time": f"{result['seconds']:.1f} s",
-    }
-    table = Table(title="result", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in rows.items():
-        table.add_row(label, value)
-    Console().print(table, markup=False, highlight=False)
+        curves = [read_curve(Run(Path(result.run)).curve) for result in results]
+        print_results([asdict(result) for result in results], curves, as_json)
+        if drawn:
+            draw(curves, results[-1].run, plot_file, bars=not as_json)

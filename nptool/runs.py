@@ -54,6 +54,10 @@ class Run:
     def results(self) -> Path:
         return self.path / "results.json"
 
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.json"
+
     @classmethod
     def create(cls, name: str, root: Path = ROOT) -> Run:
         """Make the directory; an existing one is continued."""

@@ -129,16 +129,20 @@ def _candidates(record: Record, config: CollectConfig, tokenizer: PreTrainedToke
 
 
 def _collected_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Candidate]]:
-    """The prompts of an earlier collection: Jacobi Forcing's second round collects from the model of the first."""
+    """The prompts of an earlier collection: Jacobi Forcing's second round collects from the model of the first.
+
+    Which of them were cut from plain text is not stored: where some were, none needs to end.
+    """
     collected = read_collected(path)
     if collected.metadata.tokenizer_digest != tokenizer_digest(tokenizer):
         raise UsageError(
             f"{path} was collected from {collected.metadata.model}, whose tokenizer is another; "
             "take a model trained from that one, or the text the prompts came from"
         )
+    has_text = collected.metadata.text_prompt_tokens > 0
     for number, row in enumerate(collected.rows(), start=1):
         reference = None if row.reference_ids is None else row.reference_ids.tolist()
-        yield [_Candidate(row.prompt_ids.tolist(), reference, f"{path}:{number}")]
+        yield [_Candidate(row.prompt_ids.tolist(), reference, f"{path}:{number}", has_text)]
 
 
 def _checked(candidate: _Candidate, config: CollectConfig, context: int | None) -> CollectionPrompt:

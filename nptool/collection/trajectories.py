@@ -132,8 +132,12 @@ def augment(states_SN: NDArray[np.int32], rng: np.random.Generator) -> None:
 
     The states then resemble those of a better model, whose right tokens come scattered (CLLM's `use_aug`). In place.
     """
-    final_N = states_SN[-1]
     for state_N in states_SN[:-1]:
-        wrong = np.flatnonzero(state_N != final_N)[1:]
-        chosen = rng.permutation(wrong)[: len(wrong) // 2]
-        state_N[chosen] = final_N[chosen]
+        augment_state(state_N, states_SN[-1], rng)
+
+
+def augment_state(state_N: NDArray[np.int32], final_N: NDArray[np.int32], rng: np.random.Generator) -> None:
+    """Copy the right token into a random half of one state's wrong places, never the first wrong one. In place."""
+    wrong = np.flatnonzero(state_N != final_N)[1:]
+    chosen = rng.permutation(wrong)[: len(wrong) // 2]
+    state_N[chosen] = final_N[chosen]

@@ -1,1 +1,1 @@
-"""The embedded default from end to end: text-to-SQL data, base model, trajectories, CLLM, scores."""
+"""Stages in their order: the embedded default from end to end, and consistency training in rounds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def _check_same(
     remedy = "choose another --name, or remove that directory"
     if saved.get("kind") != kind:
         raise UsageError(f"{path} holds a run of kind {saved.get('kind')!r}, not {kind!r}; {remedy}")
-    before, now = saved.get("config", {}), to_json(config)
+    # What the nptool that began the run did not know yet was as it is by default.
+    defaults = {field.name: field.default for field in fields(config)}
+    before, now = defaults | saved.get("config", {}), to_json(config)
     for name in now:
         if name not in free and before.get(name) != now[name]:
             raise UsageError(

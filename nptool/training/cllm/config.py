@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.config import check_range
@@ -19,15 +21,22 @@ LORA_LR = 2e-4
 class CllmConfig(Recipe, ResponsesConfig):
     """Consistency training of a finished model, on collected trajectories or on prompts to collect from first."""
 
+    FREE_FIELDS: ClassVar[tuple[str, ...]] = (*ResponsesConfig.FREE_FIELDS, "curve", "curve_data")
+
     weight_decay: float = 0.0
     """Of matrices; both papers' scripts have none."""
     lora_rank: int | None = None
     """Train low-rank adapters of this rank and merge them at the end; None trains the whole model."""
+    curve: int | None = None
+    """Steps between measurements of held-out tokens per forward; 0 is a twentieth of the training, None is never."""
+    curve_data: Path | None = None
+    """Prompts to measure on; None is the run's held-out ones."""
 
     def __post_init__(self) -> None:
         ResponsesConfig.__post_init__(self)
         Recipe.__post_init__(self)
         check_range(self, ("lora_rank",), low=1)
+        check_range(self, ("curve",), low=0)
 
     @property
     def learning_rate(self) -> float:

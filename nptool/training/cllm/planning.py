@@ -7,17 +7,18 @@ recipe and seed only, so a run that is continued, and every process of several, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nptool.collection.store import Trajectory
+from nptool.collection.trajectories import augment_state
 from nptool.progress import Progress, silent
 from nptool.training.batches import Rows, plan_pass
 from nptool.training.cllm.batching import Batch, collate
 from nptool.training.cllm.packing import Packed, pack
 from nptool.training.cllm.recipe import Recipe
-from nptool.training.cllm.schedule import choose, generator
+from nptool.training.cllm.schedule import Choice, choose, generator
 
 STEP = "planning batches"
 # Reports of progress in a pass.
@@ -46,9 +47,22 @@ class Plan:
 
 def draw(trajectories: Sequence[Trajectory], row: int, recipe: Recipe, seed: int, epoch: int) -> Packed:
     """A trajectory with the states that it shows in a pass over the data."""
-    trajectory = trajectories[row]
-    choices = choose(trajectory.states, len(trajectory.response_ids), recipe, generator(seed, epoch, row))
+    trajectory, rng = trajectories[row], generator(seed, epoch, row)
+    choices = choose(trajectory.states, len(trajectory.response_ids), recipe, rng)
+    if recipe.augment:
+        trajectory = augmented(trajectory, choices, rng)
     return pack(trajectory, choices, recipe)
+
+
+def augmented(trajectory: Trajectory, choices: Sequence[Choice], rng: np.random.Generator) -> Trajectory:
+    """A copy of a trajectory in which the chosen states are augmented; no state's first wrong token moves."""
+    blocks = []
+    for number, states_SN in enumerate(trajectory.states):
+        changed_SN = states_SN.copy()
+        for state in sorted({choice.states[number] for choice in choices}):
+            augment_state(changed_SN[state], states_SN[-1], rng)
+        blocks.append(changed_SN)
+    return replace(trajectory, states=tuple(blocks))
 
 
 def plan(

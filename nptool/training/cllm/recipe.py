@@ -22,7 +22,8 @@ AR_WEIGHT = 10.0
 """Weight of the autoregressive term: CLLM's released trainer and Jacobi Forcing's paper both multiply it by 10."""
 
 WINDOW = 8
-"""Blocks in a window of the progressive schedule; Jacobi Forcing's second round, the best of its ablation (.48)."""
+"""Blocks in a window of the progressive schedule; Jacobi Forcing's second round (n = 32; its first has n = 16 and 16
+blocks), the best of its ablation."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Recipe:
     """Smallest noise level of the schedule, a share of a block's tokens (0 to 1)."""
     max_noise: float = 1.0
     """Largest noise level of the schedule, a share of a block's tokens (0 to 1)."""
+    augment: bool = False
+    """Copy the right token into a random half of a shown state's wrong places, never the first (CLLM, section 3.2.1: an
+    untrained model's states hardly ever have a right token behind a wrong one)."""
     decay: float = 1.0
     """Weight of a taught row for each token that it lies behind its block's first wrong one (above 0, at most 1): the
     near ones are accepted first. Medusa (arXiv 2401.10774, section 2.2.1) weighs its k-th head by 0.8^k; 1 is CLLM."""

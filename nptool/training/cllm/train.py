@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from nptool.errors import CheckpointError
+from nptool.collection.store import Collected, CollectionMetadata
+from nptool.errors import CheckpointError, UsageError
 from nptool.files import read_json, write_json
 from nptool.method_note import MethodNote, write_note
 from nptool.progress import Progress, silent
@@ -22,12 +23,12 @@ from nptool.runs import Run
 from nptool.training.arguments import count_steps, training_arguments
 from nptool.training.checkpoints import load_model, save_model
 from nptool.training.cllm.config import CllmConfig
+from nptool.training.cllm.measuring import CurveMeter, heldout_file, heldout_prompts
 from nptool.training.cllm.planning import Plan, plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
 from nptool.training.continuation import open_run
 from nptool.training.lora import add_adapters, merge_adapters
 from nptool.training.processes import is_main_process, process_count
-from nptool.training.responses.config import FREE_FIELDS
 from nptool.training.responses.data import (
     Source,
     data_digest,
@@ -73,14 +74,17 @@ class CllmResult:
     tokens_per_second: float | None
     """Of the training itself, in the process that finished it."""
     seconds: float
-    """Of the training itself, in the process that finished it."""
+    """Of the training itself, in the process that finished it; measuring the curve is not part of it."""
 
 
-def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None = None) -> CllmResult:
+def train_cllm(
+    config: CllmConfig, progress: Progress = silent, run: Run | None = None, *, publish: bool = True
+) -> CllmResult:
     """Train, or go on with, the run that `config` describes; a finished run's result is returned as it is.
 
     Args:
         run: where to work instead of `runs/<config.run_name>`.
+        publish: let `runs/latest` name the run once it is finished.
 
     Raises:
         DataError: the data cannot be used.
@@ -91,11 +95,13 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
     set_seed(config.seed)
     source = find_source(config)
     described, tokenizer = open_source(source)
-    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=FREE_FIELDS, run=run)
+    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)
     if finished:
         logger.info("%s is finished already", run.path)
         return _read_result(run)
     collected = responses_of(config, source, run, progress)
+    check_augmented(config, collected)
+    meter = _meter(config, collected.metadata, described, tokenizer, run, progress)
     trajectories = load_trajectories(
         collected, position_limit(described, config), references=config.ar_target == "reference"
     )
@@ -108,8 +114,9 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
         progress,
     )
     model, parameters, trained = _model(config, source)
-    trainer = _trainer(config, model, batches, tokenizer, run)
+    trainer = _trainer(config, model, batches, tokenizer, run, meter)
     seconds = run_trainer(trainer, run, progress, "consistency training").metrics["train_runtime"]
+    seconds -= meter.spent if meter is not None else 0.0
     trainer.log_rest()
     _save(trainer, config, source, tokenizer, collected.metadata.n, run)
     result = CllmResult(
@@ -127,7 +134,8 @@ def train_cllm(config: CllmConfig, progress: Progress = silent, run: Run | None 
     )
     if is_main_process():
         write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
-        run.publish()
+        if publish:
+            run.publish()
     remove_checkpoints(run)
     return result
 
@@ -145,6 +153,31 @@ def check_attention(model: PreTrainedModel, ref: str) -> None:
         )
 
 
+def check_augmented(config: CllmConfig, collected: Collected) -> None:
+    """Check that states are not augmented twice.
+
+    Raises:
+        UsageError: they would be.
+    """
+    if config.augment and collected.metadata.augmented:
+        raise UsageError(f"{collected.path} was collected with --augment already; leave it out here")
+
+
+def _meter(
+    config: CllmConfig,
+    metadata: CollectionMetadata,
+    described: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
+    progress: Progress,
+) -> CurveMeter | None:
+    """What measures the curve, if it is wanted."""
+    if config.curve is None:
+        return None
+    prompts = heldout_prompts(heldout_file(config, run), config, metadata, described, tokenizer)
+    return CurveMeter(prompts, metadata, config.curve, run.curve, progress)
+
+
 def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
     """The model to train, its number of parameters without adapters, and how many are trained."""
     model: Any = load_model(source.model)
@@ -156,7 +189,12 @@ def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
 
 
 def _trainer(
-    config: CllmConfig, model: Any, batches: Plan, tokenizer: PreTrainedTokenizerBase, run: Run
+    config: CllmConfig,
+    model: Any,
+    batches: Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
+    meter: CurveMeter | None,
 ) -> CllmTrainer:
     pad_id = int(tokenizer.pad_token_id or 0)
     count = len(batches.batches)
@@ -165,6 +203,7 @@ def _trainer(
         model=model,
         args=training_arguments(config, run, count // (config.accumulation * process_count())),
         train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad_id))),
+        callbacks=[] if meter is None else [meter],
     )
 
 

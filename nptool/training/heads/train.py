@@ -35,7 +35,6 @@ from nptool.training.heads.model import MultiHead
 from nptool.training.heads.preparation import check_count, split_heldout, start_model
 from nptool.training.heads.trainer import HeadsTrainer
 from nptool.training.processes import is_main_process, main_process_first, process_count
-from nptool.training.responses.config import FREE_FIELDS
 from nptool.training.responses.data import (
     Source,
     data_digest,
@@ -103,7 +102,7 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     source = find_source(config)
     described, tokenizer = open_source(source)
     has_heads = check_count(config, source)
-    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=FREE_FIELDS, run=run)
+    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)
     if finished:
         logger.info("%s is finished already", run.path)
         return _read_result(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nptool.errors import UsageError
 from nptool.runs import latest_run, run_of
@@ -13,8 +13,6 @@ from nptool.training.config import TrainingConfig, check_range, digest, flag, to
 BLOCK_SIZE = 16
 """Block length of a collection made here; n = 16 in CLLM and in Jacobi Forcing's first round."""
 
-# What does not change the result, and may change when a run is continued.
-FREE_FIELDS = ("name", "save_every", "log_every")
 # What only a collection made here reads.
 COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field", "response_field")
 
@@ -22,6 +20,9 @@ COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field
 @dataclass(frozen=True, kw_only=True)
 class ResponsesConfig(TrainingConfig):
     """Training of a finished model, on collected trajectories or on prompts to collect from first."""
+
+    FREE_FIELDS: ClassVar[tuple[str, ...]] = ("name", "save_every", "log_every")
+    """What does not change the result, and may change when a run is continued."""
 
     data: tuple[Path, ...]
     """One file of `nptool collect`, or files of prompts."""
@@ -63,7 +64,7 @@ class ResponsesConfig(TrainingConfig):
         """Name of the run directory: the same for the same configuration, so that a repeated command continues."""
         if self.name is not None:
             return self.name
-        values = {name: value for name, value in to_json(self).items() if name not in FREE_FIELDS}
+        values = {name: value for name, value in to_json(self).items() if name not in self.FREE_FIELDS}
         return f"{kind}-{self.origin}-{digest(values)}"
 
     @property

@@ -86,11 +86,12 @@ def test_every_recipe_option_has_a_flag(invoke: Callable[..., Result], collected
         "block-length": "4",
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    result = invoke("--data", collected, *words, "--no-random-phase", "--dry-run", "--json")
+    switches = ("--no-random-phase", "--augment")
+    result = invoke("--data", collected, *words, *switches, "--dry-run", "--json")
     config = json.loads(result.stdout)["config"]
     expected = {name.replace("-", "_"): value for name, value in flags.items() if name != "block-length"}
     assert {name: str(config[name]).removesuffix(".0") for name in expected} == expected
-    assert (config["n"], config["random_phase"]) == (4, False)
+    assert (config["n"], config["random_phase"], config["augment"]) == (4, False, True)
 
 
 @pytest.mark.parametrize(

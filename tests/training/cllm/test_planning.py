@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nptool.collection.store import Trajectory
-from nptool.training.cllm.planning import Plan, draw, plan
+from nptool.training.cllm.planning import Plan, augmented, draw, plan
 from nptool.training.cllm.recipe import Recipe
+from nptool.training.cllm.schedule import choose, generator
 
 RECIPE = Recipe(schedule="uniform", context="clean")
 
@@ -52,3 +54,36 @@ def test_a_plan_depends_on_its_seed_only(trajectories: list[Trajectory]) -> None
 def test_a_training_may_end_within_a_pass(trajectories: list[Trajectory]) -> None:
     made = plan(trajectories, RECIPE, 0, 150, lambda batches: batches + 3)
     assert [epoch for epoch, _ in made.batches].count(1) == 3
+
+
+def test_augmentation_corrects_half_of_the_wrong_tokens_behind_the_first(trajectories: list[Trajectory]) -> None:
+    for row, trajectory in enumerate(trajectories):
+        before = [block.copy() for block in trajectory.states]
+        length = len(trajectory.response_ids)
+        (choice,) = choose(trajectory.states, length, RECIPE, generator(0, 0, row))
+        changed = augmented(trajectory, [choice], np.random.default_rng(row))
+        assert all(np.array_equal(one, other) for one, other in zip(trajectory.states, before, strict=True))
+        for old_SN, new_SN, state in zip(before, changed.states, choice.states, strict=True):
+            final_N = old_SN[-1]
+            wrong, still = (np.flatnonzero(states[state] != final_N).tolist() for states in (old_SN, new_SN))
+            assert still[:1] == wrong[:1]
+            assert set(still) <= set(wrong)
+            assert len(wrong) - len(still) == max(0, len(wrong) - 1) // 2
+            assert np.array_equal(new_SN[state][still], old_SN[state][still])
+            others = np.arange(len(old_SN)) != state
+            assert np.array_equal(new_SN[others], old_SN[others])
+
+
+def test_an_augmented_training_shows_the_same_states_with_some_tokens_corrected(trajectories: list[Trajectory]) -> None:
+    recipe = replace(RECIPE, augment=True)
+    corrected = 0
+    for row, trajectory in enumerate(trajectories):
+        plain, one, again = (draw(trajectories, row, r, 0, 0) for r in (RECIPE, recipe, recipe))
+        assert np.array_equal(one.ids_S, again.ids_S)
+        for name in ("positions_S", "student_rows_M", "teacher_rows_M", "fixed_labels_M", "weights_M"):
+            assert np.array_equal(getattr(one, name), getattr(plain, name))
+        changed = np.flatnonzero(one.ids_S != plain.ids_S)
+        right_R = trajectory.response_ids[one.positions_S[changed] - len(trajectory.prompt_ids)]
+        assert np.array_equal(one.ids_S[changed], right_R)
+        corrected += len(changed)
+    assert corrected > 40

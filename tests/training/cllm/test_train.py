@@ -161,6 +161,7 @@ def test_prompts_are_answered_first(checkpoint: Path, tmp_path: Path) -> None:
         {"context": "clean", "schedule": "uniform", "divergence": "fixed-point"},
         {"consistency": "local", "ar_target": "reference", "divergence": "jensen-shannon"},
         {"gradient_checkpointing": True, "label_smoothing": 0.1},
+        {"augment": True, "schedule": "uniform", "draws": 2},
         {"precision": "bfloat16"},
         {"lora_rank": 2, "gradient_checkpointing": True},
     ],

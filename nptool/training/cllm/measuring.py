@@ -1,0 +1,148 @@
+"""Measures held-out tokens per forward while a CLLM is trained, with the Jacobi decoder that collects trajectories.
+
+The model comes out of a measurement as it went in, and no random number is drawn, so the weights are those of a
+training that is not measured. The time it takes is counted apart. Knows no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nptool.collection.config import CollectConfig
+from nptool.collection.jacobi import JacobiSettings, Prompt, jacobi_trajectories
+from nptool.collection.prompts import load_prompts
+from nptool.collection.store import CollectionMetadata
+from nptool.collection.trajectories import TrajectoryStats, count
+from nptool.errors import UsageError
+from nptool.progress import Progress
+from nptool.runs import Run
+from nptool.training.cllm.config import CllmConfig
+from nptool.training.cllm.curve import Curve, CurvePoint, read_checkpoints, read_curve, write_curve
+from nptool.training.processes import process_count
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+STEP = "held-out tokens per forward"
+PROMPTS = 32
+"""At most, of a measurement: they are decoded together, so it takes as many passes as the slowest of them."""
+MEASUREMENTS = 20
+"""In a training, where nobody says how many steps lie between them."""
+
+
+def heldout_file(config: CllmConfig, run: Run) -> Path:
+    """The file of prompts to measure on.
+
+    Raises:
+        UsageError: there is none, or several processes train.
+    """
+    if process_count() > 1:
+        raise UsageError("--curve measures in one process; leave it out where several train")
+    path = config.curve_data or run.heldout
+    if config.curve_data is None and not (path.is_file() and path.stat().st_size):
+        raise UsageError(f"--curve needs held-out prompts, and {run.path} has none; name some with --curve-data")
+    return path
+
+
+def heldout_prompts(
+    path: Path,
+    config: CllmConfig,
+    metadata: CollectionMetadata,
+    described: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Prompt]:
+    """At most `PROMPTS` prompts, evenly spread over the file, rendered and limited as those of the collection were.
+
+    Raises:
+        DataError: the file is missing, malformed or empty, or no prompt leaves room for a block.
+    """
+    context = getattr(described.get_text_config(), "max_position_embeddings", None)
+    given = config.curve_data is not None
+    collection = CollectConfig(
+        model=metadata.model,
+        data=(path,),
+        n=metadata.n,
+        max_new_tokens=metadata.max_new_tokens,
+        chat=metadata.template is not None,
+        prompt_field=config.prompt_field if given else None,
+        response_field=config.response_field if given else None,
+        max_prompt_tokens=None if context is None else max(1, context - metadata.n),
+        exclude=(),
+    )
+    prompts = load_prompts(collection, tokenizer, context).prompts
+    sample = prompts[:: -(-len(prompts) // PROMPTS)]
+    return [Prompt(key, one.ids.tolist(), one.limit) for key, one in enumerate(sample)]
+
+
+def tokens_per_forward(model: Any, prompts: Sequence[Prompt], settings: JacobiSettings) -> float:
+    """TPF of greedy Jacobi decoding, over all prompts together."""
+    waiting = sorted(prompts, key=lambda prompt: len(prompt.ids))
+    runs = jacobi_trajectories(model, waiting, settings)
+    return sum(map(count, runs), TrajectoryStats()).tokens_per_forward
+
+
+class CurveMeter(TrainerCallback):
+    """Measures before the first step, every so many steps, and after the last; keeps the curve in the run."""
+
+    def __init__(
+        self, prompts: list[Prompt], metadata: CollectionMetadata, every: int, path: Path, progress: Progress
+    ) -> None:
+        self._prompts = prompts
+        self._settings = JacobiSettings(
+            n=metadata.n,
+            max_new_tokens=metadata.max_new_tokens,
+            end_token_ids=frozenset(metadata.end_token_ids),
+            batch_size=len(prompts),
+        )
+        self._every = every
+        self._path = path
+        self._progress = progress
+        self._curve = read_curve(path) or Curve(metadata.n, len(prompts))
+        self._checkpoints = read_checkpoints(path)
+        self._started = self._before = 0.0
+        self.spent = 0.0
+        """Seconds that measuring took in this process."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what lies behind the checkpoint that the training goes on from: it will be trained again."""
+        kept = tuple(point for point in self._curve.points if point.step <= state.global_step)
+        self._curve = replace(self._curve, points=kept)
+        last = kept[-1].seconds if kept else 0.0
+        self._before = self._checkpoints.get(state.global_step, last)
+        self._started = monotonic()
+        if not kept:
+            self._measure(state, kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure where it is due."""
+        every = self._every or max(1, state.max_steps // MEASUREMENTS)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._measure(state, kwargs["model"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the time of the checkpoint."""
+        self._checkpoints[state.global_step] = self._seconds()
+        write_curve(self._path, self._curve, self._checkpoints)
+
+    def _seconds(self) -> float:
+        """Training time so far, over all calls."""
+        return self._before + monotonic() - self._started - self.spent
+
+    def _measure(self, state: TrainerState, model: Any) -> None:
+        seconds, started = self._seconds(), monotonic()
+        # peft's wrapper stands around the model, its adapters inside.
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        found = tokens_per_forward(plain, self._prompts, self._settings)
+        points = (*self._curve.points, CurvePoint(state.global_step, seconds, found))
+        self._curve = replace(self._curve, points=points)
+        write_curve(self._path, self._curve, self._checkpoints)
+        self._progress(STEP, state.global_step, state.max_steps, f"{found:.2f}")
+        self.spent += monotonic() - started
