@@ -17,3 +17,12 @@ class Progress(Protocol):
 
 def silent(step: str, done: float, total: float, note: str = "") -> None:
     """A `Progress` that shows nothing."""
+
+
+def in_part(name: str, progress: Progress) -> Progress:
+    """The progress of one part of a job whose parts have steps of the same names."""
+
+    def report(step: str, done: float, total: float, note: str = "") -> None:
+        progress(f"{name}: {step}", done, total, note)
+
+    return report

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nptool.errors import UsageError
 from nptool.files import atomic_file, read_json, write_json
 from nptool.method_note import Measured, note_measured
-from nptool.progress import Progress, silent
+from nptool.progress import Progress, in_part, silent
 from nptool.provenance import provenance
 from nptool.runs import ROOT, Run
 from nptool.text_to_sql import Example, generate_examples
@@ -117,11 +117,11 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
     heldout = _write_examples(base, config)
     _train_base(base, heldout, config, progress)
     before = _scores(base, heldout, config, progress, "scoring the base model")
-    _collect(base, base, config, progress)
-    _train_cllm(base, first, config, progress, config.first_steps, config.first_lr)
+    _collect(base, base, config, in_part("round 1", progress))
+    _train_cllm(base, first, config, in_part("round 1", progress), config.first_steps, config.first_lr)
     # What a model is still wrong about is in its own trajectories (arXiv 2512.14681, second round).
-    _collect(base, first, config, progress)
-    _train_cllm(first, run, config, progress, config.second_steps, config.second_lr)
+    _collect(base, first, config, in_part("round 2", progress))
+    _train_cllm(first, run, config, in_part("round 2", progress), config.second_steps, config.second_lr)
     after = _scores(run, heldout, config, progress, "scoring the CLLM")
     # For `nptool convert`: decoding then knows from its first step on what this model is good for.
     note_measured(run.model, Measured(after.tokens_per_forward, config.block_size))

@@ -18,7 +18,7 @@ from nptool.collection.store import CollectionMetadata, read_collected
 from nptool.errors import UsageError
 from nptool.files import read_json, write_json
 from nptool.pipeline.rounds_config import RoundsConfig
-from nptool.progress import Progress, silent
+from nptool.progress import Progress, in_part, silent
 from nptool.runs import ROOT, Run
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.dry_run import dry_run
@@ -47,13 +47,13 @@ def train_rounds(config: RoundsConfig, progress: Progress = silent) -> list[Cllm
         raise UsageError("--rounds collects between trainings, in one process; train each round by itself instead")
     check_rounds(config)
     # `runs/latest` stays as it is until all is done: the same command, which may take its data from there, goes on.
-    results = [train_cllm(config.first, _in_round(1, progress), publish=False)]
+    results = [train_cllm(config.first, in_part("round 1", progress), publish=False)]
     for number in range(2, config.rounds + 1):
         later = config.round(number, results[0].block_size)
         run = _open_round(later)
         if not run.collected.is_file():
-            collect(_collection(config.first, later), _in_round(number, progress))
-        results.append(train_cllm(later, _in_round(number, progress), run, publish=False))
+            collect(_collection(config.first, later), in_part(f"round {number}", progress))
+        results.append(train_cllm(later, in_part(f"round {number}", progress), run, publish=False))
     Run(Path(results[-1].run)).publish()
     return results
 
@@ -156,12 +156,3 @@ def _kept_settings(before: CollectionMetadata) -> dict[str, Any]:
     }
     # 0 stands for a collection without plain text.
     return kept | ({"text_prompt_tokens": before.text_prompt_tokens} if before.text_prompt_tokens else {})
-
-
-def _in_round(number: int, progress: Progress) -> Progress:
-    """The progress of one round: its steps have names of their own."""
-
-    def report(step: str, done: float, total: float, note: str = "") -> None:
-        progress(f"round {number}: {step}", done, total, note)
-
-    return report
