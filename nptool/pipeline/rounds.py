@@ -68,7 +68,7 @@ def dry_run_rounds(config: RoundsConfig) -> list[dict[str, Any]]:
     estimates = [dry_run(config.first)]
     for number in range(2, config.rounds + 1):
         later = config.round(number, estimates[0]["config"]["n"])
-        changed = {"data": [str(path) for path in later.data]}
+        changed: dict[str, Any] = {"data": [str(path) for path in later.data]}
         changed |= {name: getattr(later, name) for name in ("model", "n", "window", "steps", "epochs", "name")}
         changed["lr"] = later.learning_rate
         estimate = {**estimates[0], "run": later.run_name, "config": {**estimates[0]["config"], **changed}}
