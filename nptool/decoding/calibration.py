@@ -36,6 +36,8 @@ _POSITIONS = 8
 _BATCHES = 3
 # Rounds in turns after the pass, where there is time left. Of two or three times the lower or the middle one is taken.
 _ROUNDS = 3
+# Settled times of a width that need no others beside them.
+_ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,12 @@ def _measure(
                 break
         _pass(engine, tokens, width, behind)
     turns = time_in_turns(engine, tokens[:length], sorted(behind.seconds), _ROUNDS)
+    settled: dict[int, list[float]] = {width: [] for width in behind.seconds}
     while clock() < ends[1] and (turn := next(turns, None)) is not None:
-        behind.seconds[turn[0]].append(turn[1])
+        settled[turn[0]].append(turn[1])
+    for width, times in settled.items():
+        # The first ones, from while the classes were found, are no worse than few.
+        behind.seconds[width] = times if len(times) >= _ENOUGH else behind.seconds[width] + times
     return behind
 
 

@@ -9,7 +9,7 @@ from nptool.collection import config as collection_config
 from nptool.collection.config import CollectConfig
 from nptool.errors import UsageError
 from nptool.files import read_json
-from nptool.pipeline import default
+from nptool.method_note import Measured, read_note
 from nptool.pipeline.default import DefaultConfig, train_default
 from nptool.runs import latest_run
 
@@ -17,8 +17,7 @@ SMALL = DefaultConfig(
     train_examples=40,
     collect_prompts=6,
     heldout_examples=4,
-    first_steps=3,
-    second_steps=2,
+    cllm_steps=3,
     block_size=4,
     max_new_tokens=8,
     base={
@@ -34,8 +33,6 @@ SMALL = DefaultConfig(
 STEPS = [
     "training the base model",
     "scoring the base model",
-    "collecting trajectories",
-    "consistency training",
     "collecting trajectories",
     "consistency training",
     "scoring the CLLM",
@@ -58,23 +55,22 @@ class Steps:
         self._stop_at = stop_at
 
     def __call__(self, step: str, done: float, total: float, note: str = "") -> None:
-        name = step.rpartition(": ")[2]
-        if name in STEPS and done == 0:
+        if step in STEPS and done == 0:
             if len(self.begun) == self._stop_at:
                 raise KeyboardInterrupt
-            self.begun.append(name)
+            self.begun.append(step)
 
 
-def test_two_rounds_and_what_they_leave(here: Path) -> None:
+def test_the_steps_and_what_they_leave(here: Path) -> None:
     steps = Steps()
     result = train_default(steps, SMALL)
     assert steps.begun == STEPS
     assert latest_run().model == Path(result.model) == Path("runs/text-to-sql/model")
-    # The second round starts from the first one's model, on its trajectories of the same prompts.
-    first, second = (read_json(Path("runs") / name / "results.json") for name in ("text-to-sql-round-1", "text-to-sql"))
-    assert (first["steps"], second["steps"]) == (3, 2)
-    assert first["trajectories"] == second["trajectories"]
-    assert read_json(Path("runs/text-to-sql/config.json"))["config"]["model"] == "runs/text-to-sql-round-1/model"
+    assert read_json(Path("runs/text-to-sql/results.json"))["steps"] == 3
+    assert read_json(Path("runs/text-to-sql/config.json"))["config"]["model"] == "runs/text-to-sql-base/model"
+    note = read_note(Path(result.model))
+    assert note is not None
+    assert note.measured == Measured(result.after.tokens_per_forward, 4)
     # The held-out questions travel with the run, their schemas too: bench executes the answers.
     heldout = Path("runs/text-to-sql/heldout.jsonl").read_text()
     assert heldout == Path("runs/text-to-sql-base/heldout.jsonl").read_text()
@@ -99,4 +95,3 @@ def test_settings_of_another_version_are_refused(here: Path) -> None:
         train_default(Steps(0), SMALL)
     with pytest.raises(UsageError, match="runs/text-to-sql-base holds the default of another version of nptool"):
         train_default(config=DefaultConfig())
-    assert default.FIRST_NAME == "text-to-sql-round-1"
