@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from nptool.cli.console import progress_bars
 from nptool.cli.decoding_options import MinP, RepeatPenalty, Temperature, TopK, TopP, model_path
 from nptool.cli.options import AsJson, ContextLength, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
 from nptool.errors import UsageError
+from nptool.files import atomic_file
+
+if TYPE_CHECKING:
+    from nptool.bench.calibrate import CalibrationReport
 
 PROMPTS = Annotated[
     Path | None,
@@ -40,6 +44,10 @@ CALIBRATE = Annotated[
     bool, typer.Option("--calibrate", help="measure only what steps cost and which widths give the same bits")
 ]
 PLOT = Annotated[bool, typer.Option("--plot", help="with --calibrate: draw the cost and the speed foreseen by width")]
+PLOT_FILE = Annotated[
+    Path | None,
+    typer.Option("--plot-file", metavar="SVG", help="with --calibrate: draw both into a file", show_default=False),
+]
 ROUNDS = Annotated[int, typer.Option("--rounds", help="how often each method answers each prompt")]
 COUNT = Annotated[int, typer.Option("--count", help="prompts, from the beginning of the file")]
 DEFAULT_METHODS = ",".join(BenchConfig.methods)
@@ -64,13 +72,21 @@ def bench(
     threads: Threads = None,
     calibrate: CALIBRATE = False,
     plot: PLOT = False,
+    plot_file: PLOT_FILE = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure decoding methods against autoregressive decoding: speed, tokens per forward, equality of the text."""
     if plot and (as_json or not calibrate):
         raise UsageError("--plot draws what --calibrate measures, in the terminal; give --calibrate and no --json")
+    if plot_file is not None and not calibrate:
+        raise UsageError("--plot-file draws what --calibrate measures; give --calibrate too")
     if calibrate:
-        _calibrate(model_path(model), gpu_layers, context_length, threads, as_json=as_json, plot=plot)
+        from nptool.bench.calibrate import run_calibration
+
+        costs = run_calibration(
+            model_path(model), gpu_layers=gpu_layers, context_length=context_length, threads=threads
+        )
+        _show_calibration(costs, as_json=as_json, plot=plot, plot_file=plot_file)
         return
     lengths = None if n is None else _numbers(n)
     from nptool.bench.benchmark import run_bench
@@ -102,13 +118,12 @@ def bench(
     print_report(report)
 
 
-def _calibrate(
-    model: Path, gpu_layers: int, context_length: int | None, threads: int | None, *, as_json: bool, plot: bool
-) -> None:
-    from nptool.bench.calibrate import run_calibration
-    from nptool.cli.calibration_output import print_calibration
+def _show_calibration(report: CalibrationReport, *, as_json: bool, plot: bool, plot_file: Path | None) -> None:
+    from nptool.cli.calibration_output import draw_calibration, print_calibration
 
-    report = run_calibration(model, gpu_layers=gpu_layers, context_length=context_length, threads=threads)
+    if plot_file is not None:
+        with atomic_file(plot_file, "w") as stream:
+            stream.write(draw_calibration(report))
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:

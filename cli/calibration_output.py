@@ -1,4 +1,4 @@
-"""How `nptool bench --calibrate` prints t(w) and the width classes, and draws them with `--plot`."""
+"""How `nptool bench --calibrate` prints t(w) and the width classes, and draws them with `--plot` or into a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nptool.bench.calibrate import CalibrationReport
+from nptool.cli.line_chart import Chart, svg
 
 # Columns of the longest bar.
 BAR = 48
@@ -30,6 +31,22 @@ def print_calibration(report: CalibrationReport, *, plot: bool) -> None:
         _bars(console, "t(w) / t(1)", measured.widths, [report.cost_ratio(width) for width in measured.widths])
         title = f"speed-up foreseen with w^{report.exponent:.2f} tokens per step"
         _bars(console, title, measured.widths, [report.predicted_speedup(width) for width in measured.widths])
+
+
+def draw_calibration(report: CalibrationReport) -> str:
+    """An SVG of what a step costs and brings by its width, and of the speed that follows."""
+    measured, exponent = report.calibration, report.exponent
+    cost = {
+        f"behind {length} tokens": [(w, measured.at(w, length) / measured.at(1, length)) for w in measured.widths]
+        for length in measured.contexts
+    }
+    tokens = {"tokens foreseen": [(w, report.predicted_speedup(w) * report.cost_ratio(w)) for w in measured.widths]}
+    speed = {"speed": [(w, report.predicted_speedup(w)) for w in measured.widths]}
+    place = f"{report.model_description}, {report.machine['processor']}, {report.threads} threads"
+    return svg(
+        Chart(f"Cost of a step: {place}", "width", "t(w) / t(1)", cost | tokens, doubling=True),
+        Chart(f"Speed foreseen with w^{exponent:.2f} tokens per step", "width", "times AR", speed, doubling=True),
+    )
 
 
 def _table(report: CalibrationReport) -> Table:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -151,6 +152,25 @@ class TestCalibrate:
         assert lines[0].startswith(f"{model}: llama")
         assert any(line.startswith("same bits: 1") for line in lines)
         assert sum(line.startswith("    1 █") for line in lines) == 2
+
+    def test_a_file_with_both_curves(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "plots" / "cost.svg"
+        line = ["bench", "-m", str(model), "-t", "1", "--calibrate", "--plot-file", str(file), "--json"]
+        assert run(line, debug=True) == 0
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        root = ElementTree.fromstring(file.read_text())
+        found = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+        for values in (report["cost_ratio"], report["predicted_speedup"]):
+            expected = [f"{width}: {value:.3g}" for width, value in values.items()]
+            assert any(found[place : place + len(expected)] == expected for place in range(len(found)))
+
+    def test_a_plot_file_without_a_calibration(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(words(model, "--plot-file", str(tmp_path / "cost.svg")), debug=False) == 2
+        message = "--plot-file draws what --calibrate measures; give --calibrate too"
+        assert capsys.readouterr().err == f"nptool: error: {message}\n"
+        assert not list(tmp_path.iterdir())
 
     def test_a_plot_without_a_calibration(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for more in (["--plot"], ["--plot", "--calibrate", "--json"]):

@@ -1,0 +1,134 @@
+"""Which widths give a row the same bits, wherever it stands in its batch: the exact mode's promise, put to the test.
+
+    python benchmarks/width_exactness.py model.gguf            # on the processor
+    python benchmarks/width_exactness.py model.gguf -ngl -1    # on the GPU
+
+`nptool bench --calibrate` finds the classes of widths from a few rows in two seconds. Here a text is decoded as a loop
+would, with every width: batches of that many rows, of which a random number are the text's and stay in the cache, and
+the rest is junk that is rolled back. Several times, with other numbers and other junk, behind every context. Two widths
+are of one class where all logits are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.calibration import CONTEXTS, GRID, fitting
+from nptool.decoding.engine import Engine
+from nptool.decoding.step_times import prefill
+from nptool.llama.context import Context
+from nptool.llama.model import Model
+from nptool.provenance import machine
+
+# Tokens of a vocabulary's beginning are special ones.
+FIRST_TOKEN = 6
+
+
+def main() -> None:
+    options = parse()
+    widths = [int(width) for width in options.widths.split(",")]
+    with (
+        Model.load(options.gguf, options.gpu_layers) as model,
+        Context(model, options.context_length, width=max(widths), threads=options.threads) as engine,
+    ):
+        found = compare_widths(engine, widths, fitting(engine, CONTEXTS), options.rows, options.repeats)
+        found = {"gpu_layers": options.gpu_layers, "threads": engine.threads, **found}
+    if options.json:
+        print(json.dumps({"machine": machine(), **found}, indent=2))
+    else:
+        show(found)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("--widths", default=",".join(map(str, GRID)), help="[%(default)s]")
+    parser.add_argument("--rows", type=int, default=96, help="of the text, behind each context [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each width decodes it [%(default)s]")
+    parser.add_argument("-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU; -1 is all [%(default)s]")
+    parser.add_argument("-c", "--context-length", type=int, default=1024, help="tokens [%(default)s]")
+    parser.add_argument("-t", "--threads", type=int, default=None, help="[usable cores]")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def compare_widths(
+    engine: Engine, widths: list[int], contexts: Iterable[int], rows: int, repeats: int
+) -> dict[str, Any]:
+    """Classes, widths that do not even agree with themselves, and how far each is from the first width."""
+    generator = np.random.default_rng(0)
+    steady = dict.fromkeys(widths, True)
+    same = {(one, other): True for one in widths for other in widths}
+    differences, changes = dict.fromkeys(widths, 0.0), dict.fromkeys(widths, 0)
+    lengths = [min(length, engine.capacity - rows) for length in contexts]
+    for length in lengths:
+        text = generator.integers(FIRST_TOKEN, engine.vocabulary_size, length + rows, dtype=np.int32)
+        found: dict[int, NDArray[np.float32]] = {}
+        for width in widths:
+            found[width], *others = (decode(engine, text, length, width, seed) for seed in range(repeats))
+            steady[width] &= all(np.array_equal(found[width], logits_TV) for logits_TV in others)
+            for other, logits_TV in found.items():
+                same[other, width] &= np.array_equal(found[width], logits_TV)
+            base_TV = found[widths[0]]
+            differences[width] = max(differences[width], float(np.abs(found[width] - base_TV).max()))
+            changes[width] += int(np.count_nonzero(found[width].argmax(axis=1) != base_TV.argmax(axis=1)))
+    return {
+        "contexts": lengths,
+        "rows": rows * len(lengths),
+        "repeats": repeats,
+        "classes": classes_of([width for width in widths if steady[width]], same),
+        "unsteady": [width for width in widths if not steady[width]],
+        "largest_difference": {str(width): value for width, value in differences.items()},
+        "argmax_changes": {str(width): value for width, value in changes.items()},
+    }
+
+
+def decode(engine: Engine, text: NDArray[np.int32], start: int, width: int, seed: int) -> NDArray[np.float32]:
+    """Logits (T, V) of the text from `start` on, in batches of `width` rows whose last ones are junk."""
+    generator = np.random.default_rng(seed)
+    prefill(engine, text[:start])
+    logits = []
+    place = start
+    while place < len(text):
+        kept = min(int(generator.integers(1, width, endpoint=True)), len(text) - place)
+        batch = generator.integers(FIRST_TOKEN, engine.vocabulary_size, width, dtype=np.int32)
+        batch[:kept] = text[place : place + kept]
+        logits.append(engine.evaluate(batch, place)[:kept].copy())
+        place += kept
+        engine.rollback(place)
+    return np.concatenate(logits)
+
+
+def classes_of(widths: Iterable[int], same: dict[tuple[int, int], bool]) -> list[list[int]]:
+    """Groups of widths, by the first of each."""
+    groups: list[list[int]] = []
+    for width in widths:
+        for group in groups:
+            if same[group[0], width]:
+                group.append(width)
+                break
+        else:
+            groups.append([width])
+    return groups
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['rows']} rows, {found['repeats']} times, behind {found['contexts']} tokens")
+    for group in found["classes"]:
+        print(f"same bits: {', '.join(map(str, group))}")
+    if found["unsteady"]:
+        print(f"depends on the place in the batch: {', '.join(map(str, found['unsteady']))}")
+    for width, difference in found["largest_difference"].items():
+        changes = found["argmax_changes"][width]
+        print(f"  width {width:>3}: logits differ by at most {difference:.2g}, {changes} other likeliest tokens")
+
+
+if __name__ == "__main__":
+    main()

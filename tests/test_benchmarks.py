@@ -1,0 +1,121 @@
+"""The scripts for machines that are seldom at hand: they run on this one, and know what they did not measure."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nptool.llama.library import supports_gpu
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_for_a_gpu_says_what_it_measured(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    words = ["--small", "--types", "f16", "-t", "1", "--folder", str(tmp_path / "models"), "-o", str(output)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "cuda.py"), *words], check=True, capture_output=True, text=True
+    )
+    result: dict[str, Any] = json.loads(output.read_text())
+    assert result["measured_gpu"] == result["gpu"]["usable"] == supports_gpu()
+    if not supports_gpu():
+        assert result["note"] == "NO GPU WAS MEASURED: llama.cpp found none"
+    assert done.stdout.splitlines()[-1] == f"{output}: {result['note']}"
+    layers = -1 if supports_gpu() else 0
+    where = f"random-f16.gguf -ngl {layers} -t 1"
+    compared = f"bench -m {where} --prompts heldout.jsonl --methods ar,jacobi,jacobi-auto -n 4,8"
+    assert [entry["command"] for entry in result["commands"]] == [
+        f"nptool bench -m {where} --calibrate --json",
+        f"python benchmarks/width_exactness.py {where} --widths 1,2,4,8 --rows 24 --repeats 2 --json",
+        f"nptool {compared} --rounds 1 --count 2 --max-tokens 24 --json",
+        f"nptool {compared} --rounds 1 --count 2 --max-tokens 24 --temp 0.8 --seed 1 --json",
+    ]
+    (model,) = result["models"]
+    assert model["calibration"]["cost_ratio"]["1"] == 1.0
+    assert model["exactness"]["unsteady"] == []
+    assert sorted(width for group in model["exactness"]["classes"] for width in group) == [1, 2, 4, 8]
+    for report in model["bench"].values():
+        assert [(method["name"], method["n"]) for method in report["methods"]] == [
+            ("ar", 1),
+            ("jacobi", 4),
+            ("jacobi", 8),
+            ("jacobi-auto", 8),
+        ]
+        assert {method["identical_equal_width"] for method in report["methods"]} == {1.0}
+
+
+class Kernels:
+    """An engine whose last bits depend on the width of a batch, and perhaps on a row's place in it."""
+
+    capacity, width, batch_limit, vocabulary_size, seconds = 100, 16, 32, 12, 0.0
+
+    def __init__(self, kernel: Callable[[int, int], float]) -> None:
+        """Args: `kernel` gives what is added to a row's logits, from width and place in the batch."""
+        self._kernel = kernel
+        self._cache: list[int] = []
+
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
+        assert start == len(self._cache)
+        rows = []
+        for place, token in enumerate(tokens.tolist()):
+            self._cache.append(token)
+            logits = np.zeros(self.vocabulary_size)
+            logits[sum(self._cache) % self.vocabulary_size] = 1.0
+            rows.append(logits + self._kernel(len(tokens), place) * np.arange(self.vocabulary_size))
+        return np.asarray(rows, dtype=np.float32)
+
+    def rollback(self, position: int) -> None:
+        del self._cache[position:]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "classes", "unsteady"),
+    [
+        (lambda rows, place: 0.0, [[1, 2, 4, 8]], []),
+        (lambda rows, place: float(rows == 1) / 1024, [[1], [2, 4, 8]], []),
+        (lambda rows, place: float(rows in (2, 8)) / 1024, [[1, 4], [2, 8]], []),
+        (lambda rows, place: float(rows == 4 and place == 2) / 1024, [[1, 2, 8]], [4]),
+    ],
+)
+def test_classes_of_widths_by_decoding(
+    kernel: Callable[[int, int], float], classes: list[list[int]], unsteady: list[int]
+) -> None:
+    found = load("width_exactness").compare_widths(Kernels(kernel), [1, 2, 4, 8], (10, 90), 30, 3)
+    assert (found["classes"], found["unsteady"]) == (classes, unsteady)
+    assert (found["contexts"], found["rows"]) == ([10, 70], 60)
+    assert found["largest_difference"]["1"] == 0.0
+    differing = {width for width in (2, 4, 8) if width not in next(group for group in classes if 1 in group)}
+    assert {int(width) for width, value in found["largest_difference"].items() if value} == differing
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "exact", "expected"),
+    [
+        ([[1], [2, 3, 4]], [[1], [2, 4]], True),
+        ([[1], [2, 4]], [[1, 2, 4]], True),
+        ([[1, 2], [4]], [[1], [2, 4]], False),
+    ],
+)
+def test_classes_that_calibration_found_are_confirmed_or_not(
+    calibrated: list[list[int]], exact: list[list[int]], expected: bool
+) -> None:
+    assert load("cuda").confirmed(calibrated, exact) is expected
