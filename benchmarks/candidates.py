@@ -5,8 +5,8 @@
 Every prompt is decoded greedily by every variant, in batches that have the same number of rows at every step, so that
 its text must be that of autoregressive decoding in batches of so many rows: it is compared. What is counted does not
 depend on the machine; only the predicted speed-up does, which is tokens per forward * t(1) / t(rows), with t from the
-model's calibration. It is given for the rows that a step had (`fixed`), and for those it needed (`needed`), since a
-step for which there are few candidates could be narrower.
+model's calibration (`--counts FILE` predicts it anew from an earlier run's JSON). It is given for the rows that a step
+had (`fixed`), and for those it needed (`needed`), since a step for which there are few candidates could be narrower.
 
 The fair rival of a variant is a plain window that costs as much. A variant is worth keeping where it is predicted to be
 faster than the best plain window by `FASTER`, or saves `FEWER` of the passes of the best window of no more rows.
@@ -18,7 +18,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence as Text
 from nptool.decoding.tally import Tally
 from nptool.decoding.verification import Step, Verify, verify_line
-from nptool.provenance import provenance
+from nptool.provenance import provenance, usable_cores
 
 FASTER = 0.03
 FEWER = 0.10
@@ -68,6 +68,9 @@ class Variant:
 class Count:
     """What a variant did, over all prompts."""
 
+    name: str
+    n: int
+    rows: int
     tokens: int = 0
     forwards: int = 0
     different: int = 0
@@ -84,30 +87,46 @@ class Count:
 
 def main() -> None:
     options = parse()
-    variants = list_variants(options)
     with TextModel(options.gguf, threads=options.threads) as model:
         # First of all, as it uses the contexts.
         calibration = model.calibration
-        records = read_prompts(options.prompts, options.count)
-        prompts = [model.encode(record.turns, raw=record.raw) for record in records]
-        decoding = Decoding(model, max(variant.rows for variant in variants), options.max_tokens)
-        counts = count(decoding, prompts, variants)
-    length = sum(map(len, prompts)) / len(prompts)
-    result = {
-        "model": options.gguf.name,
-        "prompts": len(prompts),
-        "branch_length": options.length,
-        "branch_places": options.places,
-        "relative_seconds": {
-            rows: calibration.at(rows, length) / calibration.at(1, length) for rows in calibration.widths
-        },
-        "variants": judge(variants, counts, Costs(calibration, length)),
+        counted = known_counts(options.counts) if options.counts else count_all(model, options)
+    costs = Costs(calibration, counted["context"])
+    result = counted | {
+        "threads": options.threads or usable_cores(),
+        "relative_seconds": {rows: costs.ratio(rows) for rows in calibration.widths},
+        "variants": judge(counted["variants"], costs),
         "provenance": provenance(),
     }
     if options.json:
         print(json.dumps(result, indent=2))
     else:
         show(result)
+
+
+def count_all(model: TextModel, options: argparse.Namespace) -> dict[str, Any]:
+    """What does not depend on the machine; the counts of all variants are under `variants`."""
+    variants = list_variants(options)
+    records = read_prompts(options.prompts, options.count)
+    prompts = [model.encode(record.turns, raw=record.raw) for record in records]
+    decoding = Decoding(model, max(variant.rows for variant in variants), options.max_tokens)
+    return {
+        "model": options.gguf.name,
+        "prompts": len(prompts),
+        "context": sum(map(len, prompts)) / len(prompts),
+        "branch_length": options.length,
+        "branch_places": options.places,
+        "variants": count(decoding, prompts, variants),
+    }
+
+
+def known_counts(path: Path) -> dict[str, Any]:
+    """What an earlier run counted."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    counts = [Count(**{item.name: row[item.name] for item in fields(Count)}) for row in found["variants"]]
+    for counted in counts:
+        counted.needed = Counter({int(rows): steps for rows, steps in counted.needed.items()})
+    return found | {"variants": counts}
 
 
 def parse() -> argparse.Namespace:
@@ -117,9 +136,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100, help="prompts [%(default)s]")
     parser.add_argument("--max-tokens", type=int, default=256, help="of an answer [%(default)s]")
     parser.add_argument("-n", type=numbers, default=[4, 8, 16], help="windows and blocks [4,8,16]")
-    parser.add_argument("--rows", type=numbers, default=[4, 6, 8, 12, 16, 24, 32], help="[4,6,8,12,16,24,32]")
+    parser.add_argument("--branches", type=numbers, default=[1, 2, 4], help="that a step has rows for [1,2,4]")
     parser.add_argument("--length", type=int, default=4, help="tokens of a branch [%(default)s]")
     parser.add_argument("--places", type=int, default=1, help="of the window that branch [%(default)s: the text's end]")
+    parser.add_argument("--counts", type=Path, help="JSON of an earlier run: nothing is decoded, only costs are new")
     parser.add_argument("-t", "--threads", type=int, default=None, help="[usable cores]")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
@@ -133,13 +153,14 @@ def list_variants(options: argparse.Namespace) -> list[Variant]:
     """Everything that is measured, beginning with a plain window of every number of rows that there is."""
     found = []
     for n in options.n:
-        for rows in (rows for rows in options.rows if rows > n):
+        for rows in (n + options.length * number for number in options.branches):
             for name in COMBINATIONS:
                 make = partial(branches, n=n, rows=rows, kinds=name.split("+"), options=options)
                 found.append(Variant(name, n, rows, make))
         for name, begin in IN_FLIGHT.items():
-            found.append(Variant(name, n, rows_in_flight(n, begin), partial(blocks, n=n, begin=begin)))
-    widths = sorted({*options.n, *options.rows}.union(variant.rows for variant in found))
+            if begin > 1 or rows_in_flight(n, begin) > n:
+                found.append(Variant(name, n, rows_in_flight(n, begin), partial(blocks, n=n, begin=begin)))
+    widths = sorted({*options.n}.union(variant.rows for variant in found))
     return [Variant(WINDOW, rows, rows, partial(window, n=rows)) for rows in widths] + found
 
 
@@ -188,12 +209,13 @@ class Decoding:
 
 def count(decoding: Decoding, prompts: Sequence[NDArray[np.int32]], variants: Sequence[Variant]) -> list[Count]:
     """Answer every prompt by every variant."""
-    counts = [Count() for _ in variants]
+    counts = [Count(variant.name, variant.n, variant.rows) for variant in variants]
     for prompt in prompts:
         expected: dict[int, Tokens] = {}
         for variant, counted in zip(variants, counts, strict=True):
             if variant.rows not in expected:
-                expected[variant.rows] = decoding.answer(prompt, variant.rows, lambda text: Autoregressive(), Count())
+                plain = Count("ar", 1, variant.rows)
+                expected[variant.rows] = decoding.answer(prompt, variant.rows, lambda text: Autoregressive(), plain)
             answer = decoding.answer(prompt, variant.rows, variant.propose, counted)
             counted.different += answer != expected[variant.rows]
     return counts
@@ -217,42 +239,39 @@ class Costs:
     def __init__(self, calibration: Calibration, length: float) -> None:
         self._seconds = partial(calibration.at, context=length)
 
-    def fixed(self, variant: Variant, counted: Count) -> float:
+    def ratio(self, rows: int) -> float:
+        """t(rows) / t(1)."""
+        return self._seconds(rows) / self._seconds(1)
+
+    def fixed(self, counted: Count) -> float:
         """Where every batch has all rows."""
-        return counted.tokens_per_forward * self._seconds(1) / self._seconds(variant.rows)
+        return counted.tokens_per_forward / self.ratio(counted.rows)
 
     def needed(self, counted: Count) -> float:
         """Where a batch has the rows that it needs."""
-        seconds = sum(steps * self._seconds(rows) for rows, steps in counted.needed.items())
-        return counted.tokens * self._seconds(1) / seconds
+        return counted.tokens / sum(steps * self.ratio(rows) for rows, steps in counted.needed.items())
 
 
-def judge(variants: Sequence[Variant], counts: Sequence[Count], costs: Costs) -> list[dict[str, Any]]:
+def judge(counts: Sequence[Count], costs: Costs) -> list[dict[str, Any]]:
     """The figures of every variant, and how they compare with those of plain windows."""
-    both = list(zip(variants, counts, strict=True))
-    windows = [pair for pair in both if pair[0].name == WINDOW]
-    fastest = max(costs.fixed(*pair) for pair in windows)
+    windows = [counted for counted in counts if counted.name == WINDOW]
+    fastest = max(map(costs.fixed, windows))
     judged = []
-    for variant, counted in both:
-        fewest = min(rival.forwards for plain, rival in windows if plain.rows <= variant.rows)
-        faster = max(costs.fixed(variant, counted), costs.needed(counted)) / fastest - 1
+    for counted in counts:
+        fewest = min(window.forwards for window in windows if window.rows <= counted.rows)
+        faster = max(costs.fixed(counted), costs.needed(counted)) / fastest - 1
         saved = 1 - counted.forwards / fewest
         judged.append(
-            {
-                "name": variant.name,
-                "n": variant.n,
-                "rows": variant.rows,
-                "tokens": counted.tokens,
-                "forwards": counted.forwards,
-                "different": counted.different,
+            asdict(counted)
+            | {
                 "tokens_per_forward": counted.tokens_per_forward,
                 "rows_needed": sum(rows * steps for rows, steps in counted.needed.items()) / counted.forwards,
                 "rows_again": counted.again / counted.forwards,
-                "speedup_fixed": costs.fixed(variant, counted),
+                "speedup_fixed": costs.fixed(counted),
                 "speedup_needed": costs.needed(counted),
                 "faster_than_best_window": faster,
                 "forwards_saved": saved,
-                "worth_keeping": variant.name != WINDOW and (faster >= FASTER or saved >= FEWER),
+                "worth_keeping": counted.name != WINDOW and (faster >= FASTER or saved >= FEWER),
             }
         )
     return judged

@@ -1,4 +1,4 @@
-"""benchmarks/candidate_drafts.py: n-grams, trees and blocks written out by hand, and that they leave the text as it is."""
+"""benchmarks/candidate_drafts.py: n-grams, trees and blocks written out by hand; and the text stays what it is."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 
 from nptool.decoding.calibration import Calibration
 from nptool.decoding.generate import TextModel
-from nptool.decoding.proposers import Autoregressive
 from nptool.llama.random_model import Shape, write_random_model
 from nptool.text_to_sql import generate_examples
 
@@ -27,15 +27,11 @@ def test_what_is_worth_keeping(script: Any) -> None:
     """t(w) is 1 up to 4 rows and 2 from 8 on; the best window has 4 rows and 2 tokens per pass."""
     calibration = Calibration((10,), (1, 4, 8), ((1.0, 1.0, 2.0),), ())
 
-    def count(forwards: int, rows: int) -> Any:
-        return script.Count(tokens=120, forwards=forwards, needed=Counter({rows: forwards}))
+    def count(name: str, rows: int, forwards: int, needed: int) -> Any:
+        return script.Count(name, 4, rows, tokens=120, forwards=forwards, needed=Counter({needed: forwards}))
 
-    def variant(name: str, rows: int) -> Any:
-        return script.Variant(name, 4, rows, propose=lambda text: Autoregressive())
-
-    variants = [variant("window", 4), variant("window", 8), variant("some", 8), variant("other", 8)]
-    counts = [count(60, 4), count(40, 8), count(37, 8), count(36, 4)]
-    windows, (some, other) = (judged := script.judge(variants, counts, script.Costs(calibration, 10.0)))[:2], judged[2:]
+    counts = [count("window", 4, 60, 4), count("window", 8, 40, 8), count("some", 8, 37, 8), count("other", 8, 36, 4)]
+    *windows, some, other = script.judge(counts, script.Costs(calibration, 10.0))
     assert [row["worth_keeping"] for row in windows] == [False, False]
     assert [row["speedup_fixed"] for row in windows] == [2.0, 1.5]
     assert some["forwards_saved"] == pytest.approx(3 / 40)
@@ -46,7 +42,7 @@ def test_what_is_worth_keeping(script: Any) -> None:
     assert other["worth_keeping"]
 
 
-ARGUMENTS = ("--count", "3", "--max-tokens", "24", "-n", "3,4", "--rows", "4,8", "-t", "1")
+ARGUMENTS = ("--count", "3", "--max-tokens", "24", "-n", "3,8", "--branches", "1,2", "-t", "1")
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +92,28 @@ def test_texts_and_counts_are_those_of_the_product(
                 assert total(block_mode=True, n=row["n"]) == (row["tokens"], row["forwards"])
 
 
-def test_the_table(
-    script: Any, files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_table_from_earlier_counts(
+    script: Any,
+    files: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(script, files, monkeypatch)
+    run(script, files, monkeypatch, "--json")
+    counted = tmp_path / "counted.json"
+    counted.write_text(capsys.readouterr().out)
+    files = SimpleNamespace(model=files.model, prompts=tmp_path / "missing.jsonl")
+    run(script, files, monkeypatch, "--counts", str(counted), "--json")
+    again = json.loads(capsys.readouterr().out)
+    assert again["variants"] == json.loads(counted.read_text())["variants"]
+    run(script, files, monkeypatch, "--counts", str(counted))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "model.gguf, 3 prompts; branches of 4 tokens"
-    # With a window of 3 there are batches of 4 and 8 rows, with one of 4 there are batches of 8.
     names = Counter(line[:18].strip() for line in lines[3:])
-    assert names["recycled+lookup"] == 3
-    assert names["2 blocks"] == 2
+    # Of 3 tokens all have to be accepted until 85 % are, and then the next block begins anyway.
+    assert names == dict.fromkeys(script.COMBINATIONS, 4) | {
+        "window": 8,
+        "block": 2,
+        "2 blocks": 1,
+        "2 blocks at once": 2,
+    }
