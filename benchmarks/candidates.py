@@ -8,6 +8,8 @@ depend on the machine; only the predicted speed-up does, which is tokens per for
 model's calibration (`--counts FILE` predicts it anew from an earlier run's JSON). It is given for the rows that a step
 had (`fixed`), and for those it needed (`needed`), since a step for which there are few candidates could be narrower.
 
+Two blocks in flight are Jacobi Forcing's. In a sliding window the second one would just be the window's second half.
+
 The fair rival of a variant is a plain window that costs as much. A variant is worth keeping where it is predicted to be
 faster than the best plain window by `FASTER`, or saves `FEWER` of the passes of the best window of no more rows.
 """
@@ -18,7 +20,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,7 @@ from nptool.decoding.tally import Tally
 from nptool.decoding.verification import Step, Verify, verify_line
 from nptool.provenance import provenance, usable_cores
 
-FASTER = 0.03
-FEWER = 0.10
+FASTER, FEWER = 0.03, 0.10
 WINDOW = "window"
 COMBINATIONS = ("recycled", "lookup", "recycled+lookup", "lookahead", "lookahead+lookup")
 # Share of a block accepted when the next one enters: never, Jacobi Forcing's, at once.
@@ -262,7 +263,7 @@ def judge(counts: Sequence[Count], costs: Costs) -> list[dict[str, Any]]:
         faster = max(costs.fixed(counted), costs.needed(counted)) / fastest - 1
         saved = 1 - counted.forwards / fewest
         judged.append(
-            asdict(counted)
+            vars(counted)
             | {
                 "tokens_per_forward": counted.tokens_per_forward,
                 "rows_needed": sum(rows * steps for rows, steps in counted.needed.items()) / counted.forwards,
