@@ -274,7 +274,8 @@ def test_it_follows_costs_that_change_half_way() -> None:
     found = speedups(world, 0.45, 20)
     assert mean(found[:10]) > 1.2
     assert mean(found[11:]) > 0.97
-    assert set(world.used[-50:]) <= {1, 2}
+    # But for a trial of three steps.
+    assert sum(width <= 2 for width in world.used[-50:]) >= 47
 
 
 def test_costs_that_were_calibrated_wrongly_are_corrected() -> None:
