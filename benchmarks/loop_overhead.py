@@ -1,6 +1,7 @@
 """Time of a batch by its width, and the share of a decoding step that is spent outside llama_decode.
 
     python benchmarks/loop_overhead.py                    # a random 11M-parameter model in F32, F16 and Q8_0
+    python benchmarks/loop_overhead.py --size 134M        # larger ones, with a vocabulary of 32,000
     python benchmarks/loop_overhead.py runs/x/model.gguf  # a file of yours
 
 Run it on an idle machine: with two threads on two cores, any other process makes llama.cpp's threads wait for each
@@ -26,7 +27,10 @@ from nptool.llama.model import Model
 from nptool.llama.random_model import Shape, write_random_model
 from nptool.provenance import machine
 
-SHAPE = Shape(hidden=384, layers=6, heads=6, key_value_heads=6, feed_forward=1024, vocabulary=1024)
+SHAPES = {
+    "11M": Shape(hidden=384, layers=6, heads=6, key_value_heads=6, feed_forward=1024, vocabulary=1024),
+    "134M": Shape(hidden=768, layers=12, heads=12, key_value_heads=12, feed_forward=2048, vocabulary=32_000),
+}
 PROMPT = "What are the names of all the rows whose value is above the average of the table? " * 2
 REPEATS = 3
 
@@ -55,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", nargs="*", type=Path, help="GGUF files [random models]")
     parser.add_argument("--types", default="f32,f16,q8_0", help="types of the random models [%(default)s]")
+    parser.add_argument("--size", default="11M", choices=SHAPES, help="of the random models [%(default)s]")
     parser.add_argument("--widths", default="1,2,4,8,16,32", help="[%(default)s]")
     parser.add_argument("-n", type=int, default=16, help="block length [%(default)s]")
     parser.add_argument("-t", "--threads", type=int, default=None, help="[usable cores]")
@@ -74,7 +79,10 @@ def files(options: argparse.Namespace) -> Iterator[dict[str, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         kinds = options.types.split(",")
         yield {
-            f"random 11M {kind}": write_random_model(Path(folder) / f"{kind}.gguf", SHAPE, kind=kind) for kind in kinds
+            f"random {options.size} {kind}": write_random_model(
+                Path(folder) / f"{kind}.gguf", SHAPES[options.size], kind=kind
+            )
+            for kind in kinds
         }
 
 

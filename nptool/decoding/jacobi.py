@@ -62,7 +62,10 @@ class JacobiWindow:
             # Nothing was drafted, which must cost nothing: such steps are the cheapest ones.
             self._passed += 1
             return
-        self._shift(np.concatenate([picks[accepted + 1 :], self._guess[len(picks) :]]))
+        kept = picks[accepted + 1 :]
+        if len(picks) <= len(self._guess):
+            kept = np.concatenate([kept, self._guess[len(picks) :]])
+        self._shift(kept)
 
     def _shift(self, kept: NDArray[np.integer]) -> None:
         """Begin the guess with `kept` and fill up."""

@@ -58,15 +58,16 @@ def decode(
         step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
         tokens = step.picks[: step.accepted + 1]
         ended = end_tokens[tokens]
-        finished = bool(ended.any())
+        last = int(ended.argmax())
+        finished = bool(ended[last])
         if finished:
-            tokens = tokens[: int(ended.argmax()) + 1]
+            tokens = tokens[: last + 1]
         sequence.extend(tokens, step.rows, step.path)
         proposer.observe(step.picks, step.accepted)
         tally.passes += 1
         tally.tokens += len(tokens)
-        tally.drafted[: step.drafted] += 1
-        tally.accepted[: step.accepted] += 1
+        tally.passes_by_draft[step.drafted] += 1
+        tally.passes_by_accepted[step.accepted] += 1
         tally.engine_seconds += engine.seconds - before
         drafting = proposer.seconds - drafting
         tally.heads_seconds += drafting

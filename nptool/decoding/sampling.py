@@ -9,25 +9,19 @@ same token again. That is what makes parallel decoding reproduce autoregressive 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from math import exp, log
+from math import exp, inf, log
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nptool.decoding.noise import gumbel_of, line_states
 from nptool.errors import UsageError
 
-# Weyl increment and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
-_WEYL = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
-_MASK = (1 << 64) - 1
 # What float32 may lose in comparing two logits; a row this close to one candidate is drawn in full.
 ROUNDING = 1e-3
-FEW = 16
-"""Tokens of a row, on average, that are compared one by one; numpy is faster where there are more."""
-_UNIT = 2.0**-53
+FEW = 64
+"""More near tokens than this and a share of the vocabulary take longer one by one than filtering whole rows."""
 
 
 @dataclass(frozen=True)
@@ -121,70 +115,109 @@ class Sampling:
         return logits_RV
 
     def _sampled(self, logits_RV: NDArray[np.float32], position: int) -> NDArray[np.integer]:
-        """The likeliest token where min-p leaves no other, as it does in most rows of a sure model; else a draw."""
-        picks_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
-        rows_R = np.arange(len(logits_RV))
+        """A draw of every row, looking at no more tokens than it needs.
+
+        Where min-p leaves the likeliest token alone, as in most rows of a sure model, it is that; elsewhere few tokens
+        are near enough to pass. Only where that is too close to call, or many are near, a row is filtered in full.
+        """
+        rows, vocabulary = logits_RV.shape
         if self.min_p == 0.0:
-            return self._drawn(logits_RV, rows_R + position)
-        least_R1 = logits_RV[rows_R, picks_R][:, None] + (log(self.min_p) - ROUNDING)
-        near_P = np.flatnonzero(logits_RV >= least_R1)
-        if len(near_P) <= len(rows_R):
+            return self._drawn(logits_RV, line_states(self.seed, position, rows))
+        picks_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
+        tops_R = logits_RV.max(axis=1)
+        # Not `>=`, by which a row of NaN would have no tokens.
+        near_P = (~(logits_RV < (tops_R + (log(self.min_p) - ROUNDING))[:, None])).ravel().nonzero()[0]
+        if len(near_P) <= rows:
             return picks_R
-        for row in self._settle(logits_RV, position, near_P, picks_R):
-            picks_R[row : row + 1] = self._drawn(logits_RV[row : row + 1], rows_R[row : row + 1] + position)
+        states_R = line_states(self.seed, position, rows)
+        if len(near_P) > rows * (FEW + vocabulary // FEW):
+            return self._drawn(logits_RV, states_R)
+        unclear = self._settle(logits_RV, states_R, near_P, picks_R)
+        if unclear:
+            picks_R[unclear] = self._drawn(logits_RV[unclear], states_R[unclear])
         return picks_R
 
     def _settle(
-        self, logits_RV: NDArray[np.float32], position: int, near_P: NDArray[np.intp], picks_R: NDArray[np.intp]
+        self,
+        logits_RV: NDArray[np.float32],
+        states_R: NDArray[np.uint64],
+        near_P: NDArray[np.intp],
+        picks_R: NDArray[np.intp],
     ) -> list[int]:
-        """Draw the rows in which few tokens are near enough to the likeliest to pass min-p.
+        """Draw from the near tokens of each row: no other passes min-p.
 
         Args:
-            near_P: places in the flattened logits of all tokens that may pass min-p.
-            picks_R: where the picks are put.
+            near_P: places in the flattened logits of all tokens that may pass min-p, each row's likeliest included.
+            picks_R: the likeliest tokens, in whose places the winners are put.
 
         Returns:
             Rows that have to be filtered in full.
         """
         rows_P, ids_P = np.divmod(near_P, logits_RV.shape[1])
-        starts = np.searchsorted(rows_P, np.arange(len(logits_RV) + 1)).tolist()
-        ranges = {row: slice(*ends) for row, ends in enumerate(pairwise(starts)) if ends[1] - ends[0] > 1}
-        if len(near_P) > FEW * len(logits_RV):
-            return list(ranges)
         logits_P = logits_RV.ravel()[near_P].astype(np.float64)
-        scores_P = logits_P / self.temperature + gumbel(self.seed, rows_P + position, ids_P)
+        scores_P = logits_P / self.temperature
+        scores_P += gumbel_of(states_R[rows_P], ids_P)
         logits, scores = logits_P.tolist(), scores_P.tolist()
+        starts = rows_P.searchsorted(np.arange(len(picks_R) + 1)).tolist()
         unclear = []
-        for row, part in ranges.items():
-            winner = self._winner(logits[part], scores[part])
-            if winner is None:
-                unclear.append(row)
-            else:
-                picks_R[row] = ids_P[part.start + winner]
+        for row, (start, end) in enumerate(pairwise(starts)):
+            if end - start > 1:
+                winner = self._winner(logits_RV[row], logits[start:end], scores[start:end])
+                if winner is None:
+                    unclear.append(row)
+                else:
+                    picks_R[row] = ids_P[start + winner]
         return unclear
 
-    def _winner(self, logits: list[float], scores: list[float]) -> int | None:
-        """Which of the tokens nearest to the likeliest wins a draw; None where that takes the tokens behind them too.
+    def _winner(self, logits_V: NDArray[np.float32], logits: list[float], scores: list[float]) -> int | None:
+        """Which of a row's near tokens has the best score among those that pass all filters.
 
-        Tokens that the filters remove do no harm unless one of them wins.
+        Args:
+            logits_V: the whole row.
+
+        Returns:
+            Its place; None where rounding, or the order of equal logits, may decide.
         """
-        winner = max(range(len(scores)), key=scores.__getitem__)
-        level, top = logits[winner], max(logits)
-        above = [value for value in logits if value > level]
-        if logits.count(level) > 1 or 0 < self.top_k < len(logits):
-            return None
-        if not above:
+        winner = scores.index(max(scores))
+        top = max(logits)
+        if logits[winner] == top and logits.count(top) == 1:
+            # The likeliest passes every filter, and in most rows it wins.
             return winner
-        # What is behind them only adds to the sum that top-p takes its share of.
-        share = sum(exp(value - top) for value in above) / sum(exp(value - top) for value in logits)
-        passes = exp(level - top) > self.min_p * (1 + ROUNDING) and share < self.top_p * (1 - ROUNDING)
-        return winner if passes else None
+        weights = [exp(value - top) for value in logits]
+        # Where top-k leaves more tokens than these, their sum is only the least that all of its tokens come to.
+        total, exact = sum(weights), False
+        if 0 < self.top_k <= len(weights):
+            total, exact = sum(sorted(weights)[-self.top_k :]), True
+        while True:
+            level = logits[winner]
+            if logits.count(level) > 1:
+                return None
+            larger = [weight for weight, value in zip(weights, logits, strict=True) if value > level]
+            if not larger:
+                return winner
+            before = sum(larger)
+            if not exact and before >= self.top_p * (1 - ROUNDING) * total:
+                total, exact = self._total(logits_V, top), True
+            surplus = min(weights[winner] / self.min_p, self.top_p * total / before)
+            # Not `<`, which is never true of NaN.
+            if not abs(surplus - 1) >= ROUNDING:
+                return None
+            if surplus > 1 and not 0 < self.top_k <= len(larger):
+                return winner
+            scores[winner] = -inf
+            winner = scores.index(max(scores))
 
-    def _drawn(self, logits_RV: NDArray[np.float32], positions_R: NDArray[np.intp]) -> NDArray[np.integer]:
+    def _total(self, logits_V: NDArray[np.float32], top: float) -> float:
+        """The sum of all weights that top-k leaves, that of the likeliest token being 1."""
+        if 0 < self.top_k < len(logits_V):
+            logits_V = np.partition(logits_V, len(logits_V) - self.top_k)[-self.top_k :]
+        return float(np.exp(logits_V.astype(np.float64) - top).sum())
+
+    def _drawn(self, logits_RV: NDArray[np.float32], states_R: NDArray[np.uint64]) -> NDArray[np.integer]:
         ids_RK, logits_RK, passing_R = self.candidates(logits_RV)
         widest = int(passing_R.max())
-        noise_RK = gumbel(self.seed, positions_R[:, None], ids_RK[:, :widest])
-        scores_RK = logits_RK[:, :widest] / self.temperature + noise_RK
+        scores_RK = logits_RK[:, :widest] / self.temperature
+        scores_RK += gumbel_of(states_R[:, None], ids_RK[:, :widest])
         scores_RK[np.arange(widest) >= passing_R[:, None]] = -np.inf
         picks_R: NDArray[np.intp] = ids_RK[np.arange(len(ids_RK)), scores_RK.argmax(axis=1)]
         return picks_R
@@ -218,27 +251,6 @@ class Sampling:
         cut = vocabulary - self.top_k
         ids_RV: NDArray[np.intp] = np.argpartition(logits_RV, cut, axis=1)
         return ids_RV[:, cut:]
-
-
-def gumbel(seed: int, positions: NDArray[np.integer], tokens: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Standard Gumbel noise, one value for each pair of `positions` and `tokens` (broadcast against each other)."""
-    state = _mix(positions.astype(np.uint64) * _WEYL + _key(seed))
-    bits = _mix(state + (tokens.astype(np.uint64) + np.uint64(1)) * _WEYL)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * _UNIT
-    return -np.log(-np.log(uniform))
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer: every bit of the input flips half of the output's."""
-    values = (values ^ (values >> np.uint64(30))) * _MULTIPLY_1
-    values = (values ^ (values >> np.uint64(27))) * _MULTIPLY_2
-    return values ^ (values >> np.uint64(31))
-
-
-@lru_cache
-def _key(seed: int) -> np.uint64:
-    """The seed, mixed: neighbouring seeds must not give each other's noise one position later."""
-    return np.uint64(_mix(np.array([seed & _MASK], dtype=np.uint64) * _WEYL)[0])
 
 
 def _range(low: float, high: float) -> str:

@@ -31,17 +31,27 @@ class Tally:
     """The part of `decode_seconds` spent inside extra heads."""
     first_step_seconds: float = 0.0
     """Prefill and first step: when the first token was there."""
-    drafted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
-    """Drafts by their place behind the last accepted token."""
-    accepted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
-    """How many of them were right, with all before them right too."""
+    passes_by_draft: list[int] = field(default_factory=list, repr=False)
+    """Passes by how many tokens they drafted, one behind the other: 0, 1, ..."""
+    passes_by_accepted: list[int] = field(default_factory=list, repr=False)
+    """Passes by how many of these were right."""
     widths: dict[int, int] = field(default_factory=dict)
     """Rows of a batch to the number of passes that had so many."""
 
     def __post_init__(self) -> None:
-        if not self.drafted.size:
-            self.drafted = np.zeros(self.width, dtype=np.int64)
-            self.accepted = np.zeros(self.width, dtype=np.int64)
+        if not self.passes_by_draft:
+            self.passes_by_draft = [0] * (self.width + 1)
+            self.passes_by_accepted = [0] * (self.width + 1)
+
+    @property
+    def drafted(self) -> NDArray[np.int64]:
+        """Drafts by their place behind the last accepted token."""
+        return _reaching(self.passes_by_draft)
+
+    @property
+    def accepted(self) -> NDArray[np.int64]:
+        """How many of them were right, with all before them right too."""
+        return _reaching(self.passes_by_accepted)
 
     @property
     def tokens_per_forward(self) -> float:
@@ -70,8 +80,9 @@ class Tally:
     @property
     def acceptance(self) -> list[float]:
         """Share of right drafts by place, as far as there were any."""
-        places = int(np.count_nonzero(self.drafted))
-        return [float(value) for value in self.accepted[:places] / self.drafted[:places]]
+        drafted = self.drafted
+        places = int(np.count_nonzero(drafted))
+        return [float(value) for value in self.accepted[:places] / drafted[:places]]
 
     def add(self, other: Tally) -> None:
         """Count another answer's figures in, for the totals of a conversation."""
@@ -87,8 +98,12 @@ class Tally:
             "first_step_seconds",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for mine, theirs in ((self.drafted, other.drafted), (self.accepted, other.accepted)):
-            mine[: len(theirs)] += theirs[: len(mine)]
+        for mine, theirs in (
+            (self.passes_by_draft, other.passes_by_draft),
+            (self.passes_by_accepted, other.passes_by_accepted),
+        ):
+            for length, passes in enumerate(theirs):
+                mine[min(length, self.width)] += passes
         for rows, passes in other.widths.items():
             self.widths[rows] = self.widths.get(rows, 0) + passes
 
@@ -110,3 +125,8 @@ class Tally:
             "acceptance_by_position": self.acceptance,
             "passes_by_width": {str(rows): passes for rows, passes in sorted(self.widths.items())},
         }
+
+
+def _reaching(passes: list[int]) -> NDArray[np.int64]:
+    """How many passes came to the first place, the second, ..."""
+    return np.cumsum(passes[:0:-1], dtype=np.int64)[::-1]

@@ -71,8 +71,10 @@ def test_speedups_with_prefill_count_it_on_both_sides() -> None:
 
 def test_total_adds_passes_and_drafts() -> None:
     one, other = Tally(width=4, tokens=3, passes=2), Tally(width=4, tokens=5, passes=2)
-    one.drafted[:3], one.accepted[:3] = 2, (1, 0, 0)
-    other.drafted[:3], other.accepted[:3] = (2, 2, 1), (2, 1, 0)
+    one.passes_by_draft[:], one.passes_by_accepted[:] = (0, 0, 0, 2, 0), (1, 1, 0, 0, 0)
+    other.passes_by_draft[:], other.passes_by_accepted[:] = (0, 0, 1, 1, 0), (0, 1, 1, 0, 0)
+    assert (one.drafted.tolist(), one.accepted.tolist()) == ([2, 2, 2, 0], [1, 0, 0, 0])
+    assert (other.drafted.tolist(), other.accepted.tolist()) == ([2, 2, 1, 0], [2, 1, 0, 0])
     summed = total([Measurement(JACOBI, 0, 0, (), one, 4), Measurement(JACOBI, 1, 0, (), other, 4)])
     assert summed.tokens_per_forward == 2.0
     assert summed.acceptance == [0.75, 0.25, 0.0]
