@@ -90,7 +90,7 @@ def _equality(methods: Sequence[MethodReport]) -> Table:
 
 
 def _table(title: str, methods: Sequence[MethodReport], heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     for head in heads:

@@ -102,7 +102,10 @@ class Experience:
         self._ratios: dict[int, deque[float]] = {}
         self._newest_ratio = 1.0
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
+        self._reading: deque[float] = deque(maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
+        self._length = -1
+        self._looked_up: dict[int, float] = {}
         self._rows_before = 0
         self._spent = 0.0
         self._lost = 0.0
@@ -155,7 +158,7 @@ class Experience:
         found = {}
         for width in widths:
             ratio = median(self._ratios[width]) if width in self._ratios else self._newest_ratio
-            found[width] = self.calibration.at(width, length) * ratio + (drafting if width > 1 else 0.0)
+            found[width] = self._calibrated(width, length) * ratio + (drafting if width > 1 else 0.0)
         return found
 
     def choose(self, widths: Sequence[int], length: int, current: int) -> Choice:
@@ -188,6 +191,7 @@ class Experience:
                     prior=self.prior,
                     reach=self._reach,
                     hopeful_seconds=hopeful,
+                    start=median(self._reading) if self._reading else 0.0,
                     bound=bound,
                 )
             )
@@ -210,28 +214,44 @@ class Experience:
             saved=max(-bound, min(bound, self.allowance)),
         )
 
-    def learn(self, steps: Iterable[Step], rate: float | None) -> None:
+    def learn(self, steps: Sequence[Step], rate: float | None) -> None:
         """Take steps into account.
 
         Args:
             rate: tokens per second that the best known width would have brought, where these were a trial.
         """
-        kept = 1.0
+        kept = faded = 1.0
         for step in steps:
             self._spent += step.seconds
             if rate is not None:
                 self._lost = max(0.0, self._lost + step.seconds - (step.accepted + 1) / rate)
-            if step.drafted:
-                self._drafting.append(step.drafting)
-            ratio = (step.seconds - step.drafting) / self.calibration.at(step.rows, step.length)
-            self._ratios.setdefault(step.rows, deque(maxlen=_TIMES)).append(ratio)
-            self._newest_ratio = median(self._ratios[step.rows])
             share = _KEPT if step.drafted else _KEPT_UNTRIED
             kept *= share
-            self._fade(share)
-            self._credit(step)
+            if step.drafted:
+                self._drafting.append(step.drafting)
+                self._fade(kept / faded)
+                faded = kept
+                self._credit(step)
+            elif step.drafting:
+                self._reading.append(step.drafting)
             self._rows_before = step.rows
+        self._fade(kept / faded)
+        self._compare_times(steps)
         self._settle(kept)
+
+    def _compare_times(self, steps: Sequence[Step]) -> None:
+        """What the newest steps of each width took, against its calibration. Older ones would be pushed out."""
+        newest: dict[int, list[Step]] = {}
+        for step in reversed(steps):
+            of_width = newest.setdefault(step.rows, [])
+            if len(of_width) < _TIMES:
+                of_width.append(step)
+        for rows, of_width in newest.items():
+            ratios = self._ratios.setdefault(rows, deque(maxlen=_TIMES))
+            for step in reversed(of_width):
+                ratios.append((step.seconds - step.drafting) / self.calibration.at(rows, step.length))
+        if steps:
+            self._newest_ratio = median(self._ratios[steps[-1].rows])
 
     def _resume(self, learnt: Learnt) -> None:
         """Be what another one was at its end. One time of each width is taken over, which two new ones outvote."""
@@ -284,8 +304,16 @@ class Experience:
             ratio = self._newest_ratio
             if width == 1 and width not in self._ratios:
                 ratio = _UNDISTURBED * min(1.0, ratio)
-            found[width] = min(time, self.calibration.at(width, length) * ratio + (drafting if width > 1 else 0.0))
+            found[width] = min(time, self._calibrated(width, length) * ratio + (drafting if width > 1 else 0.0))
         return found
+
+    def _calibrated(self, width: int, length: int) -> float:
+        """t(w) as calibrated, looked up once for one length: every choice asks for all of it twice."""
+        if length != self._length:
+            self._length, self._looked_up = length, {}
+        if width not in self._looked_up:
+            self._looked_up[width] = self.calibration.at(width, length)
+        return self._looked_up[width]
 
     @property
     def _seconds_of_a_draft(self) -> float:

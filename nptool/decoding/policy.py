@@ -158,20 +158,25 @@ def foresee(
     prior: Prior,
     reach: Reach = float,
     hopeful_seconds: Mapping[int, float] | None = None,
+    start: float = 0.0,
     bound: bool = False,
 ) -> Prospect:
     """What a text may be expected to be that keeps to the widths of `seconds`. Other arguments as those of `choose`.
 
     Args:
+        start: seconds that a text's first draft takes before it is made: heads read the prompt then.
         bound: whether it is bound to more than its widths: to a method that must promise more than the usual one, and
             is not tried by making no drafts.
     """
     a, doubt = exponent(evidence, prior, reach)
     return Prospect(
         members=tuple(seconds),
-        rate=max(_rates(seconds, evidence, a, reach).values()),
-        hope=max(_rates(hopeful_seconds or seconds, evidence, a + doubt, reach).values()),
-        slowest=min((time for width, time in seconds.items() if width > 1 or not bound), default=seconds.get(1, 0.0)),
+        rate=_best(_rates(seconds, evidence, a, reach), start),
+        hope=_best(_rates(hopeful_seconds or seconds, evidence, a + doubt, reach), start),
+        slowest=min(
+            (time + _share(width, start) for width, time in seconds.items() if width > 1 or not bound),
+            default=seconds.get(1, 0.0),
+        ),
         margin=1.0 if 1 in seconds and not bound else bound_margin(doubt),
     )
 
@@ -194,6 +199,16 @@ def best_prospect(prospects: Sequence[Prospect], allowance: float = 0.0) -> tupl
     if not trials:
         return best, None
     return max(trials, key=lambda index: prospects[index].hope), rate
+
+
+def _best(rates: Mapping[int, float], start: float) -> float:
+    """Tokens per second of the width that is best in a text."""
+    return max(1.0 / (1.0 / rate + _share(width, start)) for width, rate in rates.items())
+
+
+def _share(width: int, start: float) -> float:
+    """Seconds of a start for each token of a text that drafts."""
+    return start / _TEXT if width > 1 else 0.0
 
 
 def _rates(

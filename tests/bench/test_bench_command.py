@@ -179,9 +179,9 @@ class TestCalibrate:
 
 
 def test_tables_fit_80_columns(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(words(model, "-n", "16", "--methods", "ar,jacobi,prompt-lookup"), debug=True) == 0
+    assert run(words(model, "-n", "16", "--methods", "ar,jacobi,prompt-lookup-auto"), debug=True) == 0
     lines = capsys.readouterr().out.splitlines()
-    tables = [line for line in lines if line.startswith(("method", "ar ", "jacobi ", "prompt-lookup "))]
+    tables = [line for line in lines if line.startswith(("method", "ar ", "jacobi ", "prompt-lookup-auto "))]
     assert len(tables) == 8
     assert max(map(len, tables)) <= 80
     assert not any("…" in line for line in lines)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Drafts, Experience
+from nptool.decoding.experience import Drafts, Experience, Step
 from nptool.decoding.learnt import Learnt
 from nptool.decoding.plan import plan_text
 from nptool.decoding.policy import (
@@ -327,6 +327,48 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     assert used[0] == 4
     assert set(used[50:100]) == {1}
     assert set(used[-20:]) == {4}
+
+
+def test_reading_the_prompt_before_the_first_draft_counts_for_the_text() -> None:
+    seconds, prior = {1: 1.0, 4: 1.5}, Prior(1.0, 1e9)
+    assert foresee(seconds, {}, prior=prior).rate == pytest.approx(4 / 1.5)
+    # 64 tokens are expected of a text: 24 seconds of steps, and the start. Plain decoding needs none of it.
+    assert foresee(seconds, {}, prior=prior, start=8.0).rate == pytest.approx(64 / (24 + 8))
+    assert foresee(seconds, {}, prior=prior, start=1e6).rate == 1.0
+
+    calibration = Calibration((0,), (1, 4), ((1.0, 1.5),), ((1, 4),))
+    experience = Experience(calibration, 4, prior, drafts=Drafts.INDEPENDENT)
+    (before,) = experience.prospects(0, exact=True)
+    experience.learn([Step(10, 1, 0, 0, 9.0, drafting=8.0), Step(11, 4, 3, 3, 1.5), Step(15, 4, 3, 3, 1.5)], None)
+    (after,) = experience.prospects(0, exact=True)
+    assert (before.rate, after.rate) == pytest.approx((4 / 1.5, 64 / (24 + 8)))
+
+
+STEPS = st.builds(
+    lambda rows, share, seconds, drafts: Step(
+        10, rows, rows - 1 if drafts else 0, round(share * (rows - 1)) if drafts else 0, seconds
+    ),
+    st.sampled_from(WIDTHS),
+    st.floats(0, 1),
+    st.floats(0.1, 9),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(STEPS, min_size=1, max_size=20), st.sampled_from(Drafts))
+def test_steps_teach_the_same_together_and_one_by_one(steps: list[Step], drafts: Drafts) -> None:
+    calibration = Calibration((0,), WIDTHS, (tuple(F32.values()),), (WIDTHS,))
+    together, single = (Experience(calibration, 64, Prior(0.4), drafts=drafts) for _ in range(2))
+    together.learn(steps, 0.5)
+    for step in steps:
+        single.learn([step], 0.5)
+    one, other = together.learnt(), single.learnt()
+    assert one.evidence.keys() == other.evidence.keys()
+    for width, shown in one.evidence.items():
+        assert (shown.steps, shown.tokens) == pytest.approx((other.evidence[width].steps, other.evidence[width].tokens))
+    assert (one.ratios, one.newest_ratio) == (other.ratios, other.newest_ratio)
+    assert one.saved == pytest.approx(other.saved)
 
 
 def test_one_long_text_does_not_fall_back_on_a_wrong_expectation() -> None:
