@@ -82,12 +82,18 @@ class Sampling:
         Returns:
             Token ids (R).
         """
+        if self.greedy:
+            return self.likeliest(logits_RV, before)
         if self.repeat_penalty != 1.0:
             logits_RV = self._penalized(logits_RV, before)
-        if self.greedy:
-            greedy_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
-            return greedy_R
         return self._sampled(logits_RV, position)
+
+    def likeliest(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.intp]:
+        """The likeliest token of each row (R): what `pick_rows` gives at temperature 0."""
+        if self.repeat_penalty != 1.0:
+            logits_RV = self._penalized(logits_RV, before)
+        greedy_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
+        return greedy_R
 
     def likeliest_rows(
         self, logits_RV: NDArray[np.float32], before: NDArray[np.int32], count: int

@@ -1,0 +1,78 @@
+"""A line of drafts is judged as if every row were drawn alone; behind the first wrong token stand the likeliest."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from nptool.decoding.sampling import Sampling
+from nptool.decoding.sequence import Sequence
+from nptool.decoding.verification import verify_line
+
+PROMPT = [3, 1, 4, 1, 5]
+VOCABULARY = 12
+
+
+class OneBatch:
+    """An engine whose only batch has the given logits."""
+
+    capacity, width, batch_limit, vocabulary_size, seconds = 64, 32, 64, VOCABULARY, 0.0
+
+    def __init__(self, logits_RV: NDArray[np.float32]) -> None:
+        self._logits_RV = logits_RV
+
+    def evaluate(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        *,
+        outputs: bool = True,
+        parents: tuple[int, ...] | None = None,
+    ) -> NDArray[np.float32]:
+        return self._logits_RV[: len(tokens)]
+
+    def keep(self, path: list[int]) -> int:
+        raise AssertionError("a line is no tree")
+
+    def rollback(self, position: int) -> None:
+        """Nothing is cached."""
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 20),
+    right=st.integers(0, 20),
+    temperature=st.sampled_from([0.0, 0.8, 2.0]),
+    penalty=st.sampled_from([1.0, 1.3]),
+)
+def test_picks_are_those_of_single_rows_as_far_as_the_draft_is_right(
+    seed: int, rows: int, right: int, temperature: float, penalty: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits_RV = rng.normal(0, 2, (rows, VOCABULARY)).astype(np.float32)
+    sampling = Sampling(temperature=temperature, seed=seed, repeat_penalty=penalty)
+    greedy = Sampling(repeat_penalty=penalty)
+    # A draft that follows the single picks for `right` tokens, then one that does not, then anything.
+    draft, picked = list[int](), list[int]()
+    for row in range(rows):
+        before = np.array(PROMPT + draft, dtype=np.int32)
+        picked.append(sampling.pick(logits_RV[row], len(PROMPT) + row, before))
+        if row + 1 < rows:
+            draft.append(
+                picked[-1] if row < right else (picked[-1] + 1 + int(rng.integers(VOCABULARY - 1))) % VOCABULARY
+            )
+    sequence = Sequence(OneBatch(logits_RV))
+    sequence.open(PROMPT)
+    sequence.prefill()
+    step = verify_line(OneBatch(logits_RV), sequence, np.array(draft, dtype=np.int32), sampling, None)
+    accepted = min(right, rows - 1)
+    assert (step.accepted, step.drafted, step.rows) == (accepted, rows - 1, rows)
+    assert step.picks[: accepted + 1].tolist() == picked[: accepted + 1]
+    guesses = [
+        greedy.pick(logits_RV[row], 0, np.array(PROMPT + draft[:row], dtype=np.int32))
+        for row in range(accepted + 1, rows)
+    ]
+    assert step.picks[accepted + 1 :].tolist() == guesses
