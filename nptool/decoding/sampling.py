@@ -95,6 +95,20 @@ class Sampling:
         greedy_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
         return greedy_R
 
+    def may_pick(self, logits_RV: NDArray[np.float32], tokens_R: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether the noise could make each of `tokens_R` its row's pick (R): False only where min-p forbids it."""
+        if self.min_p == 0.0 or self.repeat_penalty != 1.0:
+            return np.ones(len(tokens_R), dtype=np.bool_)
+        found_R = logits_RV[np.arange(len(tokens_R)), tokens_R]
+        # Not `>=`, by which a row of NaN would have no tokens.
+        may_R: NDArray[np.bool_] = ~(found_R < logits_RV.max(axis=1) + self._least)
+        return may_R
+
+    @property
+    def _least(self) -> float:
+        """How far below the likeliest token's a logit that passes min-p may be, and a little more."""
+        return log(self.min_p) - ROUNDING
+
     def likeliest_rows(
         self, logits_RV: NDArray[np.float32], before: NDArray[np.int32], count: int
     ) -> NDArray[np.integer]:
@@ -132,7 +146,7 @@ class Sampling:
         picks_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
         tops_R = logits_RV.max(axis=1)
         # Not `>=`, by which a row of NaN would have no tokens.
-        near_P = (~(logits_RV < (tops_R + (log(self.min_p) - ROUNDING))[:, None])).ravel().nonzero()[0]
+        near_P = (~(logits_RV < (tops_R + self._least)[:, None])).ravel().nonzero()[0]
         if len(near_P) <= rows:
             return picks_R
         states_R = line_states(self.seed, position, rows)

@@ -34,9 +34,6 @@ class Step(NamedTuple):
     """Rows of the text's tokens in a batch that was a tree."""
 
 
-# Rows that are drawn before it is looked whether more are needed: about what a step accepts.
-_DRAWN_AT_ONCE = 4
-
 Verify = Callable[[Engine, Sequence, Any, Sampling, int | None], Step]
 
 
@@ -60,23 +57,17 @@ def _judge(
     hold likeliest turns out right more often than one with the noise that the final pick will have. Measured on the
     embedded default, n = 16: 4.76 tokens per forward against 4.53 at temperature 0.8, 4.71 against 4.40 at 1.2.
     """
-    rows = len(logits_RV)
+    rows = needed = len(logits_RV)
     likeliest_R = sampling.likeliest(logits_RV, sequence.before(rows))
     if sampling.greedy:
         return likeliest_R, accept_prefix(draft, likeliest_R)
-    start, end = 0, _DRAWN_AT_ONCE
-    while True:
-        end = min(end, rows)
-        drawn = sampling.pick_rows(logits_RV[start:end], sequence.length + start, sequence.before(end))
-        wrong = draft[start:end] != drawn[: len(draft) - start]
-        first = int(wrong.argmax()) if wrong.size else 0
-        if wrong.size and wrong[first]:
-            likeliest_R[start : start + first + 1] = drawn[: first + 1]
-            return likeliest_R, start + first
-        likeliest_R[start:end] = drawn
-        if end == rows:
-            return likeliest_R, len(draft)
-        start, end = end, 2 * end
+    hopeless = ~sampling.may_pick(logits_RV[: len(draft)], draft)
+    if hopeless.size and hopeless[first := int(hopeless.argmax())]:
+        needed = first + 1
+    drawn = sampling.pick_rows(logits_RV[:needed], sequence.length, sequence.before(needed))
+    accepted = accept_prefix(draft[: needed - 1], drawn)
+    likeliest_R[: accepted + 1] = drawn[: accepted + 1]
+    return likeliest_R, accepted
 
 
 def verify_tree(engine: Engine, sequence: Sequence, draft: Draft, sampling: Sampling, width: int | None) -> Step:
