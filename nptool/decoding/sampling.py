@@ -95,13 +95,19 @@ class Sampling:
         greedy_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
         return greedy_R
 
-    def may_pick(self, logits_RV: NDArray[np.float32], tokens_R: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Whether the noise could make each of `tokens_R` its row's pick (R): False only where min-p forbids it."""
+    def may_pick(
+        self, logits_RV: NDArray[np.float32], tokens_R: NDArray[np.integer], likeliest_R: NDArray[np.integer]
+    ) -> NDArray[np.bool_]:
+        """Whether the noise could make each of `tokens_R` its row's pick (R): False only where min-p forbids it.
+
+        Args:
+            likeliest_R: see `likeliest`.
+        """
         if self.min_p == 0.0 or self.repeat_penalty != 1.0:
             return np.ones(len(tokens_R), dtype=np.bool_)
-        found_R = logits_RV[np.arange(len(tokens_R)), tokens_R]
+        rows = np.arange(len(tokens_R))
         # Not `>=`, by which a row of NaN would have no tokens.
-        may_R: NDArray[np.bool_] = ~(found_R < logits_RV.max(axis=1) + self._least)
+        may_R: NDArray[np.bool_] = ~(logits_RV[rows, tokens_R] < logits_RV[rows, likeliest_R] + self._least)
         return may_R
 
     @property

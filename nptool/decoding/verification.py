@@ -58,11 +58,13 @@ def _judge(
     embedded default, n = 16: 4.76 tokens per forward against 4.53 at temperature 0.8, 4.71 against 4.40 at 1.2.
     """
     rows = needed = len(logits_RV)
+    if rows == 1:
+        return sampling.pick_rows(logits_RV, sequence.length, sequence.before(1)), 0
     likeliest_R = sampling.likeliest(logits_RV, sequence.before(rows))
     if sampling.greedy:
         return likeliest_R, accept_prefix(draft, likeliest_R)
-    hopeless = ~sampling.may_pick(logits_RV[: len(draft)], draft)
-    if hopeless.size and hopeless[first := int(hopeless.argmax())]:
+    possible = sampling.may_pick(logits_RV[:-1], draft, likeliest_R[:-1])
+    if not possible[first := int(possible.argmin())]:
         needed = first + 1
     drawn = sampling.pick_rows(logits_RV[:needed], sequence.length, sequence.before(needed))
     accepted = accept_prefix(draft[: needed - 1], drawn)
