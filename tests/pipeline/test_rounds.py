@@ -30,20 +30,24 @@ from nptool.training.cllm.train import train_cllm
 
 ONE, TWO = Run(Path("runs/one")), Run(Path("runs/one-round-2"))
 
+SETTINGS: dict[str, Any] = {
+    "n": 4,
+    "max_new_tokens": 16,
+    "steps": 6,
+    "save_every": 2,
+    "lr": 1e-2,
+    "heldout": 0.2,
+    "batch_tokens": 600,
+    "collect_batch_size": 4,
+}
+
 
 @pytest.fixture
 def config(checkpoint: Path, texts: Path) -> RoundsConfig:
     return RoundsConfig(
         data=(texts,),
         model=str(checkpoint),
-        n=4,
-        max_new_tokens=16,
-        steps=6,
-        save_every=2,
-        lr=1e-2,
-        heldout=0.2,
-        batch_tokens=600,
-        collect_batch_size=4,
+        **SETTINGS,
         name="one",
         rounds=2,
     )
@@ -75,14 +79,7 @@ def test_the_second_round_collects_longer_blocks_from_the_first_one_s_model(
     alone = CllmConfig(
         data=(texts,),
         model=str(checkpoint),
-        n=4,
-        max_new_tokens=16,
-        steps=6,
-        save_every=2,
-        lr=1e-2,
-        heldout=0.2,
-        batch_tokens=600,
-        collect_batch_size=4,
+        **SETTINGS,
         name="alone",
     )
     by_hand = train_cllm(alone)
