@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,11 +157,11 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
         return
     typer.echo(parallel.text)
     n = model.block_length(config)
-    for pair_index, settings in enumerate((baseline, config)):
-        runs = [pair[1 - pair_index] for pair in rounds]
-        middle = sorted(runs, key=lambda run: run.tally.tokens_per_second)[len(runs) // 2]
-        say(f"{describe(settings, n):>18}: {figures(middle.tally)}")
-    if note := widths_used(parallel):
+    # What the width policy did may differ from run to run: figures and note are of the same one.
+    shown, plain = (_middle(runs) for runs in zip(*rounds, strict=True))
+    for settings, run in ((baseline, plain), (config, shown)):
+        say(f"{describe(settings, n):>18}: {figures(run.tally)}")
+    if note := widths_used(shown):
         say(note)
     say(f"{ratio:.2f} times as fast (median of {len(rounds)}); {_verdict(parallel, single, padded)}")
 
@@ -170,6 +171,10 @@ def _run(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig) -> Answ
     for _ in answer:
         pass
     return answer
+
+
+def _middle(runs: Sequence[Answer]) -> Answer:
+    return sorted(runs, key=lambda run: run.tally.tokens_per_second)[len(runs) // 2]
 
 
 def _verdict(parallel: Answer, single: Answer, padded: Answer | None) -> str:
