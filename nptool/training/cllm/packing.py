@@ -210,11 +210,25 @@ def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
 
 
 def _ar_rows(streams: _Streams, trajectory: TrajectoryLike, recipe: Recipe) -> tuple[Ints, Ints]:
-    """Rows and labels of the autoregressive term; the data set's answer becomes one more branch."""
-    prompt = len(trajectory.prompt_ids)
+    """Rows and labels of the autoregressive term.
+
+    The data set's answer becomes one more branch, which leaves the clean stream where the two differ; mostly the model's
+    own response is the same for long, or to its end.
+    """
+    prompt, response_R = len(trajectory.prompt_ids), trajectory.response_ids.astype(np.int64)
     if recipe.ar_target == "response":
-        labels_A = trajectory.response_ids.astype(np.int64)
-        return prompt - 1 + np.arange(len(labels_A)), labels_A
+        return prompt - 1 + np.arange(len(response_R)), response_R
     assert trajectory.reference_ids is not None, "the data is checked for references when it is read"
     labels_A = trajectory.reference_ids.astype(np.int64)
-    return np.concatenate([[prompt - 1], streams.add(labels_A[:-1], 0)]), labels_A
+    # The last token of either predicts nothing here, so neither stream holds it.
+    inputs = labels_A[:-1]
+    shared = _common_prefix(inputs, response_R[:-1])
+    branch = streams.add(inputs[shared:], shared) if shared < len(inputs) else np.empty(0, dtype=np.int64)
+    return np.concatenate([prompt - 1 + np.arange(shared + 1), branch]), labels_A
+
+
+def _common_prefix(a: Ints, b: Ints) -> int:
+    """Number of tokens that both begin with."""
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,6 +107,7 @@ def test_every_setting_gives_the_plain_loop_s_loss_and_gradients(
     window=st.integers(1, 4),
     draws=st.integers(1, 3),
     decay=st.sampled_from([1.0, 0.7]),
+    alike=st.integers(0, 14),
 )
 def test_any_lengths_and_any_states(
     make_trajectory: Make,
@@ -119,13 +121,17 @@ def test_any_lengths_and_any_states(
     window: int,
     draws: int,
     decay: float,
+    alike: int,
 ) -> None:
-    """States drawn without any schedule, the fixed point among them."""
+    """States drawn without any schedule, the fixed point among them; references that begin like the response."""
     recipe = Recipe(context=context, consistency=consistency, ar_target=ar_target, window=window, decay=decay)
     rng = generator(seed, 0, 0)
     samples = []
     for index, (prompt, response) in enumerate(lengths):
         trajectory = make_trajectory(seed + index, prompt, response, block)
+        assert trajectory.reference_ids is not None
+        reference = np.concatenate([trajectory.response_ids[:alike], trajectory.reference_ids[alike:]])
+        trajectory = replace(trajectory, reference_ids=reference[: int(rng.integers(1, response + 3))])
         choices = [
             Choice(tuple(int(rng.integers(len(states))) for states in trajectory.states), int(rng.integers(window)))
             for _ in range(draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,13 +114,28 @@ def test_the_next_state_teaches_in_local_consistency() -> None:
     assert packed.segments_S[packed.teacher_rows_M].tolist() == [0, 4, 4, 0, 0, 0]
 
 
-def test_the_reference_is_a_branch_behind_the_prompt() -> None:
-    packed = pack(small(), [Choice((2, 1, 2), 0)], Recipe(ar_target="reference"))
-    assert tokens_of(packed, 1) == [1, 60]
-    assert packed.positions_S[-2:].tolist() == [2, 3]
-    assert packed.leaves_S[-2:].tolist() == [2, 2]
-    assert packed.ar_rows_A.tolist() == [1, 9, 10]
-    assert packed.ar_labels_A.tolist() == [1, 60, 61]
+@pytest.mark.parametrize(
+    ("reference", "branch", "rows"),
+    [
+        ((60, 61, 62), [60, 61], [1, 9, 10]),
+        ((1, 60, 61), [60], [1, 2, 9]),
+        ((1, 2, 60), [], [1, 2, 3]),
+        ((1, 2, 3, 4, 5, 6, 7, 8), [], [1, 2, 3, 4, 5, 6, 7, 8]),
+        ((1, 2, 3, 4, 5, 6, 7, 60, 61), [60], [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ((60,), [], [1]),
+    ],
+)
+def test_the_reference_is_a_branch_from_where_it_differs(
+    reference: tuple[int, ...], branch: list[int], rows: list[int]
+) -> None:
+    trajectory = replace(small(), reference_ids=ids(*reference))
+    packed = pack(trajectory, [Choice((2, 1, 2), 0)], Recipe(ar_target="reference"))
+    assert tokens_of(packed, 1) == branch
+    first = 2 + len(reference) - 1 - len(branch)
+    assert packed.positions_S[9:].tolist() == [first + i for i in range(len(branch))]
+    assert packed.leaves_S[9:].tolist() == [first] * len(branch)
+    assert packed.ar_rows_A.tolist() == rows
+    assert packed.ar_labels_A.tolist() == list(reference)
 
 
 def test_several_choices_share_prompt_and_response() -> None:
