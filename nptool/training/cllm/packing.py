@@ -212,8 +212,8 @@ def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
 def _ar_rows(streams: _Streams, trajectory: TrajectoryLike, recipe: Recipe) -> tuple[Ints, Ints]:
     """Rows and labels of the autoregressive term.
 
-    The data set's answer becomes one more branch, which leaves the clean stream where the two differ; mostly the model's
-    own response is the same for long, or to its end.
+    The data set's answer becomes one more branch, which leaves the clean stream where the two differ; mostly the
+    model's own response is the same for long, or to its end.
     """
     prompt, response_R = len(trajectory.prompt_ids), trajectory.response_ids.astype(np.int64)
     if recipe.ar_target == "response":
