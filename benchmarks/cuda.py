@@ -42,8 +42,8 @@ LARGE = {
     "examples": 60_000,
     "prompts": 6_000,
     "collect": "--batch-size 256 --max-new-tokens 128",
-    "cllm": "--schedule uniform --context clean --draws 4 --decay 0.7 --ar-target reference --steps 1500 "
-    "--batch-tokens 16384 --lr 3e-4",
+    "cllm": "--schedule uniform --context clean --draws 2 --decay 0.7 --ar-target reference --ar-weight 5 "
+    "--steps 1500 --batch-tokens 16384 --lr 3e-4",
     "bench": "-n 4,8,16,32,64 --rounds 5 --count 20 --max-tokens 128",
     "exactness": "--rows 96 --repeats 3",
 }
