@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,11 @@ class TestPriors:
     def test_of_a_jacobi_method_from_what_was_measured(self) -> None:
         file = {"nptool.method": "cllm"}
         figures = {"nptool.measured.tokens_per_forward": 4.0, "nptool.measured.block_size": 16}
-        assert prior_of(file | figures, "jacobi") == Prior(0.5, MEASURED)
         assert prior_of(file | figures, "jacobi-block") == Prior(0.5, MEASURED)
+        # In windows 1 + 1.36 * (4 - 1) of 16.
+        assert prior_of(file | figures, "jacobi") == Prior(pytest.approx(log(5.08) / log(16)), MEASURED)
+        most = figures | {"nptool.measured.tokens_per_forward": 15.0}
+        assert prior_of(file | most, "jacobi") == Prior(1.0, MEASURED)
         assert prior_of(file | figures, "prompt-lookup") == Prior(TRAINED, GUESSED)
         assert prior_of(file, "jacobi") == Prior(TRAINED, GUESSED)
         assert prior_of({}, "jacobi") == Prior(UNTRAINED, GUESSED)
