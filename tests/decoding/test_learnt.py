@@ -86,6 +86,7 @@ class TestPriors:
         file = {"nptool.method": "cllm"}
         figures = {"nptool.measured.tokens_per_forward": 4.0, "nptool.measured.block_size": 16}
         assert prior_of(file | figures, "jacobi-block") == Prior(0.5, MEASURED)
+        assert prior_of(file | figures, "lookahead") == Prior(0.5, MEASURED)
         # In windows 1 + 1.36 * (4 - 1) of 16.
         assert prior_of(file | figures, "jacobi") == Prior(pytest.approx(log(5.08) / log(16)), MEASURED)
         most = figures | {"nptool.measured.tokens_per_forward": 15.0}
