@@ -11,7 +11,7 @@ import typer
 from nptool.bench.config import BenchConfig
 from nptool.cli.console import progress_bars
 from nptool.cli.decoding_options import MinP, RepeatPenalty, Temperature, TopK, TopP, model_path
-from nptool.cli.options import AsJson, ContextLength, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.options import AsJson, ContextLength, FlashAttention, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
 from nptool.errors import UsageError
 from nptool.files import atomic_file
 
@@ -70,6 +70,7 @@ def bench(
     gpu_layers: GpuLayers = 0,
     context_length: ContextLength = None,
     threads: Threads = None,
+    flash_attention: FlashAttention = None,
     calibrate: CALIBRATE = False,
     plot: PLOT = False,
     plot_file: PLOT_FILE = None,
@@ -84,7 +85,11 @@ def bench(
         from nptool.bench.calibrate import run_calibration
 
         costs = run_calibration(
-            model_path(model), gpu_layers=gpu_layers, context_length=context_length, threads=threads
+            model_path(model),
+            gpu_layers=gpu_layers,
+            context_length=context_length,
+            threads=threads,
+            flash_attention=flash_attention,
         )
         _show_calibration(costs, as_json=as_json, plot=plot, plot_file=plot_file)
         return
@@ -104,6 +109,7 @@ def bench(
         gpu_layers=gpu_layers,
         context_length=context_length,
         threads=threads,
+        flash_attention=flash_attention,
     )
     try:
         with progress_bars() as progress:

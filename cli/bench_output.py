@@ -14,12 +14,17 @@ from nptool.bench.report import BenchReport, MethodReport
 SHOWN_POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
+def settings(gpu_layers: int, flash_attention: bool) -> str:
+    """How llama.cpp computes, to follow the threads."""
+    return f"{', layers on the GPU' if gpu_layers else ''}, {'with' if flash_attention else 'no'} flash attention"
+
+
 def print_report(report: BenchReport) -> None:
     """Print the tables."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     processor = report.machine["processor"]
     console.print(f"{report.model}: {report.model_description}, {report.model_bytes / 2**20:.1f} MiB")
-    console.print(f"{processor}, {report.threads} threads" + (", layers on the GPU" if report.gpu_layers else ""))
+    console.print(f"{processor}, {report.threads} threads{settings(report.gpu_layers, report.flash_attention)}")
     console.print(
         f"{report.prompts} prompts of {report.prompts_file} (about {report.prompt_tokens_median:.0f} tokens each), "
         f"{report.rounds} rounds, {_sampling(report)}"

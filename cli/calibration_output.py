@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nptool.bench.calibrate import CalibrationReport
+from nptool.cli.bench_output import settings
 from nptool.cli.line_chart import Chart, svg
 
 # Columns of the longest bar.
@@ -19,7 +20,8 @@ def print_calibration(report: CalibrationReport, *, plot: bool) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     measured = report.calibration
     console.print(f"{report.model}: {report.model_description}")
-    console.print(f"{report.machine['processor']}, {report.threads} threads, measured in {measured.spent:.1f} s")
+    computed = f"{report.threads} threads{settings(report.gpu_layers, report.flash_attention)}"
+    console.print(f"{report.machine['processor']}, {computed}, measured in {measured.spent:.1f} s")
     if not measured.complete:
         console.print(f"the time was spent before all was measured; widths reach to {measured.widths[-1]}")
     console.print()

@@ -28,7 +28,17 @@ from nptool.cli.decoding_options import (
     say,
     widths_used,
 )
-from nptool.cli.options import ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.options import (
+    ContextLength,
+    FlashAttention,
+    GpuLayers,
+    Heads,
+    Jacobi,
+    MaxTokens,
+    ModelGguf,
+    Seed,
+    Threads,
+)
 from nptool.errors import ContextError
 
 if TYPE_CHECKING:
@@ -71,6 +81,7 @@ def chat(
     gpu_layers: GpuLayers = 0,
     context_length: ContextLength = None,
     threads: Threads = None,
+    flash_attention: FlashAttention = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -95,7 +106,7 @@ def chat(
         repeat_penalty=repeat_penalty,
         seed=seed,
     )
-    with open_model(model_path(model), gpu_layers, context_length, threads) as text_model:
+    with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
         session = Session(text_model, config, system=system, raw=raw)
         if sys.stdin.isatty():
             way = describe(config, text_model.block_length(config))

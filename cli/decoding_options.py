@@ -73,11 +73,19 @@ def model_path(given: Path | None) -> Path:
     return run.gguf
 
 
-def open_model(path: Path, gpu_layers: int, context_length: int | None, threads: int | None) -> TextModel:
+def open_model(
+    path: Path, gpu_layers: int, context_length: int | None, threads: int | None, flash_attention: bool | None
+) -> TextModel:
     """Load a GGUF with the given machine settings."""
     from nptool.decoding.generate import load
 
-    return load(path, gpu_layers=gpu_layers, context_length=context_length, threads=threads)
+    return load(
+        path,
+        gpu_layers=gpu_layers,
+        context_length=context_length,
+        threads=threads,
+        flash_attention=flash_attention,
+    )
 
 
 def decode_config(

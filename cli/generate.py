@@ -31,7 +31,18 @@ from nptool.cli.decoding_options import (
     say,
     widths_used,
 )
-from nptool.cli.options import AsJson, ContextLength, GpuLayers, Heads, Jacobi, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.options import (
+    AsJson,
+    ContextLength,
+    FlashAttention,
+    GpuLayers,
+    Heads,
+    Jacobi,
+    MaxTokens,
+    ModelGguf,
+    Seed,
+    Threads,
+)
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
 from nptool.llama.gguf_check import check_gguf
 
@@ -73,6 +84,7 @@ def generate(
     gpu_layers: GpuLayers = 0,
     context_length: ContextLength = None,
     threads: Threads = None,
+    flash_attention: FlashAttention = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt."""
@@ -97,7 +109,7 @@ def generate(
     asked = find_prompt(path, prompt, prompt_file, raw, seed)
     if asked.remark:
         say(asked.remark)
-    with open_model(path, gpu_layers, context_length, threads) as text_model:
+    with open_model(path, gpu_layers, context_length, threads, flash_attention) as text_model:
         ids = text_model.encode(asked.content, raw=asked.raw)
         if compare:
             _compare(text_model, ids, config, as_json)

@@ -39,4 +39,12 @@ ContextLength = Annotated[
     int | None,
     typer.Option("-c", "--ctx-size", help="context in tokens [the model's, at most 4096]", show_default=False),
 ]
+FlashAttention = Annotated[
+    bool | None,
+    typer.Option(
+        "--flash-attention/--no-flash-attention",
+        help="llama.cpp's fused attention [yes on a GPU and for very small models, where it is faster]",
+        show_default=False,
+    ),
+]
 GpuLayers = Annotated[int, typer.Option("-ngl", "--gpu-layers", help="layers on the GPU; -1 is all")]

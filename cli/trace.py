@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nptool.cli.decoding_options import Raw, Temperature, decode_config, model_path, open_model, say
-from nptool.cli.options import AsJson, ContextLength, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
+from nptool.cli.options import AsJson, ContextLength, FlashAttention, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
 from nptool.files import atomic_file
 from nptool.llama.gguf_check import check_gguf
@@ -48,6 +48,7 @@ def trace(
     gpu_layers: GpuLayers = 0,
     context_length: ContextLength = None,
     threads: Threads = None,
+    flash_attention: FlashAttention = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the Jacobi iterations of one answer: which tokens are right, wrong, fast-forwarded, stationary."""
@@ -74,7 +75,7 @@ def trace(
     asked = find_prompt(path, prompt, prompt_file, raw, seed)
     if asked.remark:
         say(asked.remark)
-    traces = [_trace(each, asked, config, gpu_layers, context_length, threads) for each in paths]
+    traces = [_trace(each, asked, config, gpu_layers, context_length, threads, flash_attention) for each in paths]
     if html is not None:
         _write_page(html, asked, traces)
     if as_json:
@@ -95,10 +96,11 @@ def _trace(
     gpu_layers: int,
     context_length: int | None,
     threads: int | None,
+    flash_attention: bool | None,
 ) -> Trace:
     from nptool.decoding.trace import trace_answer
 
-    with open_model(path, gpu_layers, context_length, threads) as text_model:
+    with open_model(path, gpu_layers, context_length, threads, flash_attention) as text_model:
         return trace_answer(text_model, text_model.encode(asked.content, raw=asked.raw), config)
 
 

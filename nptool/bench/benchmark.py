@@ -43,7 +43,11 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
     file = find_prompts(path) if config.prompts is None else config.prompts
     prompts = read_prompts(file, config.count)
     with TextModel(
-        path, gpu_layers=config.gpu_layers, context_length=config.context_length, threads=config.threads
+        path,
+        gpu_layers=config.gpu_layers,
+        context_length=config.context_length,
+        threads=config.threads,
+        flash_attention=config.flash_attention,
     ) as model:
         variants = _variants(config, model)
         engine = model.engines.trunk(max(n for variant in variants for _, n in variant.ways))
@@ -64,6 +68,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             machine=machine(),
             threads=engine.threads,
             gpu_layers=config.gpu_layers,
+            flash_attention=engine.settings.flash_attention,
             rounds=config.rounds,
             prompts=len(prompts),
             prompts_file=str(file),

@@ -23,6 +23,7 @@ class CalibrationReport:
     machine: dict[str, Any]
     threads: int
     gpu_layers: int
+    flash_attention: bool
     calibration: Calibration
     exponent: float
     """Tokens of a step of w rows are foreseen to be w to this power."""
@@ -49,7 +50,12 @@ class CalibrationReport:
 
 
 def run_calibration(
-    path: Path, *, gpu_layers: int = 0, context_length: int | None = None, threads: int | None = None
+    path: Path,
+    *,
+    gpu_layers: int = 0,
+    context_length: int | None = None,
+    threads: int | None = None,
+    flash_attention: bool | None = None,
 ) -> CalibrationReport:
     """Measure anew, whatever the cache holds, and keep the result there.
 
@@ -57,14 +63,22 @@ def run_calibration(
         GgufError: the model cannot be used.
         ContextError: there is no memory for its cache.
     """
-    with TextModel(path, gpu_layers=gpu_layers, context_length=context_length, threads=threads) as model:
+    with TextModel(
+        path,
+        gpu_layers=gpu_layers,
+        context_length=context_length,
+        threads=threads,
+        flash_attention=flash_attention,
+    ) as model:
         calibration = model.knowledge.calibrate()
+        engine = model.engines.trunk(1)
         return CalibrationReport(
             model=str(path),
             model_description=model.model.description,
             machine=machine(),
-            threads=model.engines.trunk(1).threads,
+            threads=engine.threads,
             gpu_layers=gpu_layers,
+            flash_attention=engine.settings.flash_attention,
             calibration=calibration,
             exponent=prior_of(model.model.header.metadata, JACOBI).exponent,
             provenance=provenance(),

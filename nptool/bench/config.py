@@ -48,6 +48,8 @@ class BenchConfig:
     """Tokens; None is the model's own, at most 4096."""
     threads: int | None = None
     """None is every usable core."""
+    flash_attention: bool | None = None
+    """None is what is faster, see `nptool.llama.attention`."""
 
     def __post_init__(self) -> None:
         from nptool.bench.decoder import split_name

@@ -75,6 +75,7 @@ class BenchReport:
     machine: dict[str, Any]
     threads: int
     gpu_layers: int
+    flash_attention: bool
     rounds: int
     prompts: int
     prompts_file: str

@@ -31,7 +31,8 @@ from nptool.decoding.sampling import Sampling
 from nptool.decoding.template import ChatTemplate
 from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
-from nptool.llama.context import DEFAULT_WIDTH
+from nptool.llama.attention import prefers_fused
+from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity
 from nptool.llama.model import Model
 from nptool.method_note import BLOCK_SIZE_KEY
 from nptool.runs import latest_run
@@ -52,7 +53,7 @@ class TextModel:
         context_length: int | None = None,
         threads: int | None = None,
         kv_type: str = "f16",
-        flash_attention: bool = True,
+        flash_attention: bool | None = None,
     ) -> None:
         """Load `path`.
 
@@ -60,7 +61,8 @@ class TextModel:
             gpu_layers: layers on the GPU; negative is all of them.
             context_length: tokens; None is the model's own, at most 4096.
             threads: None is every usable core.
-            kv_type, flash_attention: see `nptool.llama.Context`.
+            kv_type: see `nptool.llama.Context`.
+            flash_attention: llama.cpp's fused kernel; None is where it is faster, see `nptool.llama.attention`.
 
         Raises:
             GgufError: the file cannot be used.
@@ -68,6 +70,9 @@ class TextModel:
         began = perf_counter()
         self.model = Model.load(path, gpu_layers)
         loading_seconds = perf_counter() - began
+        if flash_attention is None:
+            capacity = default_capacity(self.model) if context_length is None else context_length
+            flash_attention = prefers_fused(self.model, capacity, DEFAULT_BATCH, gpu_layers=gpu_layers, kv_type=kv_type)
         self.engines = Engines(
             self.model,
             context_length,

@@ -40,6 +40,11 @@ DEFAULT_WIDTH = 64
 _SEQUENCE = 0
 
 
+def default_capacity(model: Model) -> int:
+    """Tokens of a context where nobody says: the model's own length, at most `DEFAULT_CONTEXT`."""
+    return min(model.context_length, DEFAULT_CONTEXT)
+
+
 class Context:
     """One text's cache in a model. Positions 0..capacity-1 may hold its tokens.
 
@@ -73,7 +78,7 @@ class Context:
             UsageError: a number below 1, an unknown cache type, or a quantized cache without flash attention.
         """
         self.model = model
-        self.capacity = min(model.context_length, DEFAULT_CONTEXT) if capacity is None else capacity
+        self.capacity = default_capacity(model) if capacity is None else capacity
         self.width = width
         self.settings = ContextSettings(threads, flash_attention, kv_type)
         self.threads = threads or usable_cores()

@@ -133,8 +133,26 @@ class Model:
     def description(self) -> str:
         """llama.cpp's one line: architecture, size, type; the size, of which it knows only some, as a number."""
         text = self._text(partial(llama_cpp.llama_model_desc, self.pointer)) or ""
-        millions = llama_cpp.llama_model_n_params(self.pointer) / 1e6
-        return text.replace(_GUESSED, "").replace(_UNKNOWN_SIZE, f"{millions:.1f}M")
+        return text.replace(_GUESSED, "").replace(_UNKNOWN_SIZE, f"{self.parameters / 1e6:.1f}M")
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many there are."""
+        return int(llama_cpp.llama_model_n_params(self.pointer))
+
+    @cached_property
+    def layers(self) -> int:
+        return int(llama_cpp.llama_model_n_layer(self.pointer))
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """Values of a token's vector between two layers."""
+        return int(llama_cpp.llama_model_n_embd(self.pointer))
+
+    @cached_property
+    def attention_heads(self) -> int:
+        """Heads of attention in each layer: queries, of which several may share a key."""
+        return int(llama_cpp.llama_model_n_head(self.pointer))
 
     @cached_property
     def metadata(self) -> dict[str, str]:

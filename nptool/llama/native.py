@@ -24,7 +24,7 @@ CACHE_TYPES = {
     name: int(GGMLQuantizationType[name.upper()])
     for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 }
-_UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
+UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
 
 LIBRARY = llama_cpp.llama_cpp._lib
 get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", LIBRARY))
@@ -59,7 +59,7 @@ class ContextSettings:
             raise UsageError(f"the threads must be at least 1, got {self.threads}")
         if self.kv_type not in CACHE_TYPES:
             raise UsageError(f"unknown cache type {self.kv_type!r}; known are {', '.join(CACHE_TYPES)}")
-        if self.kv_type not in _UNQUANTIZED and not self.flash_attention:
+        if self.kv_type not in UNQUANTIZED and not self.flash_attention:
             raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
 
 

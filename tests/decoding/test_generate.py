@@ -50,11 +50,12 @@ def test_the_use_in_the_docstring(tiny_gguf: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("options", [{}, SAMPLED, {"repeat_penalty": 1.3}, {**SAMPLED, "top_k": 0, "min_p": 0.0}])
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("flash_attention", [True, False])
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 def test_every_mode_gives_the_text_of_equal_width(
-    tiny_gguf: Callable[..., Path], kind: str, mode: str, options: dict[str, Any]
+    tiny_gguf: Callable[..., Path], kind: str, mode: str, options: dict[str, Any], flash_attention: bool
 ) -> None:
-    with nptool.load(tiny_gguf(kind), threads=1) as model:
+    with nptool.load(tiny_gguf(kind), threads=1, flash_attention=flash_attention) as model:
         expected = read(model.generate("once upon a time", n=N, exact=True, max_tokens=80, **options))
         found = read(model.generate("once upon a time", n=N, max_tokens=80, **MODES[mode], **options))
     assert found.tokens == expected.tokens

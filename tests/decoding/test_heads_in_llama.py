@@ -31,10 +31,14 @@ def answer(model: TextModel, method: str, n: int, sampling: Sampling, **options:
     return read(model.answer(model.encode("once upon a time", raw=True), config, **options))
 
 
+@pytest.mark.parametrize("flash_attention", [True, False])
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
-def test_every_method_gives_the_text_of_equal_width(tiny_gguf: Callable[..., Path], kind: str) -> None:
+def test_every_method_gives_the_text_of_equal_width(
+    tiny_gguf: Callable[..., Path], kind: str, flash_attention: bool
+) -> None:
     passes: dict[str, int] = {}
-    with nptool.load(tiny_gguf(kind, heads=4, counting=0.5), threads=1) as model:
+    path = tiny_gguf(kind, heads=4, counting=0.5)
+    with nptool.load(path, threads=1, flash_attention=flash_attention) as model:
         for sampling in SAMPLINGS:
             for method, n in METHODS:
                 expected = answer(model, "ar", n, sampling)
@@ -62,6 +66,7 @@ def flat(model: TextModel) -> None:
     model.knowledge.calibration = replace(found, seconds=times)
 
 
+@pytest.mark.parametrize("flash_attention", [True, False])
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize(
     ("method", "others"),
@@ -74,10 +79,12 @@ def test_chosen_methods_and_widths_give_the_text_of_their_class(
     kind: str,
     method: str,
     others: tuple[str, ...],
+    flash_attention: bool,
 ) -> None:
     monkeypatch.setenv(OVERRIDE, str(tmp_path))
     used = set[str]()
-    with nptool.load(tiny_gguf(kind, heads=4, counting=0.5), threads=1) as model:
+    path = tiny_gguf(kind, heads=4, counting=0.5)
+    with nptool.load(path, threads=1, flash_attention=flash_attention) as model:
         flat(model)
         for sampling in SAMPLINGS:
             config = DecodeConfig(method, max_tokens=80, sampling=sampling, adapt=True, others=others)

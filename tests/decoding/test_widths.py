@@ -178,13 +178,14 @@ def test_a_guess_outlasts_narrow_steps(scripted: Any, kind: Any, order: list[int
 class TestModel:
     """The same in llama.cpp, on its own classes of widths."""
 
+    @pytest.mark.parametrize("flash_attention", [True, False])
     @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
     @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 7}])
     def test_exact_text_is_autoregressive_decodings(
-        self, tiny_gguf: Callable[..., Path], kind: str, options: dict[str, Any]
+        self, tiny_gguf: Callable[..., Path], kind: str, options: dict[str, Any], flash_attention: bool
     ) -> None:
         path = tiny_gguf(kind, metadata={"nptool.method": "cllm"})
-        with nptool.load(path, threads=1) as model:
+        with nptool.load(path, threads=1, flash_attention=flash_attention) as model:
             for prompt in ("once", "upon a time"):
                 found = read(model.generate(prompt, jacobi=True, n="auto", max_tokens=80, **options))
                 assert set(found.tally.widths) <= set(found.widths.members)

@@ -1,0 +1,56 @@
+"""When attention is computed by llama.cpp's fused kernel, and that loading a model asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import nptool
+from nptool.llama.attention import prefers_fused
+
+# Sizes of Llama 3.2 1B.
+BILLION = {"layers": 16, "hidden_size": 2048, "attention_heads": 32, "parameters": 1_235_814_400}
+# Of the embedded default.
+SMALL = {"layers": 6, "hidden_size": 256, "attention_heads": 4, "parameters": 5_400_000}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "capacity", "settings", "fused"),
+    [
+        (BILLION, 4096, {}, False),
+        (BILLION, 4096, {"gpu_layers": -1}, True),
+        (BILLION, 4096, {"gpu_layers": 4}, True),
+        (BILLION, 4096, {"kv_type": "q8_0"}, True),
+        (BILLION, 4096, {"kv_type": "bf16"}, False),
+        # 32 heads, 512 rows, 4 bytes: 64 KiB for each token.
+        (BILLION, 16384, {}, False),
+        (BILLION, 16385, {}, True),
+        (SMALL, 1024, {}, True),
+        # 2 * 256 * 6 * 256 operations in attention are a tenth of twice as many parameters.
+        (SMALL | {"parameters": 7_864_319}, 1024, {}, True),
+        (SMALL | {"parameters": 7_864_321}, 1024, {}, False),
+    ],
+)
+def test_where_the_fused_kernel_is_used(
+    sizes: dict[str, int], capacity: int, settings: dict[str, Any], fused: bool
+) -> None:
+    model: Any = SimpleNamespace(**sizes)
+    assert prefers_fused(model, capacity, 512, **({"gpu_layers": 0, "kv_type": "f16"} | settings)) is fused
+
+
+def test_a_model_is_loaded_with_it_unless_told_otherwise(tiny_gguf: Callable[..., Path]) -> None:
+    path = tiny_gguf(heads=2)
+    for told, used in ((None, True), (True, True), (False, False)):
+        with nptool.load(path, threads=1, flash_attention=told) as model:
+            assert model.engines.trunk(1).settings.flash_attention is used
+
+
+def test_a_large_model_is_loaded_without_it(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nptool.llama.attention._LARGE_SHARE", 1.0)
+    with nptool.load(tiny_gguf(heads=2), threads=1) as model:
+        assert model.engines.trunk(1).settings.flash_attention is False
+        model.engines.open(4, 2)
