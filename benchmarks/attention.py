@@ -2,8 +2,8 @@
 
     python benchmarks/attention.py model.gguf
 
-Both ways in turns, in one process: seconds of a step with and without it, and of the prompt before. `nptool.llama.attention`
-rests on these figures.
+Both ways in turns, in one process: what a step takes with it and without it, and what reading the text before does.
+`nptool.llama.attention` rests on these figures.
 """
 
 from __future__ import annotations
