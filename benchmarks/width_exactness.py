@@ -1,6 +1,7 @@
 """Which widths give a row the same bits, wherever it stands in its batch: the exact mode's promise, put to the test.
 
     python benchmarks/width_exactness.py model.gguf            # on the processor
+    python benchmarks/width_exactness.py model.gguf --no-flash # without llama.cpp's fused attention
     python benchmarks/width_exactness.py model.gguf -ngl -1    # on the GPU
 
 `nptool bench --calibrate` finds the classes of widths from a few rows in two seconds. Here a text is decoded as a loop
@@ -36,7 +37,13 @@ def main() -> None:
     widths = [int(width) for width in options.widths.split(",")]
     with (
         Model.load(options.gguf, options.gpu_layers) as model,
-        Context(model, options.context_length, width=max(widths), threads=options.threads) as engine,
+        Context(
+            model,
+            options.context_length,
+            width=max(widths),
+            threads=options.threads,
+            flash_attention=not options.no_flash,
+        ) as engine,
     ):
         found = compare_widths(engine, widths, fitting(engine, CONTEXTS), options.rows, options.repeats)
         found = {"gpu_layers": options.gpu_layers, "threads": engine.threads, **found}
@@ -55,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU; -1 is all [%(default)s]")
     parser.add_argument("-c", "--context-length", type=int, default=1024, help="tokens [%(default)s]")
     parser.add_argument("-t", "--threads", type=int, default=None, help="[usable cores]")
+    parser.add_argument("--no-flash", action="store_true", help="without flash attention")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

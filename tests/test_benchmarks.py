@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nptool.llama.library import supports_gpu
+from nptool.llama.random_model import Shape, write_random_model
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -61,6 +62,22 @@ def test_the_script_for_a_gpu_says_what_it_measured(tmp_path: Path) -> None:
             ("jacobi-auto", 8),
         ]
         assert {method["identical_equal_width"] for method in report["methods"]} == {1.0}
+
+
+def test_both_ways_of_attention_are_timed(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write_random_model(file, Shape(32, 2, 2, 1, 64, 320, context=128), kind="f32")
+    words = [str(file), "--widths", "1,4", "--lengths", "8,40", "--rounds", "1", "-t", "1"]
+    command = [sys.executable, str(BENCHMARKS / "attention.py"), *words]
+    found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout)
+    assert [row["length"] for row in found["lengths"]] == [8, 40]
+    for row in found["lengths"]:
+        assert {way: [*times] for way, times in row["step_ms"].items()} == {"fused": ["1", "4"], "unfused": ["1", "4"]}
+        assert all(time > 0 for times in row["step_ms"].values() for time in times.values())
+        assert min(row["prefill_ms"].values()) > 0
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert shown[1].split() == ["tokens", "before", "reading", "them", "1", "rows", "4", "rows"]
+    assert [line.split()[0] for line in shown[2:]] == ["8", "40"]
 
 
 class Kernels:
