@@ -90,15 +90,14 @@ def compare(
 def show(found: dict[str, Any], widths: list[int]) -> None:
     """The table: milliseconds with the fused kernel / without it."""
     print(f"{found['model']}, {found['threads']} threads; milliseconds with flash attention / without it")
-    print(
-        "".join(f"{title:>16}" for title in ("tokens before", "reading them", *(f"{width} rows" for width in widths)))
-    )
+    titles = ("reading them", *(f"{width} rows" for width in widths))
+    print(f"{'tokens before':>14}" + "".join(f"{title:>19}" for title in titles))
     for row in found["lengths"]:
         cells = [
             row["prefill_ms"],
             *({name: row["step_ms"][name][str(width)] for name in row["step_ms"]} for width in widths),
         ]
-        print(f"{row['length']:16}" + "".join(f"{cell['fused']:8.2f}/{cell['unfused']:7.2f}" for cell in cells))
+        print(f"{row['length']:14}" + "".join(f"{cell['fused']:9.2f} /{cell['unfused']:8.2f}" for cell in cells))
 
 
 if __name__ == "__main__":
