@@ -22,6 +22,11 @@ def load_calibration(key: Mapping[str, Any]) -> Calibration | None:
     return _FILES.load(key, Calibration.from_json)
 
 
+def forget_calibration(key: Mapping[str, Any]) -> None:
+    """Let the next use measure anew."""
+    _FILES.forget(key)
+
+
 def store_calibration(key: Mapping[str, Any], calibration: Calibration) -> None:
     """Keep it for the next use."""
     _FILES.store(key, calibration.to_json())

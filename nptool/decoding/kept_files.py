@@ -54,6 +54,13 @@ class KeptFiles:
             logger.warning("%s is damaged and will be written anew (%s)", path, error)
             return None
 
+    def forget(self, key: Key) -> None:
+        """Keep nothing for `key` any longer."""
+        try:
+            self.path(key).unlink(missing_ok=True)
+        except OSError as error:
+            logger.info("the %s stays: %s", self.name, error)
+
     def store(self, key: Key, value: Any) -> None:
         """Keep a value for JSON. Where the folder cannot be written it is found out anew next time: no error."""
         try:

@@ -5,11 +5,13 @@ Both are kept in the user's cache folder, so that a process begins where the one
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 from nptool.decoding.calibration import BUDGET, Calibration, calibrate, fitting
-from nptool.decoding.calibration_cache import load_calibration, store_calibration
+from nptool.decoding.calibration_cache import forget_calibration, load_calibration, store_calibration
 from nptool.decoding.engines import Engines
 from nptool.decoding.experience import Experience
 from nptool.decoding.learnt import Learnt
@@ -21,6 +23,8 @@ from nptool.llama.digest import identity
 
 # Calibrating a model that takes long to load may take this share of it.
 LOADING_SHARE = 0.25
+# Steps that take less than this share of what was calibrated: something else ran then.
+_DISTURBED = 0.5
 
 
 class Knowledge:
@@ -58,10 +62,24 @@ class Knowledge:
         return self._experiences[key]
 
     def keep(self) -> None:
-        """Keep what was learnt since the beginning for the next process."""
-        for (method, _, purpose), experience in self._experiences.items():
-            if experience.used and not purpose:
-                store_learnt(self._key, method, experience.learnt())
+        """Keep what was learnt since the beginning for the next process.
+
+        A calibration that was made while something else ran is not kept any longer: its times are wrong, and it may
+        have run out of time before the wide steps.
+        """
+        used = {
+            method: experience
+            for (method, _, purpose), experience in self._experiences.items()
+            if experience.used and not purpose
+        }
+        paces = [experience.pace for experience in used.values() if experience.pace is not None]
+        disturbed = bool(paces) and median(paces) < _DISTURBED
+        if disturbed:
+            forget_calibration(self._key)
+        for method, experience in used.items():
+            learnt = experience.learnt()
+            # Multiples of the calibrated times mean nothing beside other ones.
+            store_learnt(self._key, method, replace(learnt, ratios={}, newest_ratio=1.0) if disturbed else learnt)
 
     def _begin(self, method: Method, widest: int, learnt: Learnt | None) -> Experience:
         drafting, heads, shares = None, 1, None

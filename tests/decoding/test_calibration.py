@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,26 @@ def test_a_model_is_calibrated_once(
     monkeypatch.setattr("nptool.decoding.knowledge.calibrate", lambda *_, **__: pytest.fail("measured twice"))
     with nptool.load(tiny_gguf("f16"), threads=1) as model:
         assert model.calibration == found
+
+
+@pytest.mark.parametrize(("factor", "anew"), [(1.0, False), (100.0, True)])
+def test_a_calibration_that_was_disturbed_is_measured_anew(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, anew: bool
+) -> None:
+    monkeypatch.setenv(OVERRIDE, str(tmp_path))
+    made = list[Calibration]()
+
+    def slow(*_: Any, **__: Any) -> Calibration:
+        """Times `factor` as long as steps take later."""
+        seconds = ((1e-3 * factor, 1.1e-3 * factor),)
+        made.append(Calibration((128,), (1, 2), seconds, ((1, 2),), complete=True, spent=1.0))
+        return made[-1]
+
+    monkeypatch.setattr("nptool.decoding.knowledge.calibrate", slow)
+    # Every step takes a millisecond.
+    monkeypatch.setattr("nptool.decoding.loop.perf_counter", (1e-3 * tick for tick in count()).__next__)
+    for _ in range(2):
+        with nptool.load(tiny_gguf("f16"), threads=1) as model:
+            for _ in model.generate("once", jacobi=True, n="auto", max_tokens=60):
+                pass
+    assert len(made) == (2 if anew else 1)
