@@ -95,8 +95,12 @@ class HeadEngine(Protocol):
     def seconds(self) -> float:
         """Time spent inside the head so far."""
 
-    def evaluate(self, z_TD: NDArray[np.float32], start: int) -> None:
-        """Read z of positions start, start+1, ...; the cache must hold exactly the positions before."""
+    def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
+        """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
+
+        Args:
+            width: rows of the batch at least; what it has behind z is junk that is forgotten again.
+        """
 
     def logits(self) -> NDArray[np.float32]:
         """Logits (V) at the last position read; valid until the next call of `evaluate`."""

@@ -146,7 +146,8 @@ class HeadedEngine:
         for head in self._heads:
             for place in range(self._read, self._end, self.batch_limit):
                 first = place - self._read
-                head.evaluate(self._held[0][first : first + self.batch_limit], place)
+                # A step leaves from one position to `count` of them.
+                head.evaluate(self._held[0][first : first + self.batch_limit], place, width=self.count)
         self._read = self._newest = self._end
         self._held = []
         self._uneven = False

@@ -101,7 +101,7 @@ class ScriptedHead:
         self.fails_after: int | None = None
         """Calls of `evaluate` until one is interrupted."""
 
-    def evaluate(self, z_TD: NDArray[np.float32], start: int) -> None:
+    def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
         assert start == len(self.cache), "the cache does not end where the rows begin"
         assert len(z_TD) > 0
         if self.fails_after is not None:

@@ -290,7 +290,8 @@ def test_junk_is_never_read(scripted: Any, scripted_head: Any) -> None:
     read: list[int] = []
 
     class Counting(scripted_head):
-        def evaluate(self, z_TD: Any, start: int) -> None:
+        def evaluate(self, z_TD: Any, start: int, *, width: int = 0) -> None:
+            assert width == 2
             read.extend(range(start, start + len(z_TD)))
             super().evaluate(z_TD, start)
 

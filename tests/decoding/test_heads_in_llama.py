@@ -16,6 +16,7 @@ from nptool.decoding.answer import Answer, DecodeConfig
 from nptool.decoding.generate import TextModel
 from nptool.decoding.sampling import Sampling
 from nptool.errors import UsageError
+from nptool.llama.head import Head
 
 METHODS = [("heads", 4), ("heads", 2), ("heads-tree", 6), ("heads-tree", 13)]
 SAMPLINGS = [
@@ -57,6 +58,28 @@ def test_a_tree_goes_on_from_what_is_cached(tiny_gguf: Callable[..., Path]) -> N
         second = answer(model, "heads-tree", 8, sampling, reuse=True)
     assert second.tokens == first.tokens
     assert second.tally.prefilled_tokens == 0
+
+
+def test_a_padded_head_reads_only_what_it_is_given(tiny_gguf: Callable[..., Path]) -> None:
+    """Whatever junk stood behind the rows, and up to the last position, where there is no room for junk."""
+    path = tiny_gguf("f16", heads=2)
+    rng = np.random.default_rng(0)
+    with nptool.load(path, threads=1, context_length=64) as model:
+        trunk = model.engines.trunk(1)
+        part = model.engines.parts.heads[0]
+        one, other, plain = (Head(part.header, trunk) for _ in range(3))
+        cells = trunk.capacity + trunk.width
+        z_TD = rng.standard_normal((cells, one.size), dtype=np.float32)
+        other.evaluate(rng.standard_normal((3, one.size), dtype=np.float32), 0, width=4)
+        other.rollback(0)
+        place = 0
+        while place < cells:
+            rows = min(int(rng.integers(1, 6)), cells - place)
+            for head, width in ((one, 4), (other, 4), (plain, 0)):
+                head.evaluate(np.ascontiguousarray(z_TD[place : place + rows]), place, width=width)
+            place += rows
+            assert np.array_equal(one.logits(), other.logits())
+            assert np.abs(one.logits() - plain.logits()).max() < 1e-2 * plain.logits().std()
 
 
 def flat(model: TextModel) -> None:
