@@ -190,9 +190,7 @@ def train(commands: Commands, sizes: dict[str, Any], kinds: list[str]) -> list[s
 def measure(commands: Commands, file: str, sizes: dict[str, Any], where: str) -> dict[str, Any]:
     """All figures of one file."""
     calibration = commands.nptool(f"bench -m {file} {where} --calibrate")
-    # As the calibration was made: the kernels differ.
-    attention = "" if calibration["flash_attention"] else "--no-flash "
-    exactness = commands.script("width_exactness.py", f"{file} {where} {attention}{sizes['exactness']}")
+    exactness = commands.script("width_exactness.py", f"{file} {where} {sizes['exactness']}")
     words = f"bench -m {file} {where} --prompts {PROMPTS} --methods ar,jacobi,jacobi-auto {sizes['bench']}"
     return {
         "model": file,

@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 
 from nptool.decoding.generate import TextModel
-from nptool.llama.context import Context
-from nptool.llama.model import Model
 from nptool.llama.random_model import Shape, write_random_model
 from nptool.provenance import machine
 
@@ -44,7 +42,7 @@ def main() -> None:
                 {
                     "model": name,
                     "threads": options.threads,
-                    "flash_attention": not options.no_flash,
+                    "flash_attention": options.flash_attention,
                     "milliseconds_by_width": batch_times(path, options),
                     "loop": loop_overhead(path, options),
                 }
@@ -65,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-t", "--threads", type=int, default=None, help="[usable cores]")
     parser.add_argument("--context", type=int, default=150, help="tokens in the cache [%(default)s]")
     parser.add_argument("--rounds", type=int, default=20, help="[%(default)s]")
-    parser.add_argument("--no-flash", action="store_true", help="without flash attention")
+    parser.add_argument("--flash-attention", action=argparse.BooleanOptionalAction, help="[as nptool decodes]")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -91,13 +89,10 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
     widths = [int(width) for width in options.widths.split(",")]
     times: dict[int, list[float]] = {width: [] for width in widths}
     start = options.context
-    with (
-        Model.load(path) as model,
-        Context(
-            model, start + 1, width=max(widths), threads=options.threads, flash_attention=not options.no_flash
-        ) as engine,
-    ):
-        tokens = np.random.default_rng(0).integers(6, model.vocabulary_size, start + max(widths), dtype=np.int32)
+    settings = {"threads": options.threads, "flash_attention": options.flash_attention}
+    with TextModel(path, context_length=start + 1, **settings) as model:
+        engine = model.engines.trunk(max(widths))
+        tokens = np.random.default_rng(0).integers(6, engine.vocabulary_size, start + max(widths), dtype=np.int32)
         engine.evaluate(tokens[:start], 0, outputs=False)
         for _ in range(options.rounds):
             for width in widths:
@@ -114,7 +109,7 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
 def loop_overhead(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What the loop adds to llama_decode, greedy and sampled."""
     found = {}
-    with TextModel(path, threads=options.threads, flash_attention=not options.no_flash) as model:
+    with TextModel(path, threads=options.threads, flash_attention=options.flash_attention) as model:
         for name, temperature in (("greedy", 0.0), ("temperature 0.8", 0.8)):
             tallies = []
             for seed in range(5):

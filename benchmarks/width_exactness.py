@@ -1,7 +1,7 @@
 """Which widths give a row the same bits, wherever it stands in its batch: the exact mode's promise, put to the test.
 
     python benchmarks/width_exactness.py model.gguf            # on the processor
-    python benchmarks/width_exactness.py model.gguf --no-flash # without llama.cpp's fused attention
+    python benchmarks/width_exactness.py model.gguf --no-flash-attention
     python benchmarks/width_exactness.py model.gguf -ngl -1    # on the GPU
 
 `nptool bench --calibrate` finds the classes of widths from a few rows in two seconds. Here a text is decoded as a loop
@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from nptool.decoding.calibration import CONTEXTS, GRID, fitting
 from nptool.decoding.engine import Engine
 from nptool.decoding.step_times import prefill
-from nptool.llama.context import Context
+from nptool.llama.attention import prefers_fused
+from nptool.llama.context import DEFAULT_BATCH, Context
+from nptool.llama.library import supports_gpu
 from nptool.llama.model import Model
 from nptool.provenance import machine
 
@@ -42,11 +44,16 @@ def main() -> None:
             options.context_length,
             width=max(widths),
             threads=options.threads,
-            flash_attention=not options.no_flash,
+            flash_attention=fused(model, options),
         ) as engine,
     ):
         found = compare_widths(engine, widths, fitting(engine, CONTEXTS), options.rows, options.repeats)
-        found = {"gpu_layers": options.gpu_layers, "threads": engine.threads, **found}
+        found = {
+            "gpu_layers": options.gpu_layers,
+            "threads": engine.threads,
+            "flash_attention": engine.settings.flash_attention,
+            **found,
+        }
     if options.json:
         print(json.dumps({"machine": machine(), **found}, indent=2))
     else:
@@ -62,9 +69,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU; -1 is all [%(default)s]")
     parser.add_argument("-c", "--context-length", type=int, default=1024, help="tokens [%(default)s]")
     parser.add_argument("-t", "--threads", type=int, default=None, help="[usable cores]")
-    parser.add_argument("--no-flash", action="store_true", help="without flash attention")
+    parser.add_argument("--flash-attention", action=argparse.BooleanOptionalAction, help="[as nptool decodes]")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
+
+
+def fused(model: Model, options: argparse.Namespace) -> bool:
+    """Whether llama.cpp's fused attention is used."""
+    if options.flash_attention is not None:
+        return bool(options.flash_attention)
+    layers = options.gpu_layers if supports_gpu() else 0
+    return prefers_fused(model, options.context_length, DEFAULT_BATCH, gpu_layers=layers, kv_type="f16")
 
 
 def compare_widths(
@@ -128,7 +143,8 @@ def classes_of(widths: Iterable[int], same: dict[tuple[int, int], bool]) -> list
 
 
 def show(found: dict[str, Any]) -> None:
-    print(f"{found['rows']} rows, {found['repeats']} times, behind {found['contexts']} tokens")
+    attention = f"{'with' if found['flash_attention'] else 'no'} flash attention"
+    print(f"{found['rows']} rows, {found['repeats']} times, behind {found['contexts']} tokens, {attention}")
     for group in found["classes"]:
         print(f"same bits: {', '.join(map(str, group))}")
     if found["unsteady"]:

@@ -43,7 +43,7 @@ FlashAttention = Annotated[
     bool | None,
     typer.Option(
         "--flash-attention/--no-flash-attention",
-        help="llama.cpp's fused attention [yes on a GPU and for very small models, where it is faster]",
+        help="llama.cpp's fused attention [yes on a GPU, and for very small models, whose texts are short]",
         show_default=False,
     ),
 ]

@@ -24,6 +24,7 @@ class CalibrationReport:
     threads: int
     gpu_layers: int
     flash_attention: bool
+    """Whether llama.cpp's fused kernel was used, also where nobody chose."""
     calibration: Calibration
     exponent: float
     """Tokens of a step of w rows are foreseen to be w to this power."""

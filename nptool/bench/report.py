@@ -76,6 +76,7 @@ class BenchReport:
     threads: int
     gpu_layers: int
     flash_attention: bool
+    """Whether llama.cpp's fused kernel was used, also where nobody chose."""
     rounds: int
     prompts: int
     prompts_file: str

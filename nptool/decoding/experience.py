@@ -90,7 +90,7 @@ class Experience:
             prior: at the beginning.
             reach: the base of its curve.
             drafting: seconds of a draft, as far as they are known.
-            learnt: by an experience of the same model and method, calibrated alike; comes before prior and drafting.
+            learnt: by an experience of the same model and method; comes before prior and drafting.
         """
         self.calibration = calibration
         self.prior = prior
@@ -212,6 +212,7 @@ class Experience:
             newest_ratio=self._newest_ratio,
             drafting=median(self._drafting) if self._drafting else None,
             saved=max(-bound, min(bound, self.allowance)),
+            calibration=self.calibration.fingerprint,
         )
 
     def learn(self, steps: Sequence[Step], rate: float | None) -> None:
@@ -254,11 +255,15 @@ class Experience:
             self._newest_ratio = median(self._ratios[steps[-1].rows])
 
     def _resume(self, learnt: Learnt) -> None:
-        """Be what another one was at its end. One time of each width is taken over, which two new ones outvote."""
+        """Be what another one was at its end. One time of each width is taken over, which two new ones outvote.
+
+        Multiples of another calibration's times are not.
+        """
         self.prior = replace(learnt.prior, steps=min(learnt.prior.steps, MEASURED))
         self._evidence = dict(learnt.evidence)
-        self._ratios = {width: deque([ratio], maxlen=_TIMES) for width, ratio in learnt.ratios.items()}
-        self._newest_ratio = learnt.newest_ratio
+        if learnt.calibration == self.calibration.fingerprint:
+            self._ratios = {width: deque([ratio], maxlen=_TIMES) for width, ratio in learnt.ratios.items()}
+            self._newest_ratio = learnt.newest_ratio
         if learnt.drafting is not None:
             self._drafting = deque([learnt.drafting], maxlen=_TIMES)
         self._saved = learnt.saved

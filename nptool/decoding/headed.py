@@ -146,7 +146,7 @@ class HeadedEngine:
         for head in self._heads:
             for place in range(self._read, self._end, self.batch_limit):
                 first = place - self._read
-                # A step leaves from one position to `count` of them.
+                # A step of heads leaves at most `count` positions; batches of as many rows share one graph.
                 head.evaluate(self._held[0][first : first + self.batch_limit], place, width=self.count)
         self._read = self._newest = self._end
         self._held = []

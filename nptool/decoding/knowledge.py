@@ -5,7 +5,6 @@ Both are kept in the user's cache folder, so that a process begins where the one
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -73,13 +72,10 @@ class Knowledge:
             if experience.used and not purpose
         }
         paces = [experience.pace for experience in used.values() if experience.pace is not None]
-        disturbed = bool(paces) and median(paces) < _DISTURBED
-        if disturbed:
+        if paces and median(paces) < _DISTURBED and load_calibration(self._key) == self.calibration:
             forget_calibration(self._key)
         for method, experience in used.items():
-            learnt = experience.learnt()
-            # Multiples of the calibrated times mean nothing beside other ones.
-            store_learnt(self._key, method, replace(learnt, ratios={}, newest_ratio=1.0) if disturbed else learnt)
+            store_learnt(self._key, method, experience.learnt())
 
     def _begin(self, method: Method, widest: int, learnt: Learnt | None) -> Experience:
         drafting, heads, shares = None, 1, None

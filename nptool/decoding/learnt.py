@@ -29,6 +29,8 @@ class Learnt:
     """Seconds of a draft; None where none was made."""
     saved: float
     """Seconds that trials may lose; below 0 they have lost too much."""
+    calibration: str
+    """Fingerprint of the calibration that the ratios are multiples of."""
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
@@ -50,6 +52,7 @@ class Learnt:
             newest_ratio=float(value["newest_ratio"]),
             drafting=None if value["drafting"] is None else float(value["drafting"]),
             saved=float(value["saved"]),
+            calibration=str(value["calibration"]),
         )
         found._check()
         return found

@@ -65,9 +65,9 @@ class Head:
         `logits` tells afterwards what follows the last of them. On a GPU the work is only begun here.
 
         Args:
-            width: rows of the batch at least; what it has behind z is junk that is forgotten again. llama.cpp uses the
-                graph of the batch before where it had as many rows: three heads of a model of 5M parameters take 1.05
-                ms then, and 1.20 where the rows change.
+            width: rows of the batch at least; what it has behind z is junk that is forgotten again. llama.cpp reuses
+                the previous batch's graph where that had as many rows: three heads of a model of 5M parameters take
+                1.05 ms then, and 1.20 where the rows change.
 
         Raises:
             ContextError: the rows do not fit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,16 @@ def test_a_calibration_that_was_disturbed_is_measured_anew(
             for _ in model.generate("once", jacobi=True, n="auto", max_tokens=60):
                 pass
     assert len(made) == (2 if anew else 1)
+
+
+def test_another_process_s_calibration_is_not_forgotten(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OVERRIDE, str(tmp_path))
+    with nptool.load(tiny_gguf("f16"), threads=1) as model:
+        sound = model.calibration
+        model.knowledge.calibration = replace(sound, seconds=tuple((1e3,) * len(row) for row in sound.seconds))
+        for _ in model.generate("once", jacobi=True, n="auto", max_tokens=20):
+            pass
+    with nptool.load(tiny_gguf("f16"), threads=1) as model:
+        assert model.calibration == sound

@@ -20,7 +20,9 @@ from nptool.decoding.policy import GUESSED, MEASURED, Evidence, Prior
 from nptool.decoding.priors import TRAINED, UNTRAINED, prior_of
 
 KEY = {"model": "a", "threads": 2}
-LEARNT = Learnt(Prior(0.4, 5.0), {4: Evidence(6.0, 11.5), 8: Evidence(3.0, 9.0)}, {1: 1.1, 8: 1.3}, 1.3, 0.001, -0.02)
+LEARNT = Learnt(
+    Prior(0.4, 5.0), {4: Evidence(6.0, 11.5), 8: Evidence(3.0, 9.0)}, {1: 1.1, 8: 1.3}, 1.3, 0.001, -0.02, "ab"
+)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ class TestFiles:
         store_learnt(KEY, "jacobi", LEARNT)
         assert load_learnt(KEY, "jacobi") == LEARNT
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"format": 2, "key": {}}', "\ud800"])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', '{"format": 3, "key": {}}', "\ud800"])
     def test_a_foreign_one_is_not_used(self, folder: Path, text: str) -> None:
         store_learnt(KEY, "jacobi", LEARNT)
         learnt_file(KEY, "jacobi").write_bytes(text.encode("utf-8", "surrogatepass"))

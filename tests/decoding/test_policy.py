@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -467,6 +468,19 @@ class TestFromProcessToProcess:
         assert plan_text([second], TEXT, exact=exact) == plan_text([first], TEXT, exact=exact)
         for width in WIDTHS:
             assert second.choose(WIDTHS, TEXT, width) == first.choose(WIDTHS, TEXT, width)
+
+    def test_multiples_of_another_calibration_s_times_are_not_taken_over(self) -> None:
+        """What was accepted is: it does not depend on times."""
+        world = World(lambda _: {width: 0.3 * time for width, time in F32.items()}, lambda _: 0.7, F32)
+        first = Experience(world.calibration, 64, Prior(0.45), drafts=Drafts.ITERATED)
+        for _ in range(3):
+            world.text(adaptive(first, exact=False))
+        assert first.pace == pytest.approx(0.3, abs=0.1)
+        anew = replace(world.calibration, seconds=((*(0.3 * time for time in F32.values()),),))
+        second = Experience(anew, 64, Prior(0.45), drafts=Drafts.ITERATED, learnt=first.learnt())
+        assert second.pace is None
+        assert second.seconds(WIDTHS, TEXT) == {width: pytest.approx(0.3 * time) for width, time in F32.items()}
+        assert second.learnt().evidence == first.learnt().evidence
 
     @pytest.mark.parametrize("exact", [False, True])
     @pytest.mark.parametrize("prior", [Prior(0.1), Prior(0.45), Prior(0.48, MEASURED)])

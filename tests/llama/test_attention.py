@@ -30,7 +30,7 @@ SMALL = {"layers": 6, "hidden_size": 256, "attention_heads": 4, "parameters": 5_
         (BILLION, 16384, {}, False),
         (BILLION, 16385, {}, True),
         (SMALL, 1024, {}, True),
-        # 2 * 256 * 6 * 256 operations in attention are a tenth of twice as many parameters.
+        # 2 * 256 * 6 * 256 products in attention are a tenth of 7,864,320.
         (SMALL | {"parameters": 7_864_319}, 1024, {}, True),
         (SMALL | {"parameters": 7_864_321}, 1024, {}, False),
     ],
@@ -49,8 +49,13 @@ def test_a_model_is_loaded_with_it_unless_told_otherwise(tiny_gguf: Callable[...
             assert model.engines.trunk(1).settings.flash_attention is used
 
 
-def test_a_large_model_is_loaded_without_it(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gpu_layers", [0, -1])
+def test_a_large_model_is_loaded_without_it(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, gpu_layers: int
+) -> None:
+    """On a processor, also where `-ngl` is without effect."""
     monkeypatch.setattr("nptool.llama.attention._LARGE_SHARE", 1.0)
-    with nptool.load(tiny_gguf(heads=2), threads=1) as model:
+    monkeypatch.setattr("nptool.decoding.generate.supports_gpu", lambda: False)
+    with nptool.load(tiny_gguf(heads=2), threads=1, gpu_layers=gpu_layers) as model:
         assert model.engines.trunk(1).settings.flash_attention is False
         model.engines.open(4, 2)
