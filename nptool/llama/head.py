@@ -55,8 +55,8 @@ class Head:
         self._positions = np.zeros(self._batch_limit, dtype=np.int32)
         self._flags = np.zeros(self._batch_limit, dtype=np.int8)
         self._last = 0
-        self._padded_TD = np.empty((0, self.size), dtype=np.float32)
         self._batch: Any = self._make_batch()
+        self._z_TD = np.empty((0, self.size), dtype=np.float32)
         trunk.model.add_dependent(self)
 
     def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
@@ -76,21 +76,19 @@ class Head:
         rows = max(read, min(width, self._batch_limit, self._cells - start))
         if not 0 < read <= self._batch_limit or start < 0 or start + read > self._cells:
             raise ContextError(f"{read} rows from position {start} do not fit a head of {self._cells} positions")
-        if z_TD.shape[1] != self.size or z_TD.dtype != np.float32 or not z_TD.flags.c_contiguous:
-            raise ValueError(f"a head reads contiguous float32 rows of {self.size} values")
+        if z_TD.shape[1] != self.size or z_TD.dtype != np.float32:
+            raise ValueError(f"a head reads float32 rows of {self.size} values")
         if not self._pointer:
             raise ValueError("the head is closed")
         self._positions[:rows] = self._line[start : start + rows]
-        if rows > read:
-            if len(self._padded_TD) < rows:
-                self._padded_TD = np.zeros((rows, self.size), dtype=np.float32)
-            self._padded_TD[:read] = z_TD
-            z_TD = self._padded_TD
+        if len(self._z_TD) < rows:
+            self._hold(rows)
+        # A copy takes less than making a pointer to somewhere else.
+        self._z_TD[:read] = z_TD
         self._flags[self._last] = 0
         self._last = read - 1
         self._flags[self._last] = 1
         self._batch.n_tokens = rows
-        self._batch.embd = ctypes.cast(z_TD.ctypes.data, ctypes.POINTER(ctypes.c_float))
         began = perf_counter()
         code = decode(self._pointer, self._batch)
         self.seconds += perf_counter() - began
@@ -138,8 +136,13 @@ class Head:
                     f"model {wanted}; convert it again"
                 )
 
+    def _hold(self, rows: int) -> None:
+        """Let the batch have room for the z of so many rows."""
+        self._z_TD = np.zeros((rows, self.size), dtype=np.float32)
+        self._batch.embd = self._z_TD.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
     def _make_batch(self) -> Any:
-        """A batch over arrays of our own; its embeddings will point straight into the trunk's output."""
+        """A batch over arrays of our own."""
         limit, row_type = self._batch_limit, ctypes.POINTER(ctypes.c_int32)
         self._counts = np.ones(limit, dtype=np.int32)
         self._sequence = (ctypes.c_int32 * 1)(_SEQUENCE)

@@ -89,8 +89,7 @@ def flat(model: TextModel) -> None:
     model.knowledge.calibration = replace(found, seconds=times)
 
 
-@pytest.mark.parametrize("flash_attention", [True, False])
-@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize(("kind", "flash_attention"), [("f32", True), ("f16", True), ("q8_0", True), ("f16", False)])
 @pytest.mark.parametrize(
     ("method", "others"),
     [("heads-tree", ()), ("heads", ("heads-tree",)), ("jacobi", ("heads", "heads-tree")), ("heads-tree", ("jacobi",))],
