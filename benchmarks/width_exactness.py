@@ -23,11 +23,8 @@ from numpy.typing import NDArray
 
 from nptool.decoding.calibration import CONTEXTS, GRID, fitting
 from nptool.decoding.engine import Engine
+from nptool.decoding.generate import TextModel
 from nptool.decoding.step_times import prefill
-from nptool.llama.attention import prefers_fused
-from nptool.llama.context import DEFAULT_BATCH, Context
-from nptool.llama.library import supports_gpu
-from nptool.llama.model import Model
 from nptool.provenance import machine
 
 # Tokens of a vocabulary's beginning are special ones.
@@ -37,16 +34,14 @@ FIRST_TOKEN = 6
 def main() -> None:
     options = parse()
     widths = [int(width) for width in options.widths.split(",")]
-    with (
-        Model.load(options.gguf, options.gpu_layers) as model,
-        Context(
-            model,
-            options.context_length,
-            width=max(widths),
-            threads=options.threads,
-            flash_attention=fused(model, options),
-        ) as engine,
-    ):
+    with TextModel(
+        options.gguf,
+        gpu_layers=options.gpu_layers,
+        context_length=options.context_length,
+        threads=options.threads,
+        flash_attention=options.flash_attention,
+    ) as model:
+        engine = model.engines.trunk(max(widths))
         found = compare_widths(engine, widths, fitting(engine, CONTEXTS), options.rows, options.repeats)
         found = {
             "gpu_layers": options.gpu_layers,
@@ -72,14 +67,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--flash-attention", action=argparse.BooleanOptionalAction, help="[as nptool decodes]")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
-
-
-def fused(model: Model, options: argparse.Namespace) -> bool:
-    """Whether llama.cpp's fused attention is used."""
-    if options.flash_attention is not None:
-        return bool(options.flash_attention)
-    layers = options.gpu_layers if supports_gpu() else 0
-    return prefers_fused(model, options.context_length, DEFAULT_BATCH, gpu_layers=layers, kv_type="f16")
 
 
 def compare_widths(

@@ -33,7 +33,6 @@ from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.errors import UsageError
 from nptool.llama.attention import prefers_fused
 from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity
-from nptool.llama.library import supports_gpu
 from nptool.llama.model import Model
 from nptool.method_note import BLOCK_SIZE_KEY
 from nptool.runs import latest_run
@@ -73,8 +72,7 @@ class TextModel:
         loading_seconds = perf_counter() - began
         if flash_attention is None:
             capacity = default_capacity(self.model) if context_length is None else context_length
-            layers = gpu_layers if supports_gpu() else 0
-            flash_attention = prefers_fused(self.model, capacity, DEFAULT_BATCH, gpu_layers=layers, kv_type=kv_type)
+            flash_attention = prefers_fused(self.model, capacity, DEFAULT_BATCH, gpu_layers=gpu_layers, kv_type=kv_type)
         self.engines = Engines(
             self.model,
             context_length,

@@ -8,6 +8,7 @@ instead of 35, a step of 16 rows 68 ms instead of 191.
 
 from __future__ import annotations
 
+from nptool.llama.library import supports_gpu
 from nptool.llama.model import Model
 from nptool.llama.native import UNQUANTIZED
 
@@ -29,10 +30,11 @@ def prefers_fused(model: Model, capacity: int, batch: int, *, gpu_layers: int, k
     Args:
         capacity: tokens of the context.
         batch: the most rows of one pass.
-        gpu_layers: layers on the GPU.
+        gpu_layers: layers on the GPU; without effect where llama.cpp was built without one.
         kv_type: element type of the cache.
     """
     # Two products of a cell's key and value with every row's query and weights, as against one with each parameter.
     share = 2 * _LEAST_CELLS * model.layers * model.hidden_size / model.parameters
     scores = 4 * model.attention_heads * capacity * batch
-    return gpu_layers != 0 or kv_type not in UNQUANTIZED or share > _LARGE_SHARE or scores > _LARGE_SCORES
+    on_gpu = gpu_layers != 0 and supports_gpu()
+    return on_gpu or kv_type not in UNQUANTIZED or share > _LARGE_SHARE or scores > _LARGE_SCORES

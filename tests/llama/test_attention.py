@@ -36,8 +36,9 @@ SMALL = {"layers": 6, "hidden_size": 256, "attention_heads": 4, "parameters": 5_
     ],
 )
 def test_where_the_fused_kernel_is_used(
-    sizes: dict[str, int], capacity: int, settings: dict[str, Any], fused: bool
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], capacity: int, settings: dict[str, Any], fused: bool
 ) -> None:
+    monkeypatch.setattr("nptool.llama.attention.supports_gpu", lambda: True)
     model: Any = SimpleNamespace(**sizes)
     assert prefers_fused(model, capacity, 512, **({"gpu_layers": 0, "kv_type": "f16"} | settings)) is fused
 
@@ -55,7 +56,7 @@ def test_a_large_model_is_loaded_without_it(
 ) -> None:
     """On a processor, also where `-ngl` is without effect."""
     monkeypatch.setattr("nptool.llama.attention._LARGE_SHARE", 1.0)
-    monkeypatch.setattr("nptool.decoding.generate.supports_gpu", lambda: False)
+    monkeypatch.setattr("nptool.llama.attention.supports_gpu", lambda: False)
     with nptool.load(tiny_gguf(heads=2), threads=1, gpu_layers=gpu_layers) as model:
         assert model.engines.trunk(1).settings.flash_attention is False
         model.engines.open(4, 2)
