@@ -71,22 +71,27 @@ class Sampling:
         return int(self.pick_rows(logits_V[None], position, before)[0])
 
     def pick_rows(
-        self, logits_RV: NDArray[np.float32], position: int, before: NDArray[np.int32]
+        self,
+        logits_RV: NDArray[np.float32],
+        position: int,
+        before: NDArray[np.int32],
+        likeliest_R: NDArray[np.intp] | None = None,
     ) -> NDArray[np.integer]:
         """The tokens at `position`, `position + 1`, ..., each as if picked alone.
 
         Args:
             logits_RV: one row for each position.
             before: the tokens before the LAST of these positions: the text so far and the drafts between the rows.
+            likeliest_R: what `likeliest` says of the same rows, where it was asked already.
 
         Returns:
             Token ids (R).
         """
-        if self.greedy:
-            return self.likeliest(logits_RV, before)
         if self.repeat_penalty != 1.0:
             logits_RV = self._penalized(logits_RV, before)
-        return self._sampled(logits_RV, position)
+        if likeliest_R is None:
+            likeliest_R = logits_RV.argmax(axis=1)
+        return likeliest_R if self.greedy else self._sampled(logits_RV, position, likeliest_R)
 
     def likeliest(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.intp]:
         """The likeliest token of each row (R): what `pick_rows` gives at temperature 0."""
@@ -140,7 +145,9 @@ class Sampling:
             logits_V[recent] = np.where(values <= 0, values * self.repeat_penalty, values / self.repeat_penalty)
         return logits_RV
 
-    def _sampled(self, logits_RV: NDArray[np.float32], position: int) -> NDArray[np.integer]:
+    def _sampled(
+        self, logits_RV: NDArray[np.float32], position: int, likeliest_R: NDArray[np.intp]
+    ) -> NDArray[np.integer]:
         """A draw of every row, looking at no more tokens than it needs.
 
         Where min-p leaves the likeliest token alone, as in most rows of a sure model, it is that; elsewhere few tokens
@@ -149,8 +156,8 @@ class Sampling:
         rows, vocabulary = logits_RV.shape
         if self.min_p == 0.0:
             return self._drawn(logits_RV, line_states(self.seed, position, rows))
-        picks_R: NDArray[np.intp] = logits_RV.argmax(axis=1)
-        tops_R = logits_RV.max(axis=1)
+        tops_R = logits_RV[np.arange(rows), likeliest_R]
+        picks_R = likeliest_R.copy()
         # Not `>=`, by which a row of NaN would have no tokens.
         near_P = (~(logits_RV < (tops_R + self._least)[:, None])).ravel().nonzero()[0]
         if len(near_P) <= rows:
