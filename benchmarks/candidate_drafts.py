@@ -55,6 +55,7 @@ class Pool:
         self._ngrams[first] = [ngram, *kept][:POOL]
 
     def behind(self, first: int) -> list[NGram]:
+        """The n-grams that are known to follow `first`, the newest first."""
         return self._ngrams.get(first, [])
 
 
@@ -206,6 +207,7 @@ class Growing:
             row = child
 
     def draft(self) -> Draft:
+        """What has grown, as the loop takes a draft."""
         shape = Shape(tuple(self._parents), tuple(self._depths[1:]), (0,) * len(self._tokens))
         return Draft(np.array(self._tokens, dtype=np.int32), shape)
 

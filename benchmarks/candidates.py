@@ -83,10 +83,12 @@ class Count:
 
     @property
     def tokens_per_forward(self) -> float:
+        """Tokens of all answers over the passes of the model."""
         return self.tokens / self.forwards
 
 
 def main() -> None:
+    """Count what every variant brings and costs, and print it."""
     options = parse()
     with TextModel(options.gguf, threads=options.threads) as model:
         # First of all, as it uses the contexts.
@@ -131,6 +133,7 @@ def known_counts(path: Path) -> dict[str, Any]:
 
 
 def parse() -> argparse.Namespace:
+    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("prompts", type=Path, help="data file of any known format")
@@ -147,6 +150,7 @@ def parse() -> argparse.Namespace:
 
 
 def numbers(text: str) -> list[int]:
+    """Whole numbers, separated by commas."""
     return [int(number) for number in text.split(",")]
 
 
@@ -166,14 +170,17 @@ def list_variants(options: argparse.Namespace) -> list[Variant]:
 
 
 def window(text: Text, n: int) -> JacobiWindow:
+    """A plain window of n rows."""
     return JacobiWindow(n, text.tokens, seed=0)
 
 
 def branches(text: Text, n: int, rows: int, kinds: Iterable[str], options: argparse.Namespace) -> Branches:
+    """A window of n rows with branches of these kinds beside it, `rows` in all."""
     return Branches(n, rows, text, [SOURCES[kind](options.length) for kind in kinds], options.places)
 
 
 def blocks(text: Text, n: int, begin: float) -> Blocks:
+    """Blocks of n tokens, the next one in flight once the share `begin` of the first is accepted."""
     return Blocks(n, text.tokens, begin)
 
 
@@ -279,6 +286,7 @@ def judge(counts: Sequence[Count], costs: Costs) -> list[dict[str, Any]]:
 
 
 def show(result: dict[str, Any]) -> None:
+    """Print the table."""
     print(f"{result['model']}, {result['prompts']} prompts; branches of {result['branch_length']} tokens")
     print("t(w)/t(1): " + ", ".join(f"{width}: {ratio:.2f}" for width, ratio in result["relative_seconds"].items()))
     print(

@@ -77,6 +77,7 @@ class Commands:
         return self.run(f"python benchmarks/{name} {words} --json", program)
 
     def run(self, shown: str, words: list[str]) -> Any:
+        """What a program printed, as JSON; its time is noted. Ends the script where it fails."""
         print(f"$ {shown}", flush=True)
         began = perf_counter()
         result = subprocess.run(words, cwd=self.folder, stdout=subprocess.PIPE, text=True)
@@ -87,6 +88,7 @@ class Commands:
 
 
 def main() -> None:
+    """Run all commands on this machine, write their figures into one file and show the chief ones."""
     options = parse()
     if options.build:
         build()
@@ -119,6 +121,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", action="store_true", help="compile llama-cpp-python with CUDA first")
     parser.add_argument("--train", action="store_true", help="train the model instead of drawing its weights")
@@ -159,6 +162,7 @@ def find_gpu() -> dict[str, Any]:
 
 
 def write_examples(path: Path, split: str, count: int, skip: int = 0) -> None:
+    """A file of `count` examples of the embedded task, those behind the first `skip`."""
     examples = generate_examples(split, skip + count, 0)[skip:]
     path.write_text("".join(f"{json.dumps(example.to_record())}\n" for example in examples))
 
@@ -209,6 +213,7 @@ def confirmed(calibrated: list[list[int]], exact: list[list[int]]) -> bool:
 
 
 def show(model: dict[str, Any]) -> None:
+    """Print the chief figures of one model."""
     print(f"\n{model['model']}: {model['description']}")
     ratios = model["calibration"]["cost_ratio"]
     print("  t(w) / t(1): " + "  ".join(f"{width}: {ratio:.2f}" for width, ratio in ratios.items()))

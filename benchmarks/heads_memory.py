@@ -31,6 +31,7 @@ IMPLEMENTATIONS = ("plain", "ours")
 
 
 def main() -> None:
+    """Measure what the line names, and print it."""
     options = parse()
     rows = []
     for implementation in IMPLEMENTATIONS:
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="1,2,4,8", help="[%(default)s]")
     parser.add_argument("--frozen", action="store_true", help="extra heads on a frozen trunk (2 heads or more)")
@@ -68,6 +70,7 @@ def in_process(options: argparse.Namespace, implementation: str, heads: int) -> 
 
 
 def measure(options: argparse.Namespace, implementation: str, heads: int) -> dict[str, Any]:
+    """Peak memory and time of a training step, in a process of its own."""
     device = "cuda" if options.cuda else "cpu"
     before = peak(options.cuda)
     model = build(options, heads).to(device)
@@ -94,6 +97,7 @@ def measure(options: argparse.Namespace, implementation: str, heads: int) -> dic
 
 
 def build(options: argparse.Namespace, heads: int) -> MultiHead:
+    """A random Llama with so many heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=options.vocabulary,
@@ -124,6 +128,7 @@ def make_batch(options: argparse.Namespace, heads: int, device: str) -> dict[str
 
 
 def step(model: MultiHead, batch: dict[str, torch.Tensor], implementation: str) -> None:
+    """Forward and backward pass of one batch."""
     if implementation == "plain":
         plain_loss(model, **batch).backward()
     else:
@@ -140,6 +145,7 @@ def peak(cuda: bool) -> int:
 
 
 def show(row: dict[str, Any], first: dict[str, Any]) -> None:
+    """Print one row, beside the first of its implementation."""
     print(
         f"{row['implementation']:>6} {row['heads']} heads: {row['peak_bytes'] / MEBIBYTE:7.0f} MiB "
         f"({row['peak_bytes'] / first['peak_bytes']:.2f} of the first), "

@@ -34,6 +34,7 @@ REPEATS = 3
 
 
 def main() -> None:
+    """Measure what the line names, and print it."""
     options = parse()
     results = []
     with files(options) as paths:
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", nargs="*", type=Path, help="GGUF files [random models]")
     parser.add_argument("--types", default="f32,f16,q8_0", help="types of the random models [%(default)s]")
@@ -129,6 +131,7 @@ def loop_overhead(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
+    """Print the figures of one file."""
     times = result["milliseconds_by_width"]
     base = times[min(times)]
     print(result["model"])

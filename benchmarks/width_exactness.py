@@ -32,6 +32,7 @@ FIRST_TOKEN = 6
 
 
 def main() -> None:
+    """Measure what the line names, and print it."""
     options = parse()
     widths = [int(width) for width in options.widths.split(",")]
     with TextModel(
@@ -56,6 +57,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--widths", default=",".join(map(str, GRID)), help="[%(default)s]")
@@ -130,6 +132,7 @@ def classes_of(widths: Iterable[int], same: dict[tuple[int, int], bool]) -> list
 
 
 def show(found: dict[str, Any]) -> None:
+    """Print the classes and the differences."""
     attention = f"{'with' if found['flash_attention'] else 'no'} flash attention"
     print(f"{found['rows']} rows, {found['repeats']} times, behind {found['contexts']} tokens, {attention}")
     for group in found["classes"]:
