@@ -123,12 +123,19 @@ sampling_settings = st.builds(
 def test_a_row_is_picked_as_if_alone(
     sampling: Sampling, values: list[list[int]], text: list[int], draft: list[int]
 ) -> None:
-    """The same token from a batch as from its row, its position and the tokens before it; ties everywhere."""
+    """The same token from a batch as from its row, its position and the tokens before it; ties everywhere.
+
+    Whether or not the likeliest tokens are known already, and those are not touched.
+    """
     rows = np.array(values, dtype=np.float32)
     before = np.array([*text, *draft[: len(rows) - 1]], dtype=np.int32)
     together = sampling.pick_rows(rows, len(text), before)
     alone = [sampling.pick(row, len(text) + i, before[: len(text) + i]) for i, row in enumerate(rows)]
     assert together.tolist() == alone
+    likeliest = sampling.likeliest(rows, before)
+    known = likeliest.copy()
+    assert sampling.pick_rows(rows, len(text), before, likeliest).tolist() == alone
+    assert likeliest.tolist() == known.tolist()
 
 
 @given(sampling_settings, st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 4.0]), st.booleans())
