@@ -60,21 +60,25 @@ def decode(
         ended = end_tokens[tokens]
         last = int(ended.argmax())
         finished = bool(ended[last])
+        drafted, right = step.drafted, step.accepted
         if finished:
             tokens = tokens[: last + 1]
+            if len(tokens) <= right:
+                # The draft went on behind the end token: what agrees there is no part of the text.
+                drafted = right = len(tokens)
         sequence.extend(tokens, step.rows, step.path)
         proposer.observe(step.picks, step.accepted)
         tally.passes += 1
         tally.tokens += len(tokens)
-        tally.passes_by_draft[step.drafted] += 1
-        tally.passes_by_accepted[step.accepted] += 1
+        tally.passes_by_draft[drafted] += 1
+        tally.passes_by_accepted[right] += 1
         tally.engine_seconds += engine.seconds - before
         drafting = proposer.seconds - drafting
         tally.heads_seconds += drafting
         tally.widths[step.rows] = tally.widths.get(step.rows, 0) + 1
         spent = perf_counter() - resumed
         tally.decode_seconds += spent
-        chooser.observe(length, step.rows, step.drafted, step.accepted, spent, drafting)
+        chooser.observe(length, step.rows, step.drafted, len(tokens) - 1, spent, drafting)
         yield tokens
         resumed = perf_counter()
         if finished:

@@ -66,9 +66,7 @@ def _judge(
     possible = sampling.may_pick(logits_RV[:-1], draft, likeliest_R[:-1])
     if not possible[first := int(possible.argmin())]:
         needed = first + 1
-    drawn = sampling.pick_rows(
-        logits_RV[:needed], sequence.length, sequence.before(needed), likeliest_R[:needed]
-    )
+    drawn = sampling.pick_rows(logits_RV[:needed], sequence.length, sequence.before(needed), likeliest_R[:needed])
     accepted = accept_prefix(draft[: needed - 1], drawn)
     likeliest_R[: accepted + 1] = drawn[: accepted + 1]
     return likeliest_R, accepted

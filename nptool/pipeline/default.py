@@ -45,11 +45,11 @@ class DefaultConfig:
 
     train_examples: int = 13_000
     """Examples the base model is trained on, each seen once."""
-    collect_prompts: int = 2_200
+    collect_prompts: int = 2_000
     """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that scores are measured on."""
-    cllm_steps: int = 2_350
+    cllm_steps: int = 1_950
     block_size: int = 16
     max_new_tokens: int = 128
     """Longest answer; the longest gold one has about 90 tokens."""

@@ -20,6 +20,7 @@ from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
 from nptool.decoding.verification import accept_prefix
+from nptool.decoding.widths import FixedWidth
 from nptool.errors import ContextError
 
 VOCABULARY = 8
@@ -132,6 +133,53 @@ def test_autoregressive_is_one_token_for_each_pass(scripted: Any) -> None:
     assert tally.tokens_per_forward == 1.0
     assert engine.batches[0] == (0, 2, False)
     assert engine.batches[1:] == [(2 + i, 1, True) for i in range(7)]
+
+
+class Told(FixedWidth):
+    """Keeps what it is told of each step: the text's length, rows, drafted and accepted tokens."""
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__(width)
+        self.steps: list[tuple[int, int, int, int]] = []
+
+    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
+        self.steps.append((length, rows, drafted, accepted))
+
+
+def ending(tokens: AnySequence[int]) -> list[float]:
+    """4, 5, the end token, and that again and again: a draft of end tokens is right however long it is."""
+    following = {3: 4, 4: 5}.get(tokens[-1], END)
+    return [float(token == following) for token in range(VOCABULARY)]
+
+
+@pytest.mark.parametrize(
+    ("draft", "judged", "right", "brought"),
+    [
+        ([4, 5, END, END, END], 3, 3, 3),
+        ([4, 5, END], 3, 3, 3),
+        ([4, 5, 0, END, END], 5, 2, 3),
+        ([4, 0, END], 3, 1, 2),
+    ],
+)
+def test_what_was_drafted_behind_the_end_does_not_count(
+    scripted: Any, draft: list[int], judged: int, right: int, brought: int
+) -> None:
+    """Neither as accepted nor as wrong, and the widths are told of the tokens that joined the text."""
+    engine, told = scripted(ending), Told(None)
+    sequence = Sequence(engine)
+    sequence.open(PROMPT)
+    sequence.prefill()
+    tally = Tally(width=len(draft) + 1)
+    ends = np.arange(VOCABULARY) == END
+    steps = decode(
+        engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens=ends, width=None, widths=told
+    )
+    first = next(steps)
+    assert first.tolist() == [4, 5, END][:brought]
+    assert tally.drafted.tolist() == [1] * judged + [0] * (len(tally.drafted) - judged)
+    assert tally.accepted.tolist() == [1] * right + [0] * (len(tally.accepted) - right)
+    steps.close()
+    assert told.steps == [(len(PROMPT), len(draft) + 1, len(draft), brought - 1)]
 
 
 def test_drafts_that_are_never_right(scripted: Any) -> None:
