@@ -171,9 +171,7 @@ def test_what_was_drafted_behind_the_end_does_not_count(
     sequence.prefill()
     tally = Tally(width=len(draft) + 1)
     ends = np.arange(VOCABULARY) == END
-    steps = decode(
-        engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens=ends, width=None, widths=told
-    )
+    steps = decode(engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens=ends, widths=told)
     first = next(steps)
     assert first.tolist() == [4, 5, END][:brought]
     assert tally.drafted.tolist() == [1] * judged + [0] * (len(tally.drafted) - judged)
