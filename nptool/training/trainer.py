@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
 # Written last into a checkpoint: one without it was cut short.
 COMPLETE = "complete.json"
-# What torch.save says when the disk fills up; it raises RuntimeError without an errno.
-_TORCH_WRITE_FAILED = "PytorchStreamWriter failed"
+# What torch.save says when the disk fills up, as it writes or as it closes the file; both are RuntimeErrors without an
+# errno.
+_NO_ROOM = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos")
 
 
 class PlannedTrainer(Trainer):
@@ -220,7 +221,7 @@ def _full_disk(path: Path) -> Iterator[None]:
         with disk_errors(path):
             yield
     except (SafetensorError, RuntimeError) as error:
-        if "No space left on device" in str(error) or _TORCH_WRITE_FAILED in str(error):
+        if any(sign in str(error) for sign in _NO_ROOM):
             raise DiskFullError(
                 f"no space left on the disk while writing {path}; free some, the same command then goes on"
             ) from error
