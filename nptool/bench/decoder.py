@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nptool.decoding.engine import Engine
 from nptool.decoding.experience import Experience
 from nptool.decoding.headed import Opened
-from nptool.decoding.loop import decode
+from nptool.decoding.loop import decode, time_plain
 from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, Method, Task, find_method
 from nptool.decoding.plan import plan_text
 from nptool.decoding.sampling import Sampling
@@ -155,6 +155,7 @@ class Decoder:
         opened = self._opened(method, n)
         began = self._clock()
         prefilled = _begin(opened.sequence, prompt)
+        time_plain(opened.engine, opened.sequence, widths)
         prefill_seconds = self._clock() - began
         proposer = method.propose(Task(n, opened.sequence, self._sampling, opened.heads))
         tally = Tally(proposer.width, len(prompt), prefilled_tokens=prefilled, prefill_seconds=prefill_seconds)
@@ -198,7 +199,7 @@ class Decoder:
             return (variant.method, variant.n), FixedWidth(variant.n), variant.n
         known, exact = self._known(variant), variant.adapt == AUTO
         plan = plan_text(known, length, exact=exact)
-        widths = AdaptiveWidth(known[plan.method], plan, exact=exact)
+        widths = AdaptiveWidth(known[plan.method], plan, exact=exact, plain=known[0])
         return variant.ways[plan.method], widths, widths.members[0] if widths.members else 1
 
     def _known(self, variant: Variant) -> list[Experience]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.headed import Opened
-from nptool.decoding.loop import decode
+from nptool.decoding.loop import decode, time_plain
 from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
@@ -152,6 +152,7 @@ class Answer:
     def _prefill(self) -> None:
         began = perf_counter()
         self.tally.prefilled_tokens = self._sequence.prefill()
+        time_plain(self._engine, self._sequence, self.widths)
         self.tally.prefill_seconds = perf_counter() - began
 
     def _decode(self) -> Iterator[NDArray[np.integer]]:

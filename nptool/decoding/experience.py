@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from math import log
 from statistics import median
 
 from nptool.decoding.calibration import Calibration
@@ -101,6 +102,7 @@ class Experience:
         self._reach = reach
         self._ratios: dict[int, deque[float]] = {}
         self._newest_ratio = 1.0
+        self._plain_timed = False
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._reading: deque[float] = deque(maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
@@ -125,13 +127,18 @@ class Experience:
         return self._spent > 0
 
     @property
+    def plain_timed(self) -> bool:
+        """Whether steps of width 1 were timed since it was made: what everything else is compared with."""
+        return self._plain_timed
+
+    @property
     def pace(self) -> float | None:
         """What the last step took, as a multiple of what was calibrated; None where there was none."""
         return self._newest_ratio if self._ratios else None
 
     @pace.setter
     def pace(self, value: float) -> None:
-        """What steps of widths that were not used are expected to take."""
+        """What steps are expected to take as long as there was none."""
         self._newest_ratio = value
 
     @property
@@ -150,15 +157,14 @@ class Experience:
                 self._evidence[width] = Evidence(_CARRIED, shown.tokens * scale)
 
     def seconds(self, widths: Iterable[int], length: int) -> dict[int, float]:
-        """t(w) now: as calibrated, corrected by what steps took lately; of this width, or else of the last one.
+        """t(w) now: as calibrated, corrected by what steps took lately; of this width, or else of others.
 
         With the time of a draft, which a step of width 1 does without.
         """
         drafting = self._seconds_of_a_draft
         found = {}
         for width in widths:
-            ratio = median(self._ratios[width]) if width in self._ratios else self._newest_ratio
-            found[width] = self._calibrated(width, length) * ratio + (drafting if width > 1 else 0.0)
+            found[width] = self._calibrated(width, length) * self._ratio(width) + (drafting if width > 1 else 0.0)
         return found
 
     def choose(self, widths: Sequence[int], length: int, current: int) -> Choice:
@@ -215,6 +221,17 @@ class Experience:
             calibration=self.calibration.fingerprint,
         )
 
+    def time_plain(self, length: int, seconds: float) -> None:
+        """Take into account what one row takes behind `length` tokens, timed apart from any step.
+
+        A text that keeps to wide steps never shows it, and a calibration that was wrong of it would stay so.
+        """
+        ratio = seconds / self.calibration.at(1, length)
+        if not self._ratios:
+            self._newest_ratio = ratio
+        self._ratios[1] = deque([ratio], maxlen=_TIMES)
+        self._plain_timed = True
+
     def learn(self, steps: Sequence[Step], rate: float | None) -> None:
         """Take steps into account.
 
@@ -251,6 +268,7 @@ class Experience:
             ratios = self._ratios.setdefault(rows, deque(maxlen=_TIMES))
             for step in reversed(of_width):
                 ratios.append((step.seconds - step.drafting) / self.calibration.at(rows, step.length))
+        self._plain_timed = self._plain_timed or 1 in newest
         if steps:
             self._newest_ratio = median(self._ratios[steps[-1].rows])
 
@@ -311,6 +329,20 @@ class Experience:
                 ratio = _UNDISTURBED * min(1.0, ratio)
             found[width] = min(time, self._calibrated(width, length) * ratio + (drafting if width > 1 else 0.0))
         return found
+
+    def _ratio(self, width: int) -> float:
+        """What a step takes, as a multiple of what was calibrated: as those of its width, or else as others.
+
+        One row's as the last step's. A wide one's as those of the nearest wide one, or as the last step's where that is
+        less: but one row being faster than calibrated makes no wide step faster than the nearest one was.
+        """
+        if width in self._ratios:
+            return median(self._ratios[width])
+        wide = [known for known in self._ratios if known > 1]
+        if width == 1 or not wide:
+            return self._newest_ratio
+        nearest = min(wide, key=lambda known: abs(log(known / width)))
+        return min(median(self._ratios[nearest]), max(1.0, self._newest_ratio))
 
     def _calibrated(self, width: int, length: int) -> float:
         """t(w) as calibrated, looked up once for one length: every choice asks for all of it twice."""

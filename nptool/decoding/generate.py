@@ -214,7 +214,8 @@ class TextModel:
         experiences = [self.knowledge.experience(name, widest) for name, widest in lengths.items()]
         plan = plan_text(experiences, length, exact=exact)
         chosen = list(lengths)[plan.method]
-        return find_method(chosen), lengths[chosen], AdaptiveWidth(experiences[plan.method], plan, exact=exact)
+        widths = AdaptiveWidth(experiences[plan.method], plan, exact=exact, plain=experiences[0])
+        return find_method(chosen), lengths[chosen], widths
 
     def _heads(self, method: Method, n: int) -> int | None:
         """Heads in all that a method uses with a block length of `n`."""

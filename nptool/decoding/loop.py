@@ -18,6 +18,7 @@ from nptool.decoding.engine import Engine
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
+from nptool.decoding.step_times import time_in_turns
 from nptool.decoding.tally import Tally
 from nptool.decoding.verification import Verify, verify_line
 from nptool.decoding.widths import FixedWidth, Widths
@@ -83,3 +84,11 @@ def decode(
         resumed = perf_counter()
         if finished:
             return
+
+
+def time_plain(engine: Engine, sequence: Sequence, widths: Widths) -> None:
+    """Tell `widths` what one row takes behind a prefilled text, where they want to know it before the first step."""
+    if widths.wants_plain_time:
+        cached = sequence.tokens[: sequence.cached]
+        for _, seconds in time_in_turns(engine, cached, (1,), 1):
+            widths.time_plain(len(cached), seconds)

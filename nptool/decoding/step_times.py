@@ -1,4 +1,4 @@
-"""Timing of batches behind a text that stays the same; what calibration and `bench` share. Draws no conclusions."""
+"""Timing of batches behind a text that stays the same: for calibration, `bench` and answers. Draws no conclusions."""
 
 from __future__ import annotations
 

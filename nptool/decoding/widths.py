@@ -32,6 +32,11 @@ class Widths(Protocol):
     """Whether a batch has all the rows that were chosen, whatever was drafted."""
     members: tuple[int, ...]
     """Widths at which autoregressive decoding gives this text bit for bit; none where batches are not padded."""
+    wants_plain_time: bool
+    """Whether `time_plain` is to be told, before the first step, what one row takes."""
+
+    def time_plain(self, length: int, seconds: float) -> None:
+        """What one row takes behind `length` tokens."""
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit.
@@ -50,10 +55,15 @@ class Widths(Protocol):
 class FixedWidth:
     """Every batch has `width` rows; None lets it be as narrow as its draft."""
 
+    wants_plain_time = False
+
     def __init__(self, width: int | None) -> None:
         self.padded = width is not None
         self.members: tuple[int, ...] = () if width is None else (width,)
         self._width = UNLIMITED if width is None else width
+
+    def time_plain(self, length: int, seconds: float) -> None:
+        """Nothing to compare with it."""
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         return self._width
@@ -68,17 +78,27 @@ class FixedWidth:
 class AdaptiveWidth:
     """What the policy chooses for one text."""
 
-    def __init__(self, experience: Experience, plan: Plan, *, exact: bool) -> None:
-        """Args: `plan` is that of the text, made for it from this experience among others."""
+    def __init__(self, experience: Experience, plan: Plan, *, exact: bool, plain: Experience | None = None) -> None:
+        """
+        Args:
+            plan: that of the text, made for it from this experience among others.
+            plain: the one of these that plans autoregressive decoding; None is the same one.
+        """
         self.padded = exact
         self.members: tuple[int, ...] = plan.members if exact else ()
         self._widths = plan.members
         self._rate_of_text = plan.rate
         self._experience = experience
+        self._plain = plain or experience
+        self.wants_plain_time = 1 not in plan.members and not self._plain.plain_timed
         self._rate: float | None = None
         self._width = 0
         self._left = 0
         self._steps: list[Step] = []
+
+    def time_plain(self, length: int, seconds: float) -> None:
+        """For the plans of texts to come."""
+        self._plain.time_plain(length, seconds)
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         """The same for a few steps, then what is best by then."""

@@ -18,7 +18,7 @@ from nptool.decoding.answer import Answer
 from nptool.decoding.calibration import Calibration
 from nptool.decoding.experience import Drafts, Experience
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
-from nptool.decoding.loop import decode
+from nptool.decoding.loop import decode, time_plain
 from nptool.decoding.methods import METHODS, Task
 from nptool.decoding.plan import plan_text
 from nptool.decoding.policy import Prior
@@ -99,7 +99,10 @@ class Scripted:
     def __init__(self, widths: Sequence[int], padded: bool = False) -> None:
         self.padded = padded
         self.members = ()
+        self.wants_plain_time = False
         self._widths = list(widths)
+
+    def time_plain(self, length: int, seconds: float) -> None: ...
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         return self._widths.pop(0) if len(self._widths) > 1 else self._widths[0]
@@ -133,6 +136,21 @@ def test_where_wide_steps_do_not_pay_the_class_is_that_of_width_1() -> None:
     assert adaptive(experience(0.1, flat=False), exact=True).members == (1,)
     assert adaptive(experience(0.5), exact=True).members == (6, 8)
     assert adaptive(experience(0.5), exact=False).members == ()
+
+
+def test_one_row_is_timed_behind_the_prompt_and_leaves_nothing(scripted: Any) -> None:
+    """Eight batches of it, of which the scripted engine says that each took a millisecond."""
+    known = experience(0.9)
+    engine = scripted(by_position)
+    text = Text(engine)
+    text.open(PROMPT)
+    text.prefill()
+    before = list(engine.cache)
+    for _ in range(2):
+        time_plain(engine, text, adaptive(known, exact=True))
+        assert engine.widths == [1] * 8
+        assert engine.cache == before == text.tokens[:-1].tolist()
+    assert known.seconds([1], 2) == {1: pytest.approx(1e-3)}
 
 
 def test_n_is_the_upper_bound(scripted: Any) -> None:
