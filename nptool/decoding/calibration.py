@@ -61,11 +61,15 @@ class Calibration:
 
     def at(self, width: int, context: float) -> float:
         """t(w) behind `context` tokens: linear between what was measured and beyond, never below the least."""
+        near, slope = self.line(width)
+        return near + slope * max(0.0, context - self.contexts[0])
+
+    def line(self, width: int) -> tuple[float, float]:
+        """t(w) behind the first context, and what every token behind that adds."""
         near = self._between(self.seconds[0], width)
-        if len(self.contexts) == 1 or context <= self.contexts[0]:
-            return near
-        slope = max(0.0, self._far(width) - near) / (self.contexts[1] - self.contexts[0])
-        return near + slope * (context - self.contexts[0])
+        if len(self.contexts) == 1:
+            return near, 0.0
+        return near, max(0.0, self._far(width) - near) / (self.contexts[1] - self.contexts[0])
 
     @property
     def fingerprint(self) -> str:

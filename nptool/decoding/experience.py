@@ -100,14 +100,14 @@ class Experience:
         """What may be chosen, ascending, where bits do not matter."""
         self._drafts = drafts
         self._reach = reach
-        self._ratios: dict[int, deque[float]] = {}
+        self._ratios: dict[int, float] = {}
+        self._newest_ratios: dict[int, deque[float]] = {}
+        self._lines = {width: calibration.line(width) for width in self.widths}
         self._newest_ratio = 1.0
         self._plain_timed = False
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._reading: deque[float] = deque(maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
-        self._length = -1
-        self._looked_up: dict[int, float] = {}
         self._rows_before = 0
         self._spent = 0.0
         self._lost = 0.0
@@ -214,7 +214,7 @@ class Experience:
         return Learnt(
             prior=self.prior,
             evidence={width: shown for width, shown in self._evidence.items() if shown.steps > 0},
-            ratios={width: median(ratios) for width, ratios in self._ratios.items()},
+            ratios=dict(self._ratios),
             newest_ratio=self._newest_ratio,
             drafting=median(self._drafting) if self._drafting else None,
             saved=max(-bound, min(bound, self.allowance)),
@@ -229,7 +229,8 @@ class Experience:
         ratio = seconds / self.calibration.at(1, length)
         if not self._ratios:
             self._newest_ratio = ratio
-        self._ratios[1] = deque([ratio], maxlen=_TIMES)
+        self._newest_ratios.pop(1, None)
+        self._note_ratios(1, [ratio])
         self._plain_timed = True
 
     def learn(self, steps: Sequence[Step], rate: float | None) -> None:
@@ -238,22 +239,15 @@ class Experience:
         Args:
             rate: tokens per second that the best known width would have brought, where these were a trial.
         """
-        kept = faded = 1.0
         for step in steps:
             self._spent += step.seconds
             if rate is not None:
                 self._lost = max(0.0, self._lost + step.seconds - (step.accepted + 1) / rate)
-            share = _KEPT if step.drafted else _KEPT_UNTRIED
-            kept *= share
-            if step.drafted:
-                self._drafting.append(step.drafting)
-                self._fade(kept / faded)
-                faded = kept
-                self._credit(step)
-            elif step.drafting:
+            if step.drafting and not step.drafted:
                 self._reading.append(step.drafting)
-            self._rows_before = step.rows
-        self._fade(kept / faded)
+            elif step.drafted:
+                self._drafting.append(step.drafting)
+        kept = self._credit(steps)
         self._compare_times(steps)
         self._settle(kept)
 
@@ -265,12 +259,18 @@ class Experience:
             if len(of_width) < _TIMES:
                 of_width.append(step)
         for rows, of_width in newest.items():
-            ratios = self._ratios.setdefault(rows, deque(maxlen=_TIMES))
-            for step in reversed(of_width):
-                ratios.append((step.seconds - step.drafting) / self.calibration.at(rows, step.length))
+            self._note_ratios(
+                rows,
+                [(step.seconds - step.drafting) / self._calibrated(rows, step.length) for step in reversed(of_width)],
+            )
         self._plain_timed = self._plain_timed or 1 in newest
         if steps:
-            self._newest_ratio = median(self._ratios[steps[-1].rows])
+            self._newest_ratio = self._ratios[steps[-1].rows]
+
+    def _note_ratios(self, rows: int, ratios: Iterable[float]) -> None:
+        newest = self._newest_ratios.setdefault(rows, deque(maxlen=_TIMES))
+        newest.extend(ratios)
+        self._ratios[rows] = median(newest)
 
     def _resume(self, learnt: Learnt) -> None:
         """Be what another one was at its end. One time of each width is taken over, which two new ones outvote.
@@ -280,24 +280,43 @@ class Experience:
         self.prior = replace(learnt.prior, steps=min(learnt.prior.steps, MEASURED))
         self._evidence = dict(learnt.evidence)
         if learnt.calibration == self.calibration.fingerprint:
-            self._ratios = {width: deque([ratio], maxlen=_TIMES) for width, ratio in learnt.ratios.items()}
+            for width, ratio in learnt.ratios.items():
+                self._note_ratios(width, [ratio])
             self._newest_ratio = learnt.newest_ratio
         if learnt.drafting is not None:
             self._drafting = deque([learnt.drafting], maxlen=_TIMES)
         self._saved = learnt.saved
 
-    def _credit(self, step: Step) -> None:
-        whole = step.drafted + 1
-        if self._drafts is Drafts.INDEPENDENT:
-            widths = [width for width in self.widths if 1 < width <= whole]
-        elif self._drafts is Drafts.BRANCHING:
-            widths = [step.rows] if step.drafted else []
-        else:
-            # What lies behind the draft is padding.
-            widths = [step.rows] if 1 < step.rows <= min(whole, self._rows_before) else []
-        for width in widths:
+    def _credit(self, steps: Sequence[Step]) -> float:
+        """Add what steps have shown to the evidence, which fades with each of them; what is left of the old.
+
+        From the newest to the oldest: a step's share is what those behind it leave of it.
+        """
+        kept, gained = 1.0, dict[int, tuple[float, float]]()
+        before = [self._rows_before, *(step.rows for step in steps)]
+        for step, rows_before in zip(reversed(steps), reversed(before[:-1]), strict=True):
+            for width in self._shown_by(step, rows_before):
+                count, tokens = gained.get(width, (0.0, 0.0))
+                gained[width] = count + kept, tokens + kept * (1 + min(step.accepted, width - 1))
+            kept *= _KEPT if step.drafted else _KEPT_UNTRIED
+        self._rows_before = before[-1]
+        self._fade(kept)
+        for width, (count, tokens) in gained.items():
             shown = self._evidence.get(width, Evidence())
-            self._evidence[width] = Evidence(shown.steps + 1, shown.tokens + 1 + min(step.accepted, width - 1))
+            self._evidence[width] = Evidence(shown.steps + count, shown.tokens + tokens)
+        return kept
+
+    def _shown_by(self, step: Step, rows_before: int) -> Iterable[int]:
+        """Widths that a step tells of."""
+        whole = step.drafted + 1
+        if not step.drafted:
+            return ()
+        if self._drafts is Drafts.INDEPENDENT:
+            return (width for width in self.widths if 1 < width <= whole)
+        if self._drafts is Drafts.BRANCHING:
+            return (step.rows,)
+        # What lies behind the draft is padding.
+        return (step.rows,) if 1 < step.rows <= min(whole, rows_before) else ()
 
     def _fade(self, kept: float) -> None:
         for width, shown in self._evidence.items():
@@ -337,20 +356,19 @@ class Experience:
         less: but one row being faster than calibrated makes no wide step faster than the nearest one was.
         """
         if width in self._ratios:
-            return median(self._ratios[width])
+            return self._ratios[width]
         wide = [known for known in self._ratios if known > 1]
         if width == 1 or not wide:
             return self._newest_ratio
         nearest = min(wide, key=lambda known: abs(log(known / width)))
-        return min(median(self._ratios[nearest]), max(1.0, self._newest_ratio))
+        return min(self._ratios[nearest], max(1.0, self._newest_ratio))
 
     def _calibrated(self, width: int, length: int) -> float:
-        """t(w) as calibrated, looked up once for one length: every choice asks for all of it twice."""
-        if length != self._length:
-            self._length, self._looked_up = length, {}
-        if width not in self._looked_up:
-            self._looked_up[width] = self.calibration.at(width, length)
-        return self._looked_up[width]
+        """t(w) as calibrated; every choice asks for all of it twice."""
+        if width not in self._lines:
+            self._lines[width] = self.calibration.line(width)
+        near, slope = self._lines[width]
+        return near + slope * max(0.0, length - self.calibration.contexts[0])
 
     @property
     def _seconds_of_a_draft(self) -> float:

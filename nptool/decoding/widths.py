@@ -19,8 +19,8 @@ from nptool.decoding.experience import Experience, Step
 from nptool.decoding.plan import Plan
 from nptool.decoding.policy import TRIAL_STEPS
 
-# A choice costs some ten microseconds, which would be felt in every step of a small model.
-_STEPS = 4
+# A choice costs a hundred microseconds, which would be felt in every step of a small model.
+_STEPS = 8
 _STEPS_OF_WIDTH_1 = 16
 UNLIMITED = 1 << 30
 
