@@ -22,9 +22,11 @@ def prepare(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite; arguments go to pytest."""
+    """The test suite, a process for each of two cores; arguments go to pytest."""
     prepare(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    # Two processes whose OpenMP threads wait for each other would take longer than one.
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=one_thread)
 
 
 @nox.session

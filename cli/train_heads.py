@@ -64,6 +64,14 @@ def train_heads(
             help=f"how firmly the joint stage holds head 1 to the original [{DEFAULTS.guard:g}]", show_default=False
         ),
     ] = None,
+    answer_anew: Annotated[
+        bool | None,
+        typer.Option(
+            "--answer-anew/--no-answer-anew",
+            help="the model answers the prompts of the trajectories itself [without --data, where they are another's]",
+            show_default=False,
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="leave out longer trajectories [the model's context]", show_default=False)
     ] = None,

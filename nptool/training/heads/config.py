@@ -51,6 +51,8 @@ class HeadsConfig(ResponsesConfig):
     """Highest learning rate of the joint stage."""
     guard: float = GUARD
     """Weight of KL(original model || head 1) in the joint stage."""
+    answer_anew: bool = False
+    """Let the model answer the prompts of trajectories itself, as it does where the data are prompts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,8 +99,9 @@ def check_heads(heads: int) -> None:
 def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Where no data are given: model and trajectories of the newest run, or of the run of the model that is given.
 
-    A CLLM's run may have been trained on another run's trajectories; those serve here too. A run of heads names the
-    model and data it was trained on, so that a repeated command finds that run again.
+    A CLLM's run may have been trained on another model's trajectories: the CLLM answers their prompts anew, since heads
+    are to foresee what it will say itself. A run of heads names the model and data it was trained on, so that a
+    repeated command finds that run again.
 
     Raises:
         DataError: there is no run.
@@ -111,11 +114,16 @@ def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
         return run_defaults(given)
     saved = read_json(run.config)
     kind, config = saved["kind"], saved["config"]
+    if kind == KIND:
+        names = ("data", "model", "answer_anew")
+        found = {name: config[name] for name in names if config.get(name) is not None}
+        return found | {"data": tuple(Path(path) for path in config["data"])}
     if run.collected.is_file():
-        data: tuple[Path, ...] = (run.collected,)
-    elif kind in _ON_RESPONSES:
-        data = tuple(Path(path) for path in config["data"])
-    else:
-        return run_defaults(given)
-    model = config["model"] if kind == KIND else str(run.model)
-    return {"data": data} if model is None else {"data": data, "model": model}
+        return {"data": (run.collected,), "model": str(run.model)}
+    if kind in _ON_RESPONSES:
+        return {
+            "data": tuple(Path(path) for path in config["data"]),
+            "model": str(run.model),
+            "answer_anew": True,
+        }
+    return run_defaults(given)

@@ -19,12 +19,11 @@ from nptool.training.config import to_json
 from nptool.training.estimate import FLOAT32, Memory, Shape, estimate_memory
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.losses import CHUNK_ELEMENTS
-from nptool.training.heads.preparation import check_count, split_heldout
+from nptool.training.heads.preparation import check_count, find_responses, split_heldout
 from nptool.training.processes import process_count
 from nptool.training.responses.data import (
     Source,
     collect_config,
-    find_source,
     load_trajectories,
     open_source,
     position_limit,
@@ -42,7 +41,7 @@ def dry_run(config: HeadsConfig) -> dict[str, Any]:
     Raises:
         NptoolError: what the training itself would raise about data, model or configuration.
     """
-    source = find_source(config)
+    source = find_responses(config)
     check_checkpoint(source.model)
     described, _ = open_source(source)
     check_count(config, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 from nptool.collection.store import Trajectory
@@ -14,7 +15,25 @@ from nptool.training.heads.batching import response_sequences
 from nptool.training.heads.checkpoint import load_heads
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.model import MultiHead, add_heads
-from nptool.training.responses.data import Source
+from nptool.training.processes import process_count
+from nptool.training.responses.data import Source, find_source
+
+
+def find_responses(config: HeadsConfig) -> Source:
+    """As `find_source`; trajectories whose prompts are to be answered anew count as prompts.
+
+    Raises:
+        UsageError: there are several processes to answer them.
+    """
+    source = find_source(config)
+    if source.collected is None or not config.answer_anew:
+        return source
+    if process_count() > 1:
+        raise UsageError(
+            f"{source.collected} is to be answered anew; with several processes, run `nptool collect -m {source.model} "
+            f"--data {source.collected}` first"
+        )
+    return replace(source, collected=None)
 
 
 def check_count(config: HeadsConfig, source: Source) -> bool:

@@ -32,13 +32,12 @@ from nptool.training.heads.checkpoint import save_heads
 from nptool.training.heads.config import GUARD, JOINT_LR, KIND, HeadsConfig
 from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
 from nptool.training.heads.model import MultiHead
-from nptool.training.heads.preparation import check_count, split_heldout, start_model
+from nptool.training.heads.preparation import check_count, find_responses, split_heldout, start_model
 from nptool.training.heads.trainer import HeadsTrainer
 from nptool.training.processes import is_main_process, main_process_first, process_count
 from nptool.training.responses.data import (
     Source,
     data_digest,
-    find_source,
     load_trajectories,
     open_source,
     position_limit,
@@ -99,7 +98,7 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     set_seed(config.seed)
-    source = find_source(config)
+    source = find_responses(config)
     described, tokenizer = open_source(source)
     has_heads = check_count(config, source)
     run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)
@@ -148,7 +147,15 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
 
 def _heads_alone(config: HeadsConfig, source: Source, collected: Collected, run: Run, progress: Progress) -> Source:
     """Train the heads on a frozen trunk first, in a run inside `run`; returns the model with them."""
-    alone = replace(config, data=(collected.path,), model=source.model, joint=False, joint_lr=JOINT_LR, guard=GUARD)
+    alone = replace(
+        config,
+        data=(collected.path,),
+        model=source.model,
+        joint=False,
+        joint_lr=JOINT_LR,
+        guard=GUARD,
+        answer_anew=False,
+    )
     return replace(source, model=train_heads(alone, progress, Run(run.path / ALONE)).model)
 
 

@@ -93,7 +93,8 @@ def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
             with atomic_file(run.heldout) as stream:
                 stream.write(origin.heldout.read_bytes())
             return
-    if source.collected is not None or not config.heldout:
+    # Trajectories that are answered anew, too.
+    if not config.heldout or any(path.is_file() and is_collected(path) for path in config.data):
         logger.info("%s has no held-out prompts; name some to `nptool bench` with --prompts", run.path)
         return
     records = read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field)

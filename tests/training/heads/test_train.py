@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from nptool.collection.store import Trajectory
+from nptool.collection.store import Trajectory, read_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
 from nptool.runs import Run
-from nptool.training.checkpoints import load_model
+from nptool.training.checkpoints import load_model, load_tokenizer, save_model
 from nptool.training.heads.batching import heads_batch, response_sequences
 from nptool.training.heads.checkpoint import load_heads
 from nptool.training.heads.config import HeadsConfig, heads_defaults
+from nptool.training.heads.dry_run import dry_run
 from nptool.training.heads.evaluation import RANKS, evaluate_heads
 from nptool.training.heads.losses import IGNORE
 from nptool.training.heads.model import add_heads
@@ -237,13 +238,43 @@ def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collecte
     cllm = Run.create("cllm")
     cllm.publish()
     cllm.config.write_text(json.dumps({"kind": "cllm", "config": {"data": [str(base.collected)], "model": None}}))
-    assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/cllm/model"}
+    anew = {"data": (base.collected,), "model": "runs/cllm/model", "answer_anew": True}
+    assert heads_defaults({}) == anew
     heads = Run.create("heads")
     heads.publish()
-    saved = {"data": [str(base.collected)], "model": "runs/cllm/model"}
+    saved = {"data": [str(base.collected)], "model": "runs/cllm/model", "answer_anew": True}
     heads.config.write_text(json.dumps({"kind": "heads", "config": saved}))
-    assert heads_defaults({}) == {"data": (base.collected,), "model": "runs/cllm/model"}
+    heads.collected.write_bytes(b"its own answers are no data of another run")
+    assert heads_defaults({}) == anew
+    heads.config.write_text(json.dumps({"kind": "heads", "config": {"data": ["a.parquet"], "model": None}}))
+    assert heads_defaults({}) == {"data": (Path("a.parquet"),)}
     assert heads_defaults({"data": (collected,)}) == {}
+
+
+def test_another_model_answers_the_prompts_of_trajectories_anew(
+    config: HeadsConfig, checkpoint: Path, collected: Path, tmp_path: Path
+) -> None:
+    """One that ends every answer at once."""
+    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.fill_(0.0 if "proj" in name or "lm_head" in name else 1.0)
+        weights["lm_head.weight"][tokenizer.eos_token_id] = 1.0
+    other = str(tmp_path / "other" / "model")
+    save_model(model, tokenizer, other)
+    config = replace(config, model=other, steps=1)
+    train_heads(config)
+    assert not Run(Path("runs/one")).collected.exists()
+    anew = replace(config, answer_anew=True, name="two")
+    assert dry_run(anew)["config"]["model"] == other
+    result = train_heads(anew)
+    assert result.trajectories + result.heldout == 40
+    found = read_collected(Run(Path("runs/two")).collected)
+    assert found.metadata.model == other
+    given = {tuple(row.prompt_ids.tolist()) for row in read_collected(collected).rows()}
+    assert {tuple(row.prompt_ids.tolist()) for row in found.rows()} == given
+    assert {tuple(row.response_ids.tolist()) for row in found.rows()} == {(tokenizer.eos_token_id,)}
 
 
 def test_bad_input_is_one_clear_error(config: HeadsConfig, checkpoint: Path, tmp_path: Path) -> None:
