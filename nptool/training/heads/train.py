@@ -17,8 +17,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from nptool.collection.store import Collected
-from nptool.files import atomic_file, read_json, write_json
-from nptool.method_note import NOTE_FILE
+from nptool.files import read_json, write_json
+from nptool.method_note import read_note, write_note
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
@@ -213,14 +213,17 @@ def _save(
     dtype: Any,
     evaluation: HeadsEvaluation | None,
 ) -> None:
-    """Write the checkpoint; a frozen trunk keeps the type of its weights, and stays a CLLM if it was one."""
+    """Write the checkpoint; a frozen trunk keeps the type of its weights.
+
+    What was a CLLM stays one: measured, a window of 16 gave 5.21 tokens per forward after a joint stage that moved the
+    embedded default's trunk far (at 5e-4), and 5.84 before. The figure of its own training goes.
+    """
     kept = not config.joint and isinstance(dtype, torch.dtype)
     accuracy = evaluation.accuracy[1:] if evaluation else ()
     save_heads(model, tokenizer, run.model, accuracy, dtype if kept else torch.float32)
-    method = Path(source.model) / NOTE_FILE
-    if not config.joint and method.is_file():
-        with atomic_file(run.model / NOTE_FILE) as stream:
-            stream.write(method.read_bytes())
+    note = read_note(Path(source.model))
+    if note is not None:
+        write_note(run.model, replace(note, measured=None) if config.joint else note)
 
 
 def _tokens(train: Sequences, plan: list[Rows]) -> int:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from nptool.collection.store import Trajectory, read_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
+from nptool.method_note import Measured, MethodNote, read_note, write_note
 from nptool.runs import Run
 from nptool.training.checkpoints import load_model, load_tokenizer, save_model
 from nptool.training.heads.batching import heads_batch, response_sequences
@@ -97,6 +98,15 @@ def test_saved_heads_come_back(config: HeadsConfig) -> None:
             assert torch.equal(weight, saved.pop(f"heads.{number}.{name}"))
     assert not saved
     assert not torch.equal(model.heads[1].mlp.up_proj.weight, model.heads[0].mlp.up_proj.weight)
+
+
+def test_a_cllm_stays_one_and_a_joint_stage_forgets_its_figure(config: HeadsConfig, checkpoint: Path) -> None:
+    note = MethodNote("cllm", 16, Measured(4.5, 16))
+    write_note(checkpoint, note)
+    alone = train_heads(replace(config, steps=1))
+    joint = train_heads(replace(config, steps=1, lr=None, joint=True, name="two"))
+    assert read_note(Path(alone.model)) == note
+    assert read_note(Path(joint.model)) == replace(note, measured=None)
 
 
 def test_the_type_of_the_weights_is_kept(config: HeadsConfig, checkpoint: Path) -> None:
