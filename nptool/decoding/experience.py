@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from math import log
 from statistics import median
+from typing import NamedTuple
 
 from nptool.decoding.calibration import Calibration
 from nptool.decoding.learnt import Learnt
@@ -57,8 +58,7 @@ class Drafts(Enum):
     """Nothing: a tree is made for its size."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one forward pass was and cost."""
 
     length: int

@@ -22,6 +22,8 @@ from nptool.decoding.policy import TRIAL_STEPS
 # A choice costs a hundred microseconds, which would be felt in every step of a small model.
 _STEPS = 8
 _STEPS_OF_WIDTH_1 = 16
+# Where there is one width to choose, so much is learnt from at a time.
+_STEPS_WITHOUT_CHOICE = 64
 UNLIMITED = 1 << 30
 
 
@@ -106,6 +108,8 @@ class AdaptiveWidth:
             self._decide(length)
         self._left -= 1
         wanted = max(least, min(self._width, room + 1))
+        if wanted == self._width:
+            return wanted
         return next(width for width in self._widths if width >= wanted)
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
@@ -119,6 +123,9 @@ class AdaptiveWidth:
 
     def _decide(self, length: int) -> None:
         self.finish()
+        if len(self._widths) == 1:
+            self._width, self._left = self._widths[0], _STEPS_WITHOUT_CHOICE
+            return
         choice = self._experience.choose(self._widths, length, self._width)
         self._width, self._rate = choice.width, choice.best_rate if choice.trial else None
         self._left = TRIAL_STEPS if choice.trial else _STEPS_OF_WIDTH_1 if choice.width == 1 else _STEPS
