@@ -113,7 +113,8 @@ def train_heads(
     flags = {**given_fields(locals(), HeadsConfig), "data": data_paths(data, more)}
     given = {field: value for field, value in flags.items() if value is not None}
     in_file = read_mapping(HeadsConfig, config) if config is not None else {}
-    resolved = resolve(HeadsConfig, config, heads_defaults({**in_file, **given}) | given)
+    defaults = {name: value for name, value in heads_defaults({**in_file, **given}).items() if name not in in_file}
+    resolved = resolve(HeadsConfig, config, defaults | given)
     if dry_run:
         from nptool.training.heads.dry_run import dry_run as estimate
 

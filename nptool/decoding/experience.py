@@ -104,7 +104,7 @@ class Experience:
         self._newest_ratios: dict[int, deque[float]] = {}
         self._lines = {width: calibration.line(width) for width in self.widths}
         self._newest_ratio = 1.0
-        self._plain_timed = False
+        self._stepped = self._plain_timed = False
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._reading: deque[float] = deque(maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
@@ -134,7 +134,7 @@ class Experience:
     @property
     def pace(self) -> float | None:
         """What the last step took, as a multiple of what was calibrated; None where there was none."""
-        return self._newest_ratio if self._ratios else None
+        return self._newest_ratio if self._stepped else None
 
     @pace.setter
     def pace(self, value: float) -> None:
@@ -227,8 +227,6 @@ class Experience:
         A text that keeps to wide steps never shows it, and a calibration that was wrong of it would stay so.
         """
         ratio = seconds / self.calibration.at(1, length)
-        if not self._ratios:
-            self._newest_ratio = ratio
         self._newest_ratios.pop(1, None)
         self._note_ratios(1, [ratio])
         self._plain_timed = True
@@ -265,6 +263,7 @@ class Experience:
             )
         self._plain_timed = self._plain_timed or 1 in newest
         if steps:
+            self._stepped = True
             self._newest_ratio = self._ratios[steps[-1].rows]
 
     def _note_ratios(self, rows: int, ratios: Iterable[float]) -> None:
@@ -282,7 +281,7 @@ class Experience:
         if learnt.calibration == self.calibration.fingerprint:
             for width, ratio in learnt.ratios.items():
                 self._note_ratios(width, [ratio])
-            self._newest_ratio = learnt.newest_ratio
+            self._newest_ratio, self._stepped = learnt.newest_ratio, bool(learnt.ratios)
         if learnt.drafting is not None:
             self._drafting = deque([learnt.drafting], maxlen=_TIMES)
         self._saved = learnt.saved

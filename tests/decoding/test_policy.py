@@ -339,7 +339,8 @@ def test_one_row_is_timed_once_and_only_where_no_step_shows_it() -> None:
     assert widths.wants_plain_time
     widths.time_plain(TEXT, 2.5)
     assert plain.seconds([1], TEXT) == {1: 2.5}
-    assert plain.pace == 2.5
+    assert plain.pace is None
+    assert plain.seconds([8], TEXT) == {8: F32[8]}
     plain.learn([Step(TEXT, 1, 0, 0, 1.0)], None)
     assert plain.plain_timed
 

@@ -139,7 +139,7 @@ def test_where_wide_steps_do_not_pay_the_class_is_that_of_width_1() -> None:
 
 
 def test_one_row_is_timed_behind_the_prompt_and_leaves_nothing(scripted: Any) -> None:
-    """Eight batches of it, of which the scripted engine says that each took a millisecond."""
+    """Three times eight batches of it, of which the scripted engine says that each took a millisecond."""
     known = experience(0.9)
     engine = scripted(by_position)
     text = Text(engine)
@@ -148,7 +148,7 @@ def test_one_row_is_timed_behind_the_prompt_and_leaves_nothing(scripted: Any) ->
     before = list(engine.cache)
     for _ in range(2):
         time_plain(engine, text, adaptive(known, exact=True))
-        assert engine.widths == [1] * 8
+        assert engine.widths == [1] * 24
         assert engine.cache == before == text.tokens[:-1].tolist()
     assert known.seconds([1], 2) == {1: pytest.approx(1e-3)}
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from nptool.errors import UsageError
 from nptool.files import read_json
-from nptool.runs import latest_run, run_of
+from nptool.runs import Run, latest_run, run_of
 from nptool.training.config import check_range
-from nptool.training.responses.config import ResponsesConfig, run_defaults
+from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
 
 KIND = "heads"
 # Kinds of training on trajectories, whose configuration names them.
@@ -115,15 +115,24 @@ def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
     saved = read_json(run.config)
     kind, config = saved["kind"], saved["config"]
     if kind == KIND:
-        names = ("data", "model", "answer_anew")
+        names = ("model", "answer_anew", *COLLECT_FIELDS)
         found = {name: config[name] for name in names if config.get(name) is not None}
         return found | {"data": tuple(Path(path) for path in config["data"])}
     if run.collected.is_file():
-        return {"data": (run.collected,), "model": str(run.model)}
-    if kind in _ON_RESPONSES:
-        return {
-            "data": tuple(Path(path) for path in config["data"]),
-            "model": str(run.model),
-            "answer_anew": True,
-        }
-    return run_defaults(given)
+        data: tuple[Path, ...] = (run.collected,)
+    elif kind in _ON_RESPONSES:
+        data = tuple(Path(path) for path in config["data"])
+    else:
+        return run_defaults(given)
+    found = {"data": data, "model": str(run.model)}
+    # What a CLLM was trained on are answers of the model it was before, collected in its run or elsewhere.
+    foreign = kind in _ON_RESPONSES and not _answered_by(run, data[0])
+    return found | ({"answer_anew": True} if foreign else {})
+
+
+def _answered_by(run: Run, data: Path) -> bool:
+    """Whether data are trajectories of a run's own model."""
+    # It loads numpy, which `nptool --help` does without.
+    from nptool.collection.store import is_collected, read_collected
+
+    return is_collected(data) and Path(read_collected(data).metadata.model).resolve() == run.model.resolve()

@@ -87,14 +87,15 @@ def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
     """
     if run.heldout.is_file():
         return
-    for place in (source.model, source.collected):
-        origin = run_of(place) if place is not None and Path(place).exists() else None
+    collections = [path for path in config.data if path.is_file() and is_collected(path)]
+    places: list[str | Path] = [source.model, *collections]
+    for place in places:
+        origin = run_of(place) if Path(place).exists() else None
         if origin is not None and origin.heldout.is_file():
             with atomic_file(run.heldout) as stream:
                 stream.write(origin.heldout.read_bytes())
             return
-    # Trajectories that are answered anew, too.
-    if not config.heldout or any(path.is_file() and is_collected(path) for path in config.data):
+    if collections or not config.heldout:
         logger.info("%s has no held-out prompts; name some to `nptool bench` with --prompts", run.path)
         return
     records = read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field)

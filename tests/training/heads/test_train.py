@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from nptool.collection.store import Trajectory, read_collected
+from nptool.collection.store import Trajectory, read_collected, write_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
 from nptool.method_note import Measured, MethodNote, read_note, write_note
@@ -250,14 +250,20 @@ def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collecte
     cllm.config.write_text(json.dumps({"kind": "cllm", "config": {"data": [str(base.collected)], "model": None}}))
     anew = {"data": (base.collected,), "model": "runs/cllm/model", "answer_anew": True}
     assert heads_defaults({}) == anew
+    # Collected in the CLLM's own run, by the model that it was made of, or by itself.
+    cllm.collected.write_bytes(collected.read_bytes())
+    assert heads_defaults({}) == anew | {"data": (cllm.collected,)}
+    found = read_collected(collected)
+    write_collected(cllm.collected, replace(found.metadata, model="runs/cllm/model"), list(found.rows()))
+    assert heads_defaults({}) == {"data": (cllm.collected,), "model": "runs/cllm/model"}
     heads = Run.create("heads")
     heads.publish()
     saved = {"data": [str(base.collected)], "model": "runs/cllm/model", "answer_anew": True}
     heads.config.write_text(json.dumps({"kind": "heads", "config": saved}))
     heads.collected.write_bytes(b"its own answers are no data of another run")
     assert heads_defaults({}) == anew
-    heads.config.write_text(json.dumps({"kind": "heads", "config": {"data": ["a.parquet"], "model": None}}))
-    assert heads_defaults({}) == {"data": (Path("a.parquet"),)}
+    heads.config.write_text(json.dumps({"kind": "heads", "config": {"data": ["a.jsonl"], "model": "m", "limit": 9}}))
+    assert heads_defaults({}) == {"data": (Path("a.jsonl"),), "model": "m", "limit": 9}
     assert heads_defaults({"data": (collected,)}) == {}
 
 
