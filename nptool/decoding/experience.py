@@ -104,7 +104,9 @@ class Experience:
         self._newest_ratios: dict[int, deque[float]] = {}
         self._lines = {width: calibration.line(width) for width in self.widths}
         self._newest_ratio = 1.0
-        self._stepped = self._plain_timed = False
+        self._stepped = False
+        self.plain_timed = False
+        """Whether steps of width 1 were timed since it was made: what everything else is compared with."""
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._reading: deque[float] = deque(maxlen=_TIMES)
         self._evidence: dict[int, Evidence] = {}
@@ -125,11 +127,6 @@ class Experience:
     def used(self) -> bool:
         """Whether it was told of a step."""
         return self._spent > 0
-
-    @property
-    def plain_timed(self) -> bool:
-        """Whether steps of width 1 were timed since it was made: what everything else is compared with."""
-        return self._plain_timed
 
     @property
     def pace(self) -> float | None:
@@ -229,7 +226,7 @@ class Experience:
         ratio = seconds / self.calibration.at(1, length)
         self._newest_ratios.pop(1, None)
         self._note_ratios(1, [ratio])
-        self._plain_timed = True
+        self.plain_timed = True
 
     def learn(self, steps: Sequence[Step], rate: float | None) -> None:
         """Take steps into account.
@@ -241,10 +238,10 @@ class Experience:
             self._spent += step.seconds
             if rate is not None:
                 self._lost = max(0.0, self._lost + step.seconds - (step.accepted + 1) / rate)
-            if step.drafting and not step.drafted:
-                self._reading.append(step.drafting)
-            elif step.drafted:
+            if step.drafted:
                 self._drafting.append(step.drafting)
+            elif step.drafting:
+                self._reading.append(step.drafting)
         kept = self._credit(steps)
         self._compare_times(steps)
         self._settle(kept)
@@ -261,7 +258,7 @@ class Experience:
                 rows,
                 [(step.seconds - step.drafting) / self._calibrated(rows, step.length) for step in reversed(of_width)],
             )
-        self._plain_timed = self._plain_timed or 1 in newest
+        self.plain_timed = self.plain_timed or 1 in newest
         if steps:
             self._stepped = True
             self._newest_ratio = self._ratios[steps[-1].rows]

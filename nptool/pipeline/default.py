@@ -36,7 +36,7 @@ SCORES_FILE = "scores.json"
 
 @dataclass(frozen=True)
 class DefaultConfig:
-    """Sizes of the embedded default: 25 minutes on 2 cores of an AMD Zen 3 in float32.
+    """Sizes of the embedded default: 25 to 28 minutes on 2 cores of an AMD Zen 3 in float32.
 
     Of that time nearly half is consistency training. 2,350 steps on 2,200 prompts gave 4.64 tokens per forward in
     blocks and 90.3 % right answers instead of 4.47 and 86.0 %, and took a tenth longer. With earlier settings, a second

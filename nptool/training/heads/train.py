@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from nptool.collection.store import Collected
 from nptool.files import read_json, write_json
-from nptool.method_note import read_note, write_note
+from nptool.method_note import MethodNote, read_note, write_note
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
@@ -101,6 +101,8 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     source = find_responses(config)
     described, tokenizer = open_source(source)
     has_heads = check_count(config, source)
+    # A damaged one is an error before the training, not behind it.
+    note = read_note(Path(source.model))
     run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)
     if finished:
         logger.info("%s is finished already", run.path)
@@ -137,7 +139,7 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     # A joint stage reads what its heads alone left.
     with main_process_first():
         if is_main_process():
-            _save(model, config, source, tokenizer, run, described.dtype, after)
+            _save(model, config, note, tokenizer, run, described.dtype, after)
             write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
             if run.path.name != ALONE:
                 run.publish()
@@ -207,7 +209,7 @@ def _figures(before: HeadsEvaluation | None, after: HeadsEvaluation | None) -> d
 def _save(
     model: MultiHead,
     config: HeadsConfig,
-    source: Source,
+    note: MethodNote | None,
     tokenizer: PreTrainedTokenizerBase,
     run: Run,
     dtype: Any,
@@ -221,7 +223,6 @@ def _save(
     kept = not config.joint and isinstance(dtype, torch.dtype)
     accuracy = evaluation.accuracy[1:] if evaluation else ()
     save_heads(model, tokenizer, run.model, accuracy, dtype if kept else torch.float32)
-    note = read_note(Path(source.model))
     if note is not None:
         write_note(run.model, replace(note, measured=None) if config.joint else note)
 

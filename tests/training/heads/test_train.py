@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from nptool.collection.store import Trajectory, read_collected, write_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
-from nptool.method_note import Measured, MethodNote, read_note, write_note
+from nptool.method_note import NOTE_FILE, Measured, MethodNote, read_note, write_note
 from nptool.runs import Run
 from nptool.training.checkpoints import load_model, load_tokenizer, save_model
 from nptool.training.heads.batching import heads_batch, response_sequences
@@ -107,6 +107,9 @@ def test_a_cllm_stays_one_and_a_joint_stage_forgets_its_figure(config: HeadsConf
     joint = train_heads(replace(config, steps=1, lr=None, joint=True, name="two"))
     assert read_note(Path(alone.model)) == note
     assert read_note(Path(joint.model)) == replace(note, measured=None)
+    (checkpoint / NOTE_FILE).write_text("{}")
+    assert "should read like" in message(CheckpointError, lambda: train_heads(replace(config, name="three")))
+    assert not Path("runs/three").exists()
 
 
 def test_the_type_of_the_weights_is_kept(config: HeadsConfig, checkpoint: Path) -> None:
