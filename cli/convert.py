@@ -130,7 +130,7 @@ def _print_text(done: Conversion, newest: bool) -> None:
 
 def _print_heads(heads: ConvertedHeads) -> None:
     typer.echo(
-        f"{heads.count - 1} heads behind it: {heads.file_type}, {heads.bytes / 2**20:.1f} MiB, "
+        f"{heads.count - 1} extra heads behind it: {heads.file_type}, {heads.bytes / 2**20:.1f} MiB, "
         f"{heads.parameters / 1e6:.1f}M parameters"
     )
     for number, logits in enumerate(heads.logits or (), start=2):

@@ -47,7 +47,7 @@ def _print_json(done: Quantization) -> None:
 
 
 def _print_text(done: Quantization) -> None:
-    heads = f", {done.heads} heads in {done.heads_type}" if done.heads else ""
+    heads = f", {done.heads} extra heads in {done.heads_type}" if done.heads else ""
     typer.echo(
         f"{done.path}: {done.file_type}{heads}, {done.bytes / 2**20:.1f} MiB of {done.source_bytes / 2**20:.1f} MiB, "
         f"{done.seconds:.0f} s"

@@ -53,13 +53,16 @@ FILE_TYPES = {
 DEFAULT_TYPE = "f16"
 
 
-def file_type(name: str) -> FileType:
+def file_type(name: str, option: str = "--type") -> FileType:
     """The type called `name`, in any case.
+
+    Args:
+        option: what the user gave it by.
 
     Raises:
         UsageError: there is none of that name.
     """
     found = FILE_TYPES.get(name.lower())
     if found is None:
-        raise UsageError(f"--type {name} is not known; choose one of {', '.join(FILE_TYPES)}")
+        raise UsageError(f"{option} {name} is not known; choose one of {', '.join(FILE_TYPES)}")
     return found

@@ -35,6 +35,7 @@ from nptool.heads import (
     COUNT_KEY,
     HEADS_WEIGHTS,
     INDEX_KEY,
+    TRUNK_DIGEST_KEY,
     TRUNK_LAYER_KEY,
     HeadsInfo,
     head_tensor,
@@ -65,7 +66,11 @@ class Heads:
     @property
     def metadata(self) -> Metadata:
         """What the model's GGUF says of its heads."""
-        entries: dict[str, int | list[float]] = {COUNT_KEY: self.info.count, TRUNK_LAYER_KEY: self.info.trunk_layer}
+        entries: dict[str, int | str | list[float]] = {
+            COUNT_KEY: self.info.count,
+            TRUNK_LAYER_KEY: self.info.trunk_layer,
+            TRUNK_DIGEST_KEY: self.info.trunk_digest,
+        }
         if self.info.accuracy:
             entries[ACCURACY_KEY] = [share for row in self.info.accuracy for share in row]
             entries[ACCURACY_RANKS_KEY] = len(self.info.accuracy[0])
@@ -100,7 +105,7 @@ def heads_type(name: str | None) -> FileType:
     Raises:
         UsageError: it is none that nptool writes row by row.
     """
-    chosen = file_type(name or HEADS_TYPE)
+    chosen = file_type(name or HEADS_TYPE, "--heads-type")
     if not chosen.direct:
         direct = ", ".join(kind.name for kind in FILE_TYPES.values() if kind.direct)
         raise UsageError(
@@ -122,7 +127,11 @@ def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progr
     others: dict[str, str] = {}
     for number, tensors in zip(_numbers(heads.info), heads.tensors, strict=True):
         alone = path.with_name(f"{path.name}.head")
-        extra: Metadata = {"general.name": f"{name} head {number}", INDEX_KEY: number}
+        extra: Metadata = {
+            "general.name": f"{name} head {number}",
+            INDEX_KEY: number,
+            TRUNK_DIGEST_KEY: heads.info.trunk_digest,
+        }
         others |= write_gguf(alone, heads.sizes, None, tensors, file_type, extra, _labelled(progress, number))
         append_part(path, alone)
         alone.unlink()
@@ -186,7 +195,10 @@ def _check_info(info: HeadsInfo, checkpoint: Checkpoint, sizes: Hyperparameters)
             )
     ranks = {len(row) for row in info.accuracy}
     if info.accuracy and (len(info.accuracy) != info.count - 1 or len(ranks) != 1):
-        raise CheckpointError(f"{checkpoint.name}: heads.json does not have one row of accuracies a head; {AGAIN}")
+        raise CheckpointError(
+            f"{checkpoint.name}: heads.json speaks of {info.count} heads and has {len(info.accuracy)} rows of "
+            f"accuracies; expected a row of equal length for each head but the first; {AGAIN}"
+        )
 
 
 def _check_stored(stored: Mapping[str, StoredTensor], info: HeadsInfo, sizes: Hyperparameters, path: Path) -> None:

@@ -4,7 +4,8 @@ The layout is that of the code released with facebook/multi-token-prediction, of
 https://github.com/wooshikwon/wmtp/blob/68a6d68e6bf7ed7ba9d9195845b9f40756f140f2/models_backup/7b_1t_4/llama/model.py.
 `layers` are the trunk and head 1, `extra_heads` the other heads; all share `norm` and `output`, and `n_layers` counts
 trunk and heads. Rotary positions turn neighbouring rows (2i, 2i + 1) of queries and keys, transformers turns row i with
-row i + head_dim / 2. Knows no GGUF.
+row i + head_dim / 2. The release's README runs `--ckpt_dir 7B_200B_4/ --tokenizer_path tokenizer.model`: one tokenizer
+lies beside the checkpoints' directories. Knows no GGUF.
 """
 
 from __future__ import annotations
@@ -119,13 +120,19 @@ def import_meta(source: Path, target: Path) -> None:
         CheckpointError: files or tensors are missing, damaged, or not what params.json says.
         DiskFullError: the disk filled up.
     """
-    for name in (PARAMETERS, SENTENCE_PIECE_MODEL):
-        if not (source / name).is_file():
-            raise CheckpointError(f"{source} has {WEIGHTS} but no {name}; expected both, as Meta's release has")
+    if not (source / PARAMETERS).is_file():
+        raise CheckpointError(f"{source} has {WEIGHTS} but no {PARAMETERS}; expected both, as Meta's release has")
+    places = [folder / SENTENCE_PIECE_MODEL for folder in (source, source.resolve().parent)]
+    tokenizer = next((place for place in places if place.is_file()), None)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"there is no {SENTENCE_PIECE_MODEL} in {source} nor in the folder above it, where Meta's release has it; "
+            "copy it there"
+        )
     parameters = Parameters.read(source / PARAMETERS)
     weights = _load(source / WEIGHTS)
     _check(weights, parameters, source)
-    shutil.copyfile(source / SENTENCE_PIECE_MODEL, target / SENTENCE_PIECE_MODEL)
+    shutil.copyfile(tokenizer, target / SENTENCE_PIECE_MODEL)
     ends = _write_tokenizer_settings(target)
     _write_config(target, parameters, weights, ends)
     _write_model(target, parameters, weights)

@@ -61,7 +61,7 @@ def quantize(
     check_gguf(source)
     parts = find_parts(source)
     _check_source(parts.base, source, chosen)
-    wanted = file_type(heads_type_name or HEADS_TYPE)
+    wanted = file_type(heads_type_name or HEADS_TYPE, "--heads-type")
     # Before the target takes its place, which may be the source's own.
     source_bytes = source.stat().st_size
     kept = _kept_type(parts.heads, source, wanted, forced=heads_type_name is not None)
@@ -121,8 +121,8 @@ def _kept_type(heads: tuple[Part, ...], source: Path, wanted: FileType, *, force
     quantized = [_quantized(part) for part in heads if _quantized(part)]
     if quantized and forced:
         raise UsageError(
-            f"the heads of {source} are {quantized[0]} already and cannot become {wanted.name} without loss; leave out "
-            "--heads-type, or convert the checkpoint again with another --type"
+            f"the heads of {source} are {quantized[0]} already and would lose twice by becoming {wanted.name}; leave "
+            "out --heads-type, or convert the checkpoint again with --heads-type f32 and quantize that file"
         )
     return _type_name(heads[0]) if quantized else None
 

@@ -12,14 +12,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from nptool.errors import CheckpointError
+from nptool.errors import CheckpointError, DataError
 from nptool.files import read_json, write_json
 
 HEADS_FILE = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
 FORMAT = 1
+PLAIN_AGAIN = f"remove {HEADS_FILE} and {HEADS_WEIGHTS} to have the plain model, which new heads can be trained on"
+"""What to do where heads are of no use."""
 
 COUNT_KEY = "nptool.heads.count"
 """GGUF: heads in all, head 1 included (uint32)."""
@@ -27,6 +29,8 @@ TRUNK_LAYER_KEY = "nptool.heads.trunk_layer"
 """GGUF: the layer whose input is z (uint32)."""
 INDEX_KEY = "nptool.heads.index"
 """GGUF of one head: which it is, 2..n (uint32)."""
+TRUNK_DIGEST_KEY = "nptool.heads.trunk_digest"
+"""GGUF of the model and of each head: the checkpoint they belong to (string), so that no others are put together."""
 ACCURACY_KEY = "nptool.heads.accuracy"
 """GGUF: held-out accuracies of heads 2..n, a flat float32 array of (n - 1) rows."""
 ACCURACY_RANKS_KEY = "nptool.heads.accuracy_ranks"
@@ -73,25 +77,56 @@ def read_heads_info(directory: Path) -> HeadsInfo | None:
     """The description of a checkpoint's heads, or None where it has none.
 
     Raises:
-        CheckpointError: it cannot be read, the weights are missing, or the checkpoint beside it is another one.
+        CheckpointError: it cannot be read, one of the two files is missing, or the checkpoint beside them is another.
     """
     path = directory / HEADS_FILE
     if not path.is_file():
+        if (directory / HEADS_WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{directory} has {HEADS_WEIGHTS}, but {HEADS_FILE}, which describes it, is missing; copy it there, or "
+                f"remove {HEADS_WEIGHTS} to have the plain model"
+            )
         return None
-    try:
-        saved = read_json(path)
-        values = {name: saved[name] for name in HeadsInfo.__dataclass_fields__}
-        info = HeadsInfo(**{**values, "accuracy": tuple(tuple(row) for row in values["accuracy"])})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); train the heads again") from error
+    info = _read(path)
     if not (directory / HEADS_WEIGHTS).is_file():
-        raise CheckpointError(f"{path} describes {info.count} heads, but {HEADS_WEIGHTS} beside it is missing")
+        raise CheckpointError(
+            f"{path} describes {info.count} heads, but {HEADS_WEIGHTS} beside it is missing; copy it there, or remove "
+            f"{HEADS_FILE} to have the plain model"
+        )
     if (found := trunk_digest(directory)) != info.trunk_digest:
         raise CheckpointError(
             f"the heads in {directory} were trained on another trunk (digest {info.trunk_digest}, the model beside "
-            f"them has {found}); put back that model, or train the heads again with nptool train heads -m {directory}"
+            f"them has {found}); put back that model, or {PLAIN_AGAIN}"
         )
     return info
+
+
+def _read(path: Path) -> HeadsInfo:
+    """A `heads.json`, with every value of its type."""
+    try:
+        saved = read_json(path)
+    except DataError as error:
+        raise CheckpointError(f"{error}; {PLAIN_AGAIN}") from error
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path} is damaged: it is no object; {PLAIN_AGAIN}")
+    if saved.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {saved.get('format')!r}, this nptool knows {FORMAT}; use the nptool that wrote it, "
+            f"or {PLAIN_AGAIN}"
+        )
+    for name, kind in get_type_hints(HeadsInfo).items():
+        if not _is_a(saved.get(name), kind):
+            raise CheckpointError(f"{path} is damaged: {name} is {saved.get(name)!r}; {PLAIN_AGAIN}")
+    values = {name: saved[name] for name in HeadsInfo.__dataclass_fields__}
+    return HeadsInfo(**values | {"accuracy": tuple(tuple(row) for row in values["accuracy"])})
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is a whole number or a string, or else rows of shares."""
+    if kind in (int, str):
+        return type(value) is kind
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, list) and all(type(share) in (int, float) for share in row) for row in rows)
 
 
 def trunk_digest(directory: Path) -> str:

@@ -95,7 +95,9 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
     if any(method.heads for method, _ in methods):
         model.engines.count_heads()
     if any(method.counts_heads for method, _ in methods):
-        heads = [model.engines.count_heads(n) for n in config.n or (None,)]
+        # A longer block is one of other methods beside them.
+        count = model.engines.count_heads(None if config.n is None else min(config.n))
+        heads = [n for n in config.n or (count,) if n <= model.engines.count_heads()]
     elif ANY in config.methods and model.engines.parts.heads:
         heads = [model.engines.count_heads()]
     widest = DEFAULT_WIDTH

@@ -105,7 +105,9 @@ def read_header(path: str | Path, offset: int = 0) -> Header:
             stream.seek(offset)
             if stream.read(len(MAGIC)) != MAGIC:
                 where = (
-                    f"has no GGUF at byte {offset}" if offset else "is not a GGUF file (it does not begin with GGUF)"
+                    f"has no GGUF at byte {offset}; copy or convert it again"
+                    if offset
+                    else "is not a GGUF file (it does not begin with GGUF)"
                 )
                 raise GgufError(f"{path} {where}")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -169,7 +171,10 @@ class _Reader:
     def _advance(self, count: int) -> int:
         start = self.offset
         if start + count > len(self.data):
-            raise GgufError(f"{self.path} is truncated: it ends inside its header, at byte {len(self.data)}")
+            raise GgufError(
+                f"{self.path} is truncated: it ends inside its header, at byte {len(self.data)}; "
+                "copy or convert it again"
+            )
         self.offset += count
         return start
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.errors import GgufError
-from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY, COUNT_KEY, INDEX_KEY, TRUNK_LAYER_KEY
+from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY, COUNT_KEY, INDEX_KEY, TRUNK_DIGEST_KEY, TRUNK_LAYER_KEY
 from nptool.llama.gguf_check import MAGIC, Header, read_header
 
 PART_ALIGNMENT = 32
@@ -130,10 +130,16 @@ def _head(path: Path, base: Header, before: Part, number: int, count: int) -> Pa
     try:
         header = read_header(path, offset)
     except GgufError as error:
-        raise GgufError(f"{error} (in head {number} of {count})") from error
+        raise GgufError(f"head {number} of {count}: {error}") from error
     index = header.metadata.get(INDEX_KEY)
     if index != number or header.architecture != base.architecture or _sizes(header) != _sizes(base):
         raise GgufError(f"{path} is damaged: what follows is not head {number} of this model; convert it again")
+    own, theirs = (part.metadata.get(TRUNK_DIGEST_KEY) for part in (base, header))
+    if own != theirs:
+        raise GgufError(
+            f"{path}: head {number} was trained on another model (digest {theirs}) than the one before it ({own}); "
+            "convert the checkpoint that has both"
+        )
     return _part(header)
 
 

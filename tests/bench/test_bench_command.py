@@ -137,6 +137,19 @@ def test_the_method_of_each_text_is_chosen(model: Path, tmp_path: Path, heads: i
     assert set(chosen.answers_by_method) <= ({"jacobi", "heads", "heads-tree"} if heads > 1 else {"jacobi"})
 
 
+def test_block_lengths_beyond_the_heads_are_those_of_other_methods(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_random_model(tmp_path / "heads.gguf", Shape(), heads=3, counting=3.0)
+    prompts = ["--prompts", str(model.with_name("heldout.jsonl"))]
+    line = words(file, *prompts, "--methods", "ar,heads,jacobi", "--json", "-n")
+    assert run([*line, "2,3,8"], debug=True) == 0
+    found = [(method["name"], method["n"]) for method in json.loads(capsys.readouterr().out)["methods"]]
+    assert found == [("ar", 1), ("heads", 2), ("heads", 3), ("jacobi", 2), ("jacobi", 3), ("jacobi", 8)]
+    assert run([*line, "4,8"], debug=False) == 2
+    assert f"{file} has 3 heads, and -n 4 asks for more; choose at most 3" in capsys.readouterr().err
+
+
 class TestCalibrate:
     def test_json(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["bench", "-m", str(model), "-t", "1", "--calibrate", "--json"], debug=True) == 0

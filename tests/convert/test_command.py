@@ -70,7 +70,7 @@ def test_heads(
     lines = capsys.readouterr().out.splitlines()
     size = (here / "mine-f32.gguf").stat().st_size
     assert f", {size / 2**20:.1f} MiB, " in lines[0]
-    assert lines[2].startswith("2 heads behind it: f32, 0.")
+    assert lines[2].startswith("2 extra heads behind it: f32, 0.")
     for number, line in enumerate(lines[3:5], start=2):
         assert line.startswith(f"head {number}: 52 tokens: logits differ by at most ")
         assert line.endswith(" of their spread), 100% with the same most likely token")
@@ -88,7 +88,7 @@ def test_heads(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 heads behind it: q8_0, " in done.stdout
+    assert "2 extra heads behind it: q8_0, " in done.stdout
 
 
 def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

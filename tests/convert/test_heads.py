@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.masking_utils import create_causal_mask
 
+import nptool
 from nptool.convert.conversion import convert
+from nptool.decoding.answer import DecodeConfig
+from nptool.decoding.sampling import Sampling
 from nptool.errors import UsageError
 from nptool.heads import (
     ACCURACY_KEY,
@@ -28,13 +31,17 @@ from nptool.heads import (
     COUNT_KEY,
     HEADS_WEIGHTS,
     INDEX_KEY,
+    TRUNK_DIGEST_KEY,
     TRUNK_LAYER_KEY,
     head_tensor,
+    read_heads_info,
 )
 from nptool.llama.context import Context
 from nptool.llama.gguf_parts import find_parts
 from nptool.llama.model import Model
-from nptool.training.checkpoints import load_model
+from nptool.training.checkpoints import load_model, load_tokenizer
+from nptool.training.heads.checkpoint import load_heads, save_heads
+from nptool.training.heads.losses import IGNORE, heads_loss
 
 F32_TOLERANCE = 1e-3
 """Of the logits' spread."""
@@ -173,7 +180,15 @@ def test_what_the_parts_say(
     done = convert(directory, tmp_path / "model.gguf", type_name="q8_0", verified=False)
     parts = find_parts(done.path)
     metadata = gguf.GGUFReader(done.path).fields
-    expected = {COUNT_KEY: 3, TRUNK_LAYER_KEY: 1, ACCURACY_KEY: [0.5, 0.125, 0.25, 0.0625], ACCURACY_RANKS_KEY: 2}
+    info = read_heads_info(directory)
+    assert info is not None
+    expected = {
+        COUNT_KEY: 3,
+        TRUNK_LAYER_KEY: 1,
+        TRUNK_DIGEST_KEY: info.trunk_digest,
+        ACCURACY_KEY: [0.5, 0.125, 0.25, 0.0625],
+        ACCURACY_RANKS_KEY: 2,
+    }
     assert {key: metadata[key].contents() for key in expected} == expected
     assert {key: parts.base.header.metadata[key] for key in expected} == expected
     assert done.heads is not None
@@ -185,6 +200,7 @@ def test_what_the_parts_say(
         assert {key.partition(".")[2] for key in header.metadata if key.startswith("llama.")} == sizes
         assert (header.metadata[INDEX_KEY], header.metadata["llama.block_count"]) == (number, 1)
         assert header.metadata["tokenizer.ggml.model"] == "none"
+        assert header.metadata[TRUNK_DIGEST_KEY] == info.trunk_digest
         names = {name for name in parts.base.header.tensors if name.startswith("blk.1.")}
         assert set(header.tensors) == {name.replace("blk.1.", "blk.0.") for name in names} | {
             "token_embd.weight",
@@ -230,8 +246,8 @@ def test_types_of_the_heads(
 
 
 @st.composite
-def configurations(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
-    """Architecture, heads in all, sizes."""
+def configurations(draw: st.DrawFn) -> tuple[str, int, dict[str, Any], bool]:
+    """Architecture, heads in all, sizes, whether the trunk is trained too."""
     architecture = draw(st.sampled_from(["Llama", "Mistral", "Qwen2", "Qwen3"]))
     key_value_heads = draw(st.integers(1, 3))
     heads = key_value_heads * draw(st.integers(1, 3))
@@ -241,13 +257,70 @@ def configurations(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
         "head_dim": head_dim,
         "num_attention_heads": heads,
         "num_key_value_heads": key_value_heads,
-        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_hidden_layers": draw(st.integers(2, 3)),
         "intermediate_size": draw(st.integers(2, 40)) * 4,
         "vocab_size": draw(st.integers(490, 700)),
         "tie_word_embeddings": draw(st.booleans()),
         "max_position_embeddings": draw(st.sampled_from([128, 2048])),
     }
-    return f"{architecture}ForCausalLM", draw(st.integers(2, 5)), sizes
+    return f"{architecture}ForCausalLM", draw(st.integers(2, 5)), sizes, draw(st.booleans())
+
+
+def train_a_step(directory: Path, target: Path, *, joint: bool) -> Path:
+    """A checkpoint after one step of its heads, or of everything; the weights are those of a plain loop over the heads.
+
+    A step of plain gradient descent, so that the plain loop need not know an optimizer.
+    """
+    ids_BT = torch.randint(0, 480, (3, 9), generator=torch.Generator().manual_seed(6))
+    positions_N = torch.arange(ids_BT.numel()).view_as(ids_BT)[:, 2:-1].flatten()
+    row_N, place_N = positions_N // 9, positions_N % 9
+    models = load_heads(directory), load_heads(directory)
+    for model in models:
+        model.requires_grad_(True) if joint else model.freeze_trunk()
+    model, plain = models
+    ahead_NK = place_N[:, None] + torch.arange(1, model.count + 1)
+    labels_NK = torch.where(ahead_NK < 9, ids_BT[row_N[:, None], ahead_NK.clamp(max=8)], IGNORE)
+    heads_loss(model, ids_BT, positions_N, labels_NK, (labels_NK != IGNORE).sum(0)).loss.backward()
+    trunk = plain.run_trunk(ids_BT)
+    losses = []
+    for number, head in enumerate(plain.heads):
+        hidden_BTD = plain.norm(head(trunk.z_BTD, **trunk.arguments))
+        logits_NV = torch.nn.functional.linear(hidden_BTD.flatten(0, 1)[positions_N], plain.unembedding_VD)
+        # With few tokens and many heads, the last ones may have none to say.
+        if (labels_NK[:, number] != IGNORE).any():
+            losses.append(torch.nn.functional.cross_entropy(logits_NV, labels_NK[:, number], ignore_index=IGNORE))
+    torch.stack(losses).sum().backward()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            if mine.requires_grad:
+                assert mine.grad is not None
+                assert theirs.grad is not None
+                scale = float(theirs.grad.abs().max())
+                assert (mine.grad - theirs.grad).abs().max() <= 1e-3 * scale + 1e-7
+                mine -= 1e-3 / (scale + 1e-9) * mine.grad
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert all(joint or name.startswith("heads.") for name in moved)
+    assert any(name.startswith("heads.1.") for name in moved)
+    save_heads(model, load_tokenizer(directory), target)
+    return target
+
+
+def decoded(path: Path, count: int) -> dict[tuple[str, int, float], list[int]]:
+    """What a chain and a tree of a file's heads say, and plain decoding of equal width; greedy and sampled."""
+    found = {}
+    with nptool.load(path, threads=1, context_length=64) as model:
+        prompt = model.encode("the cat sat", raw=True)
+        for method, width in (("heads", count), ("heads-tree", 6)):
+            for temperature in (0.0, 0.8):
+                sampling = Sampling(temperature, seed=7)
+                for name in ("ar", method):
+                    config = DecodeConfig(name, width, exact=True, max_tokens=20, sampling=sampling)
+                    answer = model.answer(prompt, config)
+                    for _ in answer:
+                        pass
+                    found[name, width, temperature] = answer.tokens
+    return found
 
 
 @settings(
@@ -258,16 +331,21 @@ def configurations(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
 )
 @given(drawn=configurations())
 def test_random_configurations(
-    drawn: tuple[str, int, dict[str, Any]], make_checkpoint: Callable[..., Path], add_heads: Callable[..., Path]
+    drawn: tuple[str, int, dict[str, Any], bool], make_checkpoint: Callable[..., Path], add_heads: Callable[..., Path]
 ) -> None:
-    architecture, count, sizes = drawn
+    """A step of training, the checkpoint, the GGUF, and decoding: each agrees with the one before."""
+    architecture, count, sizes, joint = drawn
     tokenizer = "qwen2" if architecture.startswith("Qwen") else "own"
     directory = add_heads(make_checkpoint(architecture, tokenizer, **dict(sizes)), count)
     with tempfile.TemporaryDirectory() as folder:
-        done = convert(directory, Path(folder) / "model.gguf", type_name="f32", heads_type_name="f32")
+        trained = train_a_step(directory, Path(folder) / "model", joint=joint)
+        done = convert(trained, Path(folder) / "model.gguf", type_name="f32", heads_type_name="f32")
         ids = np.random.default_rng(5).integers(0, 480, 48).astype(np.int32)
-        expected, found = expected_logits(directory, count, ids), found_logits(done.path, ids)
+        expected, found = expected_logits(trained, count, ids), found_logits(done.path, ids)
+        texts = decoded(done.path, count)
     shutil.rmtree(directory)
+    for method, text in texts.items():
+        assert text == texts["ar", *method[1:]], method
     assert done.heads is not None
     assert done.heads.logits is not None
     assert len(found) == len(expected) == len(done.heads.logits) == count - 1

@@ -16,6 +16,7 @@ from nptool.cli.app import run
 from nptool.convert.conversion import convert
 from nptool.errors import GgufError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS
+from nptool.llama.gguf_parts import find_parts
 
 
 @pytest.fixture
@@ -41,9 +42,10 @@ def edit(path: Path, **changes: Any) -> None:
 def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     weights = load_file(path)
     change(weights)
-    save_file(weights, path)
+    save_file(weights, path, metadata={"format": "pt"})
 
 
+PLAIN = "remove heads.json and heads.safetensors to have the plain model, which new heads can be trained on"
 INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "another trunk": (
         {"trunk_digest": "0" * 16},
@@ -68,7 +70,19 @@ INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"count": 2},
         "DIR/heads.safetensors has heads.3.input_layernorm.weight, ",
     ),
-    "accuracies": ({"accuracy": [[0.5]]}, "DIR: heads.json does not have one row of accuracies a head; "),
+    "accuracies": (
+        {"accuracy": [[0.5]]},
+        "DIR: heads.json speaks of 3 heads and has 1 rows of accuracies; expected a row of equal length for each head "
+        "but the first; ",
+    ),
+    "a number in quotes": ({"count": "3"}, f"DIR/heads.json is damaged: count is '3'; {PLAIN}"),
+    "no whole number": ({"trunk_layer": 1.0}, f"DIR/heads.json is damaged: trunk_layer is 1.0; {PLAIN}"),
+    "no rows": ({"accuracy": [0.5, 0.5]}, f"DIR/heads.json is damaged: accuracy is [0.5, 0.5]; {PLAIN}"),
+    "no shares": ({"accuracy": [["a"], ["b"]]}, f"DIR/heads.json is damaged: accuracy is [['a'], ['b']]; {PLAIN}"),
+    "a later format": (
+        {"format": 2},
+        f"DIR/heads.json has format 2, this nptool knows 1; use the nptool that wrote it, or {PLAIN}",
+    ),
 }
 
 
@@ -82,7 +96,55 @@ def test_descriptions(case: str, checkpoint: Path, capsys: pytest.CaptureFixture
 def test_weights_that_are_missing(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint / HEADS_WEIGHTS).unlink()
     assert refusal(checkpoint, capsys) == (
-        "DIR/heads.json describes 3 heads, but heads.safetensors beside it is missing"
+        "DIR/heads.json describes 3 heads, but heads.safetensors beside it is missing; copy it there, or remove "
+        "heads.json to have the plain model"
+    )
+
+
+def test_a_description_that_is_missing(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint / HEADS_FILE).unlink()
+    assert refusal(checkpoint, capsys) == (
+        "DIR has heads.safetensors, but heads.json, which describes it, is missing; copy it there, or remove "
+        "heads.safetensors to have the plain model"
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_description_that_is_no_object(content: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint / HEADS_FILE).write_text(content)
+    line = refusal(checkpoint, capsys)
+    assert line.startswith("DIR/heads.json is ")
+    assert line.endswith(f"; {PLAIN}")
+
+
+def test_what_the_advice_says_helps(checkpoint: Path) -> None:
+    """Heads of another trunk, removed as the message says: the plain model converts."""
+    edit(checkpoint / HEADS_FILE, trunk_digest="0" * 16)
+    for name in (HEADS_FILE, HEADS_WEIGHTS):
+        (checkpoint / name).unlink()
+    assert convert(checkpoint, checkpoint / "model.gguf", verified=False).heads is None
+
+
+def test_heads_behind_another_model(
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+    add_heads: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the same sizes, so that nothing but the digest tells."""
+    other = make_checkpoint()
+    edit_weights(other / "model.safetensors", lambda weights: weights["model.norm.weight"].add_(1))
+    add_heads(other, 3)
+    paths = [convert(folder, folder / "model.gguf", verified=False).path for folder in (checkpoint, other)]
+    (base, offset), (_, other_offset) = ((path.read_bytes(), find_parts(path).heads[0].offset) for path in paths)
+    paths[0].write_bytes(base[:offset] + paths[1].read_bytes()[other_offset:])
+    capsys.readouterr()
+    assert run(["generate", "-m", str(paths[0]), "--heads", "-p", "the cat", "-t", "1"], debug=False) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    own, theirs = (json.loads((folder / HEADS_FILE).read_text())["trunk_digest"] for folder in (checkpoint, other))
+    assert line == (
+        f"nptool: error: {paths[0]}: head 2 was trained on another model (digest {theirs}) than the one before it "
+        f"({own}); convert the checkpoint that has both"
     )
 
 
@@ -132,6 +194,6 @@ def test_a_truncated_tail(checkpoint: Path, capsys: pytest.CaptureFixture[str]) 
     for words in (["inspect", str(path)], ["quantize", str(path), str(checkpoint / "other.gguf"), "q8_0"]):
         assert run(words, debug=False) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"nptool: error: {path} is truncated: ")
-        assert line.endswith("copy or convert it again (in head 3 of 3)")
+        assert line.startswith(f"nptool: error: head 3 of 3: {path} is truncated: ")
+        assert line.endswith("copy or convert it again")
     assert not list(checkpoint.glob("*other.gguf*"))

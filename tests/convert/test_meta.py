@@ -171,7 +171,7 @@ def test_the_command(
         # As in Meta's own tokenizer: the beginning of a text, its end.
         assert (model.bos, model.eos, model.adds_bos) == (1, 2, True)
     assert run(["generate", "-m", "7b_1t_4-q8_0.gguf", "--heads", "-p", "the cat", "--max-tokens", "8"], False) == 0
-    assert "2 heads behind it: q8_0" in capsys.readouterr().out
+    assert "2 extra heads behind it: q8_0" in capsys.readouterr().out
 
 
 def refusal(directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -227,13 +227,34 @@ def test_sizes_that_do_not_fit(case: str, make_meta: Callable[..., Path], capsys
     assert refusal(directory, capsys) == message
 
 
-@pytest.mark.parametrize("name", ["params.json", "tokenizer.model"])
-def test_a_missing_file(name: str, make_meta: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("params.json", "DIR has consolidated.pth but no params.json; expected both, as Meta's release has"),
+        (
+            "tokenizer.model",
+            "there is no tokenizer.model in DIR nor in the folder above it, where Meta's release has it; copy it there",
+        ),
+    ],
+)
+def test_a_missing_file(
+    name: str, message: str, make_meta: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = make_meta()
     (directory / name).unlink()
-    assert refusal(directory, capsys) == (
-        f"DIR has consolidated.pth but no {name}; expected both, as Meta's release has"
-    )
+    assert refusal(directory, capsys) == message
+
+
+def test_the_tokenizer_of_all_checkpoints(
+    make_meta: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies beside the directories, as in the release; also where the directory is the current one."""
+    directory = make_meta()
+    (directory / "tokenizer.model").rename(directory.parent / "tokenizer.model")
+    monkeypatch.chdir(directory)
+    assert run(["convert", ".", "-o", "model.gguf", "--type", "f32"], debug=False) == 0
+    with Model.load("model.gguf") as model:
+        assert (model.bos, model.eos) == (1, 2)
 
 
 def test_damaged_files(make_meta: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

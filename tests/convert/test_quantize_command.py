@@ -143,8 +143,8 @@ def test_quantized_heads_stay_as_they_are(
     ]
     assert contents[0] == contents[1]
     assert refusal(["quantize", str(mixed), str(out), "f16", "--heads-type", "q6_k"], capsys) == (
-        f"the heads of {mixed} are Q8_0 already and cannot become q6_k without loss; leave out --heads-type, or "
-        "convert the checkpoint again with another --type"
+        f"the heads of {mixed} are Q8_0 already and would lose twice by becoming q6_k; leave out --heads-type, or "
+        "convert the checkpoint again with --heads-type f32 and quantize that file"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nptool.errors import GgufError
-from nptool.heads import COUNT_KEY, INDEX_KEY, TRUNK_LAYER_KEY
+from nptool.heads import COUNT_KEY, INDEX_KEY, TRUNK_DIGEST_KEY, TRUNK_LAYER_KEY
 from nptool.llama.gguf_check import check_gguf
 from nptool.llama.gguf_parts import find_parts, require_heads
 
@@ -18,12 +18,12 @@ LENGTHS = [3, 8, 5, 9]
 """Values of the one tensor of each part; 3, 5 and 9 leave padding behind them."""
 
 
-def write_part(path: Path, length: int, architecture: str = "llama", **keys: int) -> bytes:
+def write_part(path: Path, length: int, architecture: str = "llama", **keys: int | str) -> bytes:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_embedding_length(8)
     writer.add_vocab_size(16)
     for key, value in keys.items():
-        writer.add_uint32(key, value)
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
     writer.add_tensor("one", np.full(length, length, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -40,14 +40,12 @@ def trimmed(content: bytes, length: int) -> bytes:
 
 def write_parts(path: Path, count: int = 4, **changes: Any) -> list[bytes]:
     """A file of a model that has `count` heads; returns the parts as written, without padding."""
-    base = write_part(path, LENGTHS[0], **{COUNT_KEY: count, TRUNK_LAYER_KEY: 1})
+    base = write_part(path, LENGTHS[0], **{COUNT_KEY: count, TRUNK_LAYER_KEY: 1, TRUNK_DIGEST_KEY: "a"})
     parts = [trimmed(base, LENGTHS[0])]
     for number in range(2, count + 1):
         length = LENGTHS[number - 1]
-        index = changes.get("index", number)
-        parts.append(
-            trimmed(write_part(path, length, changes.get("architecture", "llama"), **{INDEX_KEY: index}), length)
-        )
+        keys = {INDEX_KEY: changes.get("index", number), TRUNK_DIGEST_KEY: changes.get("digest", "a")}
+        parts.append(trimmed(write_part(path, length, changes.get("architecture", "llama"), **keys), length))
     path.write_bytes(b"".join(part + b"\0" * (-len(part) % 32) for part in parts[:-1]) + parts[-1])
     return parts
 
@@ -105,7 +103,9 @@ def test_every_truncation_of_the_tail_is_noticed(tmp_path: Path) -> None:
     first = find_parts(path).heads[0].offset
     for length in range(first + 1, len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(GgufError, match=r"model\.gguf is truncated: .*head [234]"):
+        with pytest.raises(
+            GgufError, match=r"head [234] of 4: .*model\.gguf is truncated: |gguf is truncated: .*head [234]"
+        ):
             find_parts(path)
         check_gguf(path)
 
@@ -117,11 +117,19 @@ def test_what_is_no_head_of_this_model(changes: dict[str, Any], tmp_path: Path) 
         find_parts(tmp_path / "model.gguf")
 
 
+def test_heads_of_another_model(tmp_path: Path) -> None:
+    write_parts(tmp_path / "model.gguf", 2, digest="b")
+    with pytest.raises(
+        GgufError, match=r"head 2 was trained on another model \(digest b\) than the one before it \(a\)"
+    ):
+        find_parts(tmp_path / "model.gguf")
+
+
 def test_what_follows_is_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     written = write_parts(path)
     path.write_bytes(written[0] + b"\0" * (-len(written[0]) % 32) + b"something else, of some length")
-    with pytest.raises(GgufError, match=r"has no GGUF at byte \d+ \(in head 2 of 4\)"):
+    with pytest.raises(GgufError, match=r"head 2 of 4: .* has no GGUF at byte \d+; copy or convert it again"):
         find_parts(path)
     path.write_bytes(trimmed(write_part(path, 3, **{COUNT_KEY: 1}), 3))
     with pytest.raises(GgufError, match=r"is damaged: nptool\.heads\.count is 1 and nptool\.heads\.trunk_layer None"):

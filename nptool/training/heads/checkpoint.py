@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nptool.errors import CheckpointError
 from nptool.files import atomic_directory
 from nptool.heads import HEADS_WEIGHTS, HeadsInfo, head_tensor, read_heads_info, trunk_digest, write_heads_info
-from nptool.training.checkpoints import load_model, save_model
+from nptool.training.checkpoints import check_whole, load_model, save_model
 from nptool.training.heads.model import MultiHead, check_layers
 
 
@@ -69,19 +69,29 @@ def load_heads(directory: Path) -> MultiHead:
         raise CheckpointError(f"{directory} has no heads; train some with `nptool train heads -m {directory}`")
     base: Any = load_model(directory)
     check_layers(base)
+    check_heads(directory, info, base.config)
+    extra = _load_layers(directory, info, base.base_model.layers[-1])
+    return MultiHead(base, extra).eval()
+
+
+def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> None:
+    """Check that a checkpoint's heads are for the model beside them, and that their file is whole; loads no weights.
+
+    Raises:
+        CheckpointError: they are not.
+    """
     for name, found in (
-        ("trunk_layer", base.config.num_hidden_layers - 1),
-        ("model_type", base.config.model_type),
-        ("hidden_size", base.config.hidden_size),
-        ("vocab_size", base.config.vocab_size),
+        ("trunk_layer", config.num_hidden_layers - 1),
+        ("model_type", config.model_type),
+        ("hidden_size", config.hidden_size),
+        ("vocab_size", config.vocab_size),
     ):
         if (expected := getattr(info, name)) != found:
             raise CheckpointError(
                 f"the heads in {directory} are for a model with {name} {expected}, the one beside them has {found}; "
                 "put back the model they were trained on"
             )
-    extra = _load_layers(directory, info, base.base_model.layers[-1])
-    return MultiHead(base, extra).eval()
+    check_whole(directory / HEADS_WEIGHTS)
 
 
 def _load_layers(directory: Path, info: HeadsInfo, last: torch.nn.Module) -> list[torch.nn.Module]:

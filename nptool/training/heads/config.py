@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from nptool.errors import UsageError
 from nptool.files import read_json
+from nptool.heads import read_heads_info
 from nptool.runs import Run, latest_run, run_of
 from nptool.training.config import check_range
 from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
@@ -97,6 +98,20 @@ def check_heads(heads: int) -> None:
 
 
 def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """What is not given: as many heads as the model has already, if it has some, and `_sources`.
+
+    Raises:
+        DataError: there is no run.
+        UsageError: it has no trajectories.
+        CheckpointError: the model's heads are damaged.
+    """
+    found = _sources(given)
+    model = given.get("model", found.get("model"))
+    info = read_heads_info(Path(model)) if model is not None and "heads" not in given else None
+    return found | ({} if info is None else {"heads": info.count})
+
+
+def _sources(given: dict[str, Any]) -> dict[str, Any]:
     """Where no data are given: model and trajectories of the newest run, or of the run of the model that is given.
 
     A CLLM's run may have been trained on another model's trajectories: the CLLM answers their prompts anew, since heads

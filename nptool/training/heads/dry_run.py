@@ -44,7 +44,7 @@ def dry_run(config: HeadsConfig) -> dict[str, Any]:
     source = find_responses(config)
     check_checkpoint(source.model)
     described, _ = open_source(source)
-    check_count(config, source)
+    check_count(config, source, described)
     shape = shape_of(described)
     layer = shape.parameters - replace(shape, layers=shape.layers - 1).parameters
     extra = (config.heads - 1) * layer

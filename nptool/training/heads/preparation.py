@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
+from transformers import PretrainedConfig
+
 from nptool.collection.store import Trajectory
 from nptool.errors import DataError, UsageError
 from nptool.heads import read_heads_info
 from nptool.training.base.sequences import Sequences
 from nptool.training.checkpoints import load_model, local_directory
 from nptool.training.heads.batching import response_sequences
-from nptool.training.heads.checkpoint import load_heads
+from nptool.training.heads.checkpoint import check_heads, load_heads
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.model import MultiHead, add_heads
 from nptool.training.processes import process_count
@@ -36,8 +38,11 @@ def find_responses(config: HeadsConfig) -> Source:
     return replace(source, collected=None)
 
 
-def check_count(config: HeadsConfig, source: Source) -> bool:
+def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig) -> bool:
     """Whether the model has heads already, which are then trained further.
+
+    Args:
+        described: the model's own configuration.
 
     Raises:
         UsageError: it has another number of them.
@@ -45,9 +50,11 @@ def check_count(config: HeadsConfig, source: Source) -> bool:
     """
     directory = local_directory(source.model)
     info = read_heads_info(directory) if directory is not None else None
+    if info is not None and directory is not None:
+        check_heads(directory, info, described)
     if info is not None and info.count != config.heads:
         raise UsageError(
-            f"{source.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count} to train "
+            f"{source.model} has {info.count} heads and is to have {config.heads}; give --heads {info.count} to train "
             "them further, or start from the plain model"
         )
     return info is not None

@@ -100,7 +100,7 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     set_seed(config.seed)
     source = find_responses(config)
     described, tokenizer = open_source(source)
-    has_heads = check_count(config, source)
+    has_heads = check_count(config, source, described)
     # A damaged one is an error before the training, not behind it.
     note = read_note(Path(source.model))
     run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)

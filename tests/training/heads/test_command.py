@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -95,6 +96,40 @@ def test_bad_input_is_one_clear_error(
     assert isinstance(result.exception, error)
     assert text in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+def test_as_many_heads_as_the_model_has(invoke: Callable[..., Result], collected: Path) -> None:
+    common = ("--data", collected, "--steps", 1, "--batch-tokens", 300, "--json")
+    assert json.loads(invoke(*common, "--name", "one", "--heads", 3).stdout)["heads"] == 3
+    assert json.loads(invoke(*common, "--name", "two", "-m", "runs/one/model").stdout)["heads"] == 3
+    result = invoke(*common, "--name", "three", "-m", "runs/one/model", "--heads", 5)
+    assert str(result.exception) == (
+        "runs/one/model has 3 heads and is to have 5; give --heads 3 to train them further, or start from the plain "
+        "model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("heads.json", {"hidden_size": 8}, "are for a model with hidden_size 8, the one beside them has 16"),
+        ("heads.json", {"trunk_layer": 1}, "are for a model with trunk_layer 1, the one beside them has 2"),
+        ("heads.json", {"count": "4"}, "heads.json is damaged: count is '4'"),
+        ("heads.safetensors", None, "heads.safetensors is truncated or no safetensors file; copy it again"),
+    ],
+)
+def test_an_estimate_of_damaged_heads_fails_as_the_training_would(
+    invoke: Callable[..., Result], collected: Path, name: str, content: dict[str, Any] | None, text: str
+) -> None:
+    common = ("--data", collected, "--steps", 1, "--batch-tokens", 300)
+    assert invoke(*common, "--name", "one").exit_code == 0
+    file = Path("runs/one/model") / name
+    file.write_text("no file" if content is None else json.dumps(json.loads(file.read_text()) | content))
+    messages = [
+        str(invoke(*common, "-m", file.parent, "--name", "two", *more).exception) for more in ((), ("--dry-run",))
+    ]
+    assert text in messages[0]
+    assert messages[0] == messages[1]
 
 
 def test_the_estimate_counts_what_the_training_will_do(collected: Path) -> None:
