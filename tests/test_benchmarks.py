@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nptool.llama.gguf_parts import find_parts
 from nptool.llama.library import supports_gpu
 from nptool.llama.random_model import Shape, write_random_model
 
@@ -136,3 +137,22 @@ def test_classes_that_calibration_found_are_confirmed_or_not(
     calibrated: list[list[int]], exact: list[list[int]], expected: bool
 ) -> None:
     assert load("cuda").confirmed(calibrated, exact) is expected
+
+
+def test_memory_of_heads_is_measured_beside_what_is_known(tmp_path: Path) -> None:
+    shape = Shape(hidden=64, heads=4, key_value_heads=2, vocabulary=320)
+    path = write_random_model(tmp_path / "heads.gguf", shape, kind="f16", heads=3)
+    words = ["-c", "128", "--rounds", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "heads_decoding_memory.py"), str(path), *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert len(found["resident_mib"]) == 3
+    assert found["each_head_mib"] == (found["resident_mib"][2] - found["resident_mib"][0]) / 2
+    first, second = find_parts(path).heads
+    assert found["head_in_file_mib"] == first.size / 2**20 == second.size / 2**20
+    assert found["unembedding_mib"] == 2 * 320 * 64 / 2**20
+    assert found["cache_mib"] == 2 * 2 * 128 * 2 * 16 / 2**20
