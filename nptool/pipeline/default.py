@@ -32,6 +32,8 @@ PROMPTS_FILE = "prompts.jsonl"
 EXAMPLES_FILE = "examples-heldout.jsonl"
 SETTINGS_FILE = "settings.json"
 SCORES_FILE = "scores.json"
+COLLECT_BATCH = 96
+"""Sequences in flight: 192 prompts took 15.0 s, 18.4 and 19.2 with 32."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:
         output=base.collected,
         n=config.block_size,
         max_new_tokens=config.max_new_tokens,
-        batch_size=48,
+        batch_size=COLLECT_BATCH,
         seed=config.seed,
         precision=native_precision(),
     )

@@ -17,7 +17,7 @@ from nptool.progress import Progress, silent
 from nptool.text_to_sql import Example, execution_match
 from nptool.training.checkpoints import load_model, load_tokenizer
 
-BATCH_SIZE = 48
+BATCH_SIZE = 96
 
 
 @dataclass(frozen=True)
