@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -51,12 +51,26 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(train_app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"nptool {version('nptool')}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
     """Teach a language model to emit several tokens per forward pass, and run it in llama.cpp."""
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -107,7 +121,8 @@ def run(words: Sequence[str], debug: bool) -> int:
         return INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            return _fail(f"{error.format_message()} (see `nptool --help`)", debug)
+            where = getattr(getattr(error, "ctx", None), "command_path", "nptool")
+            return _fail(f"{error.format_message()} (see `{where} --help`)", debug)
         raise
     return result if isinstance(result, int) else 0
 

@@ -14,6 +14,11 @@ from nptool.bench.report import BenchReport, MethodReport
 SHOWN_POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 round", "2 rounds"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def settings(gpu_layers: int, flash_attention: bool) -> str:
     """How llama.cpp computes, to follow the threads."""
     return f"{', layers on the GPU' if gpu_layers else ''}, {'with' if flash_attention else 'no'} flash attention"
@@ -24,10 +29,13 @@ def print_report(report: BenchReport) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     processor = report.machine["processor"]
     console.print(f"{report.model}: {report.model_description}, {report.model_bytes / 2**20:.1f} MiB")
-    console.print(f"{processor}, {report.threads} threads{settings(report.gpu_layers, report.flash_attention)}")
     console.print(
-        f"{report.prompts} prompts of {report.prompts_file} (about {report.prompt_tokens_median:.0f} tokens each), "
-        f"{report.rounds} rounds, {_sampling(report)}"
+        f"{processor}, {counted(report.threads, 'thread')}{settings(report.gpu_layers, report.flash_attention)}"
+    )
+    console.print(
+        f"{counted(report.prompts, 'prompt')} of {report.prompts_file} "
+        f"(about {report.prompt_tokens_median:.0f} tokens each)"
+        f", {counted(report.rounds, 'round')}, {_sampling(report)}"
     )
     console.print()
     console.print(_speed(report.methods))

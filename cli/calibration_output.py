@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nptool.bench.calibrate import CalibrationReport
-from nptool.cli.bench_output import settings
+from nptool.cli.bench_output import counted, settings
 from nptool.cli.line_chart import Chart, svg
 
 # Columns of the longest bar.
@@ -20,7 +20,7 @@ def print_calibration(report: CalibrationReport, *, plot: bool) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     measured = report.calibration
     console.print(f"{report.model}: {report.model_description}")
-    computed = f"{report.threads} threads{settings(report.gpu_layers, report.flash_attention)}"
+    computed = f"{counted(report.threads, 'thread')}{settings(report.gpu_layers, report.flash_attention)}"
     console.print(f"{report.machine['processor']}, {computed}, measured in {measured.spent:.1f} s")
     if not measured.complete:
         console.print(f"the time was spent before all was measured; widths reach to {measured.widths[-1]}")
@@ -44,7 +44,7 @@ def draw_calibration(report: CalibrationReport) -> str:
     }
     tokens = {"tokens foreseen": [(w, report.predicted_speedup(w) * report.cost_ratio(w)) for w in measured.widths]}
     speed = {"speed": [(w, report.predicted_speedup(w)) for w in measured.widths]}
-    place = f"{report.model_description}, {report.machine['processor']}, {report.threads} threads"
+    place = f"{report.model_description}, {report.machine['processor']}, {counted(report.threads, 'thread')}"
     return svg(
         Chart(f"Cost of a step: {place}", "width", "t(w) / t(1)", cost | tokens, doubling=True),
         Chart(f"Speed foreseen with w^{exponent:.2f} tokens per step", "width", "times AR", speed, doubling=True),
@@ -58,7 +58,7 @@ def _table(report: CalibrationReport) -> Table:
     for head in ("width", *heads, "t(w)/\nt(1)", "speed-up\nforeseen"):
         table.add_column(head, justify="right", no_wrap=True)
     for width in measured.widths:
-        times = (f"{1e3 * measured.at(width, length):.2f}" for length in measured.contexts)
+        times = (f"{1e3 * seconds:.2f}" for seconds in measured.times(width))
         ratio, speed = report.cost_ratio(width), report.predicted_speedup(width)
         table.add_row(str(width), *times, f"{ratio:.2f}", f"{speed:.2f}")
     return table

@@ -26,6 +26,7 @@ from nptool.cli.decoding_options import (
     model_path,
     open_model,
     say,
+    utf8_input,
     widths_used,
 )
 from nptool.cli.options import (
@@ -55,7 +56,7 @@ CONTINUES = "\\"
 COMMANDS = {
     "/help": "this list",
     "/reset": "forget the conversation",
-    "/stats": "figures of the conversation so far",
+    "/stats": "figures of all answers so far",
     "/exit": "leave (Ctrl-D too)",
 }
 
@@ -176,7 +177,8 @@ def _messages() -> Iterator[str]:
             # Without line editing where only the output is redirected.
             yield from _typed(_editor() if sys.stdout.isatty() else _plain)
         else:
-            yield from _piped()
+            with utf8_input():
+                yield from _piped()
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("the chat was left") from interrupt
 

@@ -47,6 +47,10 @@ def draw_finished(name: str | None, rounds: int, path: Path | None, as_json: boo
     runs = finished_rounds(name, rounds)
     curves = [read_curve(run.curve) for run in runs]
     if not any(curves):
+        if name is not None and runs:
+            raise UsageError(
+                f"{runs[-1].path} was trained without a curve; train another run with --plot and --data to have one"
+            )
         return False
     if as_json:
         named = zip(runs, curves, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,6 +117,12 @@ def decode_config(
     from nptool.decoding.sampling import Sampling
 
     adapt, length = not fixed, _length(n)
+    parallel = jacobi or block_mode or heads
+    if not parallel and not exact and (length is not None or fixed):
+        raise UsageError(
+            f"{'-n' if length is not None else '--fixed'} is for parallel decoding; add --jacobi or --heads (the "
+            "length of the answer is --max-tokens)"
+        )
     method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=length, adapt=adapt)
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     return DecodeConfig(method, length, exact, max_tokens, tuple(stop or ()), sampling, adapt, tuple(others))
@@ -161,7 +169,7 @@ def widths_used(answer: Answer) -> str:
     if not isinstance(answer.widths, AdaptiveWidth):
         return ""
     if set(answer.tally.widths) == {1}:
-        return "plain AR: wider steps promise nothing here; --fixed gives every step n rows"
+        return "plain AR, which promised most for this text; --fixed gives every step n rows"
     used = ", ".join(f"{rows}: {passes}" for rows, passes in sorted(answer.tally.widths.items()))
     members = ", ".join(map(str, answer.widths.members))
     text = f"AR's text at any width of {members}" if members else "free widths"
@@ -178,6 +186,15 @@ def describe(config: DecodeConfig, n: int) -> str:
     if method.parallel:
         return f"{method.name}, n = {n}"
     return f"{method.name}, width {n if config.exact else 1}"
+
+
+@contextmanager
+def utf8_input() -> Iterator[None]:
+    """What standard input brings inside the block is UTF-8, or one clear error."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
 
 
 def say(message: str) -> None:

@@ -119,10 +119,14 @@ def generate(
 
 def _answer(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:
     answer = model.answer(ids, config)
-    for token in answer:
-        if not as_json:
-            typer.echo(token.text, nl=False)
-            sys.stdout.flush()
+    try:
+        for token in answer:
+            if not as_json:
+                typer.echo(token.text, nl=False)
+                sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        typer.echo(err=as_json)
+        raise KeyboardInterrupt(f"interrupted after {answer.tally.tokens} tokens") from interrupt
     if as_json:
         typer.echo(json.dumps(_result(model, answer), ensure_ascii=False, indent=2))
         return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nptool.cli.decoding_options import held_out, say
+from nptool.cli.decoding_options import held_out, say, utf8_input
 from nptool.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def find_prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed
 
 def _read(file: Path) -> str:
     if str(file) == "-":
-        return sys.stdin.read()
+        return _standard_input()
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -95,14 +95,19 @@ def _piped() -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     if stat.S_ISREG(mode):
-        return sys.stdin.read() or None
+        return _standard_input() or None
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return None
     if not _readable(REMARK_AFTER):
         say(f"nptool: waiting {PATIENCE:g} s for a prompt on standard input (-p TEXT gives it at once)")
         if not _readable(PATIENCE):
             return None
-    return sys.stdin.read() or None
+    return _standard_input() or None
+
+
+def _standard_input() -> str:
+    with utf8_input():
+        return sys.stdin.read()
 
 
 def _readable(seconds: float) -> bool:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from nptool.decoding.answer import DecodeConfig
     from nptool.decoding.trace import Trace
 
-JACOBI = Annotated[bool, typer.Option("--jacobi", help="Jacobi iteration in blocks, the method with states to show")]
+JACOBI = Annotated[
+    bool,
+    typer.Option(
+        "--jacobi", help="Jacobi iteration in blocks: always, as no other method has states", show_default=False
+    ),
+]
 LENGTH = Annotated[
     int | None,
     typer.Option("-n", "--block-length", metavar="N", help="tokens in a block [the model's]", show_default=False),

@@ -17,6 +17,24 @@ from typing import IO, Any
 
 from nptool.errors import DataError, DiskFullError, UsageError
 
+# A place where nothing can be written, whatever is written: another one is needed.
+_NO_PLACE = frozenset(
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EBUSY,
+        errno.EINVAL,
+        errno.EIO,
+        errno.EFBIG,
+    )
+)
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -24,16 +42,21 @@ def disk_errors(path: Path) -> Iterator[None]:
 
     Raises:
         DiskFullError: no space or quota left.
-        UsageError: the place may not be written to, or is a directory where a file belongs.
+        UsageError: it cannot be written for another reason: a place that is read-only, a directory of that name, ...
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no space left on the disk while writing {path}; free some and run again") from error
-        if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
+        if error.errno in _NO_PLACE or (error.errno == errno.ENOENT and _is_beside(error.filename, path)):
             raise UsageError(f"cannot write {path}: {error.strerror}; choose another place") from error
         raise
+
+
+def _is_beside(name: Any, path: Path) -> bool:
+    """Whether a file that could not be made is the temporary one; another one may be missing too."""
+    return isinstance(name, (str, Path)) and Path(name).parent == path.parent
 
 
 @contextmanager

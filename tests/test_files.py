@@ -1,6 +1,7 @@
 """Atomic writes: whole or not at all."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,26 @@ def test_a_file_where_a_folder_belongs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot write .*/file/inside: .*; choose another place"):  # noqa: SIM117
         with atomic_file(tmp_path / "file" / "inside"):
             pass
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+def test_a_place_that_takes_no_file(number: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught, atomic_file(tmp_path / "file.bin"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == f"cannot write {tmp_path}/file.bin: {os.strerror(number)}; choose another place"
+
+
+def test_a_folder_that_takes_no_file() -> None:
+    """/proc has no room for files of ours, and says that they do not exist."""
+    with pytest.raises(UsageError, match=r"^cannot write /proc/file\.bin: .*; choose another place$"):  # noqa: SIM117
+        with atomic_file("/proc/file.bin"):
+            pass
+
+
+def test_another_file_that_is_missing_is_not_the_one_that_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "file.bin"):
+        (tmp_path / "elsewhere" / "source.bin").read_bytes()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_replaces_the_old_one_whole(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 STEP = "collecting trajectories"
 PART_PROMPTS = 64
+KEEP_SECONDS = 300.0
+"""Where a part takes longer than this, what came in is kept before it is full."""
 # Weights sampled of each tensor for the model's digest: enough to tell any further training.
 DIGEST_SAMPLES = 1024
 
@@ -86,6 +88,7 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
         try:
             session.run(model)
         except KeyboardInterrupt:
+            session.keep()
             done = journal.totals().prompts
             raise KeyboardInterrupt(
                 f"interrupted with {done} of {len(prompts.prompts)} prompts done; the same command goes on from there"
@@ -105,15 +108,25 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     )
 
 
+@dataclass(frozen=True)
+class _Response:
+    """What a prompt led to."""
+
+    trajectory: Trajectory | None
+    """None where it was dropped."""
+    reason: str | None
+    """Why it was dropped."""
+    stats: TrajectoryStats
+
+
 @dataclass
 class _OpenPart:
     """A stretch of prompts whose responses are coming in."""
 
-    stretch: range
-    rows: dict[int, Trajectory] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
-    stats: TrajectoryStats = field(default_factory=TrajectoryStats)
-    finished: int = 0
+    missing: int
+    """Prompts without a response."""
+    responses: dict[int, _Response] = field(default_factory=dict)
+    """Those that are not in the journal, by the prompt's key."""
 
 
 class _Session:
@@ -135,6 +148,7 @@ class _Session:
         self._journal = journal
         self._progress = progress
         self._parts: dict[int, _OpenPart] = {}
+        self._kept_at = monotonic()
 
     def run(self, model: PreTrainedModel) -> None:
         """Respond to every missing prompt."""
@@ -163,7 +177,7 @@ class _Session:
     def _waiting(self) -> Iterator[Prompt]:
         """The missing prompts, by length within a part, up and down, so that neighbours in the batch are alike."""
         for number, stretch in enumerate(self._journal.missing(PART_PROMPTS)):
-            part = _OpenPart(stretch)
+            part = _OpenPart(len(stretch))
             self._parts.update(dict.fromkeys(stretch, part))
             for key in sorted(stretch, key=lambda key: len(self._prompt(key).ids), reverse=number % 2 == 1):
                 prompt = self._prompt(key)
@@ -173,21 +187,44 @@ class _Session:
         return self._prompts.prompts[key]
 
     def _file(self, run: JacobiRun) -> None:
-        """Judge a response and put it into its part; a part that is full goes into the journal."""
+        """Judge a response and put it into its part, which goes into the journal when it is full or takes long."""
         key = run.prompt.key
-        part, prompt = self._parts.pop(key), self._prompt(key)
-        part.finished += 1
+        part, prompt = self._parts[key], self._prompt(key)
         text = str(self._tokenizer.decode(run.response_ids, skip_special_tokens=True))
         reason = flaw(run, text, open_ended=prompt.open_ended)
         if reason is not None and not self._config.keep_degenerate:
-            part.dropped[reason] += 1
+            part.responses[key] = _Response(None, reason, TrajectoryStats())
         else:
             reference = None if prompt.reference_ids is None else prompt.reference_ids.tolist()
-            part.rows[key] = to_trajectory(run, reference, self._config.seed if self._config.augment else None)
-            part.stats += count(run)
-        if part.finished == len(part.stretch):
-            rows = [part.rows[key] for key in sorted(part.rows)]
-            self._journal.add(part.stretch, rows, part.dropped, part.stats)
+            trajectory = to_trajectory(run, reference, self._config.seed if self._config.augment else None)
+            part.responses[key] = _Response(trajectory, None, count(run))
+        part.missing -= 1
+        if not part.missing:
+            self._keep(part)
+        elif monotonic() - self._kept_at > KEEP_SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Put what came in into the journal, although its parts are not full."""
+        for part in {id(part): part for part in self._parts.values()}.values():
+            self._keep(part)
+
+    def _keep(self, part: _OpenPart) -> None:
+        for stretch in _stretches(sorted(part.responses)):
+            responses = [part.responses[key] for key in stretch]
+            rows = [one.trajectory for one in responses if one.trajectory is not None]
+            dropped = Counter(one.reason for one in responses if one.reason is not None)
+            self._journal.add(stretch, rows, dropped, sum((one.stats for one in responses), TrajectoryStats()))
+            for key in stretch:
+                del part.responses[key], self._parts[key]
+        self._kept_at = monotonic()
+
+
+def _stretches(keys: Sequence[int]) -> list[range]:
+    """Ascending keys as runs without a gap."""
+    starts = [key for before, key in zip([None, *keys], keys, strict=False) if before is None or key != before + 1]
+    ends = [key + 1 for key, behind in zip(keys, [*keys[1:], None], strict=True) if behind != key + 1]
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def context_of(ref: str) -> int | None:

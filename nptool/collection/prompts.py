@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 TOO_LONG = "prompt too long"
 HELD_OUT = "held out for testing"
-TOO_SHORT = "empty, or text shorter than a prompt"
+TOO_SHORT = "empty, or text shorter than --text-prompt-tokens"
+_REMEDIES = {
+    TOO_LONG: "raise --max-prompt-tokens",
+    HELD_OUT: "give data beside those the model's run keeps for testing",
+    TOO_SHORT: "give longer texts, or a lower --text-prompt-tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, cont
             prompts.append(_checked(candidate, config, context))
     if not prompts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise DataError(f"no prompt is left of {', '.join(map(str, config.data))}: {reasons}")
+        remedy = _REMEDIES[left_out.most_common(1)[0][0]]
+        raise DataError(f"no prompt is left of {', '.join(map(str, config.data))}: {reasons}; {remedy}")
     return PromptSet(prompts, left_out)
 
 

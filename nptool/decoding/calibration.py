@@ -64,6 +64,11 @@ class Calibration:
         near, slope = self.line(width)
         return near + slope * max(0.0, context - self.contexts[0])
 
+    def times(self, width: int) -> tuple[float, ...]:
+        """t(w) of one of `widths` behind each context, as measured; where time ran out, as it is foreseen."""
+        far = (self._far(width),) if len(self.contexts) > 1 else ()
+        return (self._between(self.seconds[0], width), *far)
+
     def line(self, width: int) -> tuple[float, float]:
         """t(w) behind the first context, and what every token behind that adds."""
         near = self._between(self.seconds[0], width)

@@ -218,11 +218,15 @@ class Experience:
             calibration=self.calibration.fingerprint,
         )
 
-    def time_plain(self, length: int, seconds: float) -> None:
+    def time_plain(self, length: int, seconds: float, *, lost: float = 0.0) -> None:
         """Take into account what one row takes behind `length` tokens, timed apart from any step.
 
         A text that keeps to wide steps never shows it, and a calibration that was wrong of it would stay so.
+
+        Args:
+            lost: seconds that count as lost by a trial.
         """
+        self._lost += lost
         ratio = seconds / self.calibration.at(1, length)
         self._newest_ratios.pop(1, None)
         self._note_ratios(1, [ratio])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from nptool.decoding.experience import Experience
-from nptool.decoding.policy import best_prospect
+from nptool.decoding.policy import best_prospect, may_be_faster
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Plan:
     """The widths that its steps may have, ascending."""
     rate: float | None
     """Tokens per second of the best known plan, where this one is a trial."""
+    doubts_plain: bool = False
+    """Whether one row may have become so fast that it should be timed again."""
 
 
 def plan_text(experiences: Sequence[Experience], length: int, *, exact: bool) -> Plan:
@@ -51,4 +53,7 @@ def plan_text(experiences: Sequence[Experience], length: int, *, exact: bool) ->
     for number, experience in enumerate(experiences):
         if number != method:
             experience.skip()
-    return Plan(method, prospect.members, rate)
+    plain = next((other for _, other in options if other.members == (1,)), None)
+    known = prospect.rate if rate is None else rate
+    doubtful = plain is not None and 1 not in prospect.members and may_be_faster(plain, known, allowance)
+    return Plan(method, prospect.members, rate, doubtful)

@@ -16,6 +16,8 @@ TRIAL_SHARE = 0.015
 """Share of the time that trials may lose."""
 TRIAL_STEPS = 3
 """Steps of one trial: a Jacobi window needs some before its guess is as good as its width allows."""
+PLAIN_BATCHES = 24
+"""Batches of one row that it takes to time it (`nptool.decoding.loop.time_plain`)."""
 HEAD_START = 100
 """Steps of width 1 whose share trials may lose before as much time has passed."""
 GUESSED = 2.0
@@ -212,7 +214,8 @@ def foresee(
 def best_prospect(prospects: Sequence[Prospect], allowance: float = 0.0) -> tuple[int, float | None]:
     """Which of them a text shall be; if it is chosen on trial, the best known rate beside it.
 
-    Among equals the first. One that might be better is tried where all that a text of it can lose is allowed.
+    Among equals the first. One that might be better is tried where all that a text of it can lose is allowed; but not
+    width 1 alone, of which nothing is doubtful but its time (`may_be_faster`).
 
     Args:
         allowance: seconds that a trial may lose.
@@ -222,11 +225,24 @@ def best_prospect(prospects: Sequence[Prospect], allowance: float = 0.0) -> tupl
     trials = [
         index
         for index, prospect in enumerate(prospects)
-        if index != best and prospect.hope > rate * _MARGIN and _TEXT * (prospect.slowest - 1.0 / rate) <= allowance
+        if index != best
+        and prospect.members != (1,)
+        and prospect.hope > rate * _MARGIN
+        and _TEXT * (prospect.slowest - 1.0 / rate) <= allowance
     ]
     if not trials:
         return best, None
     return max(trials, key=lambda index: prospects[index].hope), rate
+
+
+def may_be_faster(plain: Prospect, rate: float, allowance: float) -> bool:
+    """Whether plain autoregressive decoding might beat `rate`, so that one row should be timed again.
+
+    Args:
+        plain: what is expected of width 1 alone.
+        allowance: seconds that trials may lose, timing one row among them.
+    """
+    return plain.hope > rate * _MARGIN and PLAIN_BATCHES / plain.hope <= allowance
 
 
 def _best(rates: Mapping[int, float], start: float) -> float:

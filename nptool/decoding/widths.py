@@ -17,7 +17,7 @@ from typing import Protocol
 
 from nptool.decoding.experience import Experience, Step
 from nptool.decoding.plan import Plan
-from nptool.decoding.policy import TRIAL_STEPS
+from nptool.decoding.policy import PLAIN_BATCHES, TRIAL_STEPS
 
 # A choice costs a hundred microseconds, which would be felt in every step of a small model.
 _STEPS = 8
@@ -92,15 +92,16 @@ class AdaptiveWidth:
         self._rate_of_text = plan.rate
         self._experience = experience
         self._plain = plain or experience
-        self.wants_plain_time = 1 not in plan.members and not self._plain.plain_timed
+        self._doubts_plain = plan.doubts_plain and self._plain.plain_timed
+        self.wants_plain_time = 1 not in plan.members and (not self._plain.plain_timed or plan.doubts_plain)
         self._rate: float | None = None
         self._width = 0
         self._left = 0
         self._steps: list[Step] = []
 
     def time_plain(self, length: int, seconds: float) -> None:
-        """For the plans of texts to come."""
-        self._plain.time_plain(length, seconds)
+        """For the plans of texts to come. Not the first time, it is a trial like others."""
+        self._plain.time_plain(length, seconds, lost=PLAIN_BATCHES * seconds if self._doubts_plain else 0.0)
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         """The same for a few steps, then what is best by then."""

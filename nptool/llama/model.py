@@ -18,7 +18,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.errors import GgufError
+from nptool.errors import DataError, GgufError
 from nptool.llama.c_stream import c_stream
 from nptool.llama.gguf_check import Header, check_gguf
 from nptool.llama.library import cause, error_lines, initialise, supports_gpu
@@ -207,9 +207,13 @@ class Model:
 
         Raises:
             GgufError: the file has no tokenizer.
+            DataError: the text is none that UTF-8 can hold: it was made of other bytes.
         """
         self._require_tokenizer()
-        data = text.encode() if isinstance(text, str) else text
+        try:
+            data = text.encode() if isinstance(text, str) else text
+        except UnicodeEncodeError as error:
+            raise DataError("the text has bytes that are not UTF-8; convert it first") from error
         ids = np.empty(len(data) + 2, dtype=np.int32)
         while True:
             target = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))

@@ -7,6 +7,7 @@ show what a layer reads are declared in llama.cpp's `llama-ext.h`, exported unde
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,11 @@ class ContextSettings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"the threads must be at least 1, got {self.threads}")
+        if self.threads is not None and self.threads > (cores := os.cpu_count() or self.threads):
+            raise UsageError(
+                f"{self.threads} threads would wait for one another on the {cores} cores of this machine; take {cores} "
+                "at most"
+            )
         if self.kv_type not in CACHE_TYPES:
             raise UsageError(f"unknown cache type {self.kv_type!r}; known are {', '.join(CACHE_TYPES)}")
         if self.kv_type not in UNQUANTIZED and not self.flash_attention:

@@ -46,13 +46,13 @@ class DefaultConfig:
     one: 3.59 tokens per forward in blocks instead of 3.77.
     """
 
-    train_examples: int = 13_000
+    train_examples: int = 11_500
     """Examples the base model is trained on, each seen once."""
-    collect_prompts: int = 2_000
+    collect_prompts: int = 1_800
     """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that scores are measured on."""
-    cllm_steps: int = 1_950
+    cllm_steps: int = 1_750
     block_size: int = 16
     max_new_tokens: int = 128
     """Longest answer; the longest gold one has about 90 tokens."""

@@ -19,6 +19,8 @@ from nptool.training.config import flag
 
 T = TypeVar("T")
 
+# Fields whose flag has another long name.
+_LONG_FLAGS = {"block_length": "n"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 
@@ -57,9 +59,11 @@ def read_mapping(cls: type[Any], path: str | Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in _read_yaml(Path(path)).items():
         name = str(key).replace("-", "_")
+        name = _LONG_FLAGS.get(name, name) if name not in names else name
         if name not in names:
-            close = get_close_matches(name, names, n=1, cutoff=0.0)
-            raise UsageError(f"{path}: unknown key `{key}`; the nearest is `{close[0]}`")
+            close = get_close_matches(name, names, n=1)
+            known = f"the nearest is `{close[0]}`" if close else f"known are {', '.join(names)}"
+            raise UsageError(f"{path}: unknown key `{key}`; {known}")
         values[name] = _convert(value, hints[name], f"{path}: `{key}`")
     return values
 

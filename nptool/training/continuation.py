@@ -35,14 +35,24 @@ def open_run(
     with main_process_first():
         if run is None:
             run = Run.create(config.run_name) if is_main_process() else Run(ROOT / config.run_name)
+        described = {"kind": kind, "config": to_json(config), "data_digest": data_digest, "provenance": provenance()}
         if run.config.is_file():
-            _check_same(read_json(run.config), config, kind, data_digest, free, run.path)
+            try:
+                _check_same(read_json(run.config), config, kind, data_digest, free, run.path)
+            except UsageError:
+                if not (is_main_process() and _untouched(run)):
+                    raise
+                # Nothing came of the other one; what it held out is of its own data.
+                run.heldout.unlink(missing_ok=True)
+                write_json(run.config, described)
         elif is_main_process():
-            write_json(
-                run.config,
-                {"kind": kind, "config": to_json(config), "data_digest": data_digest, "provenance": provenance()},
-            )
+            write_json(run.config, described)
     return run, run.results.is_file()
+
+
+def _untouched(run: Run) -> bool:
+    """Whether a training that began here failed before it did anything: its data were of no use."""
+    return {entry.name for entry in run.path.iterdir()} <= {run.config.name, run.heldout.name, run.log.name}
 
 
 def _check_same(

@@ -10,8 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from nptool.bench.benchmark import run_bench
+from nptool.bench.calibrate import CalibrationReport
 from nptool.bench.config import BenchConfig
 from nptool.cli.app import run
+from nptool.cli.calibration_output import print_calibration
+from nptool.decoding.calibration import Calibration
 from nptool.decoding.sampling import Sampling
 from nptool.llama.random_model import Shape, write_random_model
 from nptool.text_to_sql import generate_examples
@@ -165,6 +168,18 @@ class TestCalibrate:
         assert lines[0].startswith(f"{model}: llama")
         assert any(line.startswith("same bits: 1") for line in lines)
         assert sum(line.startswith("    1 █") for line in lines) == 2
+
+    def test_the_table_shows_what_was_measured(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A width may be faster behind the longer text, where llama.cpp takes another way; plans read it as flat."""
+        seconds = ((0.001, 0.0248), (0.003, 0.0202))
+        measured = Calibration((128, 640), (1, 64), seconds, ((1,), (64,)), complete=True, spent=1.0)
+        machine = {"processor": "one", "cores": 2}
+        report = CalibrationReport("m.gguf", "a model", machine, 2, 0, True, measured, 0.5, {})
+        print_calibration(report, plot=False)
+        rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+        assert ["1", "1.00", "3.00"] in rows
+        assert ["64", "24.80", "20.20"] in rows
+        assert measured.at(64, 640) == 0.0248
 
     def test_a_file_with_both_curves(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "plots" / "cost.svg"

@@ -15,7 +15,7 @@ from nptool.collection import collect as collect_module
 from nptool.collection.collect import collect
 from nptool.collection.config import CollectConfig, run_defaults
 from nptool.collection.dry_run import dry_run
-from nptool.collection.journal import parts_folder
+from nptool.collection.journal import Journal, parts_folder
 from nptool.collection.store import Trajectory, read_collected
 from nptool.collection.trajectories import UNFINISHED
 from nptool.data.records import read_records
@@ -90,11 +90,12 @@ def test_sampled_rows_depend_on_the_seed_alone(config: CollectConfig, tmp_path: 
 def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = replace(config, output=tmp_path / "whole.parquet")
     collect(whole)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted with \d+ of 150 prompts done; the same command goes on"):
-        collect(config, InterruptAfter(140))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        collect(config, InterruptAfter(100))
+    assert str(caught.value) == "interrupted with 100 of 150 prompts done; the same command goes on from there"
     assert not config.output.exists()
     # The killer came while a part was written: rows without their counts are no part.
-    (parts_folder(config.output) / "part-000000128.parquet").write_bytes(b"PAR1")
+    (parts_folder(config.output) / "part-000000149.parquet").write_bytes(b"PAR1")
     evaluated: list[int] = []
     original = collect_module.jacobi_trajectories
 
@@ -105,11 +106,31 @@ def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pyte
 
     monkeypatch.setattr(collect_module, "jacobi_trajectories", counting)
     result = collect(config)
-    assert result.done_before in (64, 128)
-    assert sorted(evaluated) == list(range(result.done_before, 150))
+    assert (result.done_before, len(evaluated), len(set(evaluated))) == (100, 50, 50)
     assert rows_of(config) == rows_of(whole)
     assert replace(result.stats) == collect(whole).stats
     assert not parts_folder(config.output).exists()
+
+
+def test_responses_that_take_long_are_kept_one_by_one(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = replace(config, limit=12)
+    collect(replace(small, output=tmp_path / "whole.parquet"))
+    kept: list[range] = []
+    original = Journal.add
+
+    def add(self: Journal, stretch: range, *arguments: Any) -> None:
+        kept.append(stretch)
+        original(self, stretch, *arguments)
+
+    monkeypatch.setattr(Journal, "add", add)
+    monkeypatch.setattr(collect_module, "KEEP_SECONDS", -1.0)
+    result = collect(small)
+    assert sorted(key for stretch in kept for key in stretch) == list(range(12))
+    assert len(kept) == 12
+    assert rows_of(small) == rows_of(replace(small, output=tmp_path / "whole.parquet"))
+    assert result.stats.responses == 12
 
 
 def test_finished_collection_is_not_repeated_but_extended(config: CollectConfig, tmp_path: Path) -> None:
@@ -213,7 +234,7 @@ def test_plain_text_is_cut_into_prompts(config: CollectConfig, tmp_path: Path) -
     rows = rows_of(text)
     assert [tokenizer.decode(row[0]) for row in rows][:2] == ["abcdefghij", "efghijklmn"]
     assert tokenizer.decode(rows[0][2]) == "klmnopqrstuvwxyzabcd"
-    assert result.left_out == {"empty, or text shorter than a prompt": 1}
+    assert result.left_out == {"empty, or text shorter than --text-prompt-tokens": 1}
 
 
 def test_prompts_of_an_earlier_collection(config: CollectConfig, tmp_path: Path) -> None:

@@ -86,6 +86,42 @@ class TestGenerate:
         assert shown[0] == "nptool: waiting 0.1 s for a prompt on standard input (-p TEXT gives it at once)"
         assert "has no held-out prompts beside it" in shown[1]
 
+    @pytest.mark.parametrize("words", [("-p", "a\udcff"), ()], ids=["line", "pipe"])
+    def test_a_prompt_that_is_no_utf_8(
+        self, words: tuple[str, ...], tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xffc"), encoding="utf-8"))
+        assert command("generate", tiny_gguf("f16"), *(words or ("-f", "-"))) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        place = "the text has bytes that are not UTF-8" if words else "standard input is not UTF-8 text (byte 2)"
+        assert line == f"nptool: error: {place}; convert it first"
+
+    @pytest.mark.parametrize(("words", "name"), [(("-n", "8"), "-n"), (("--fixed",), "--fixed")])
+    def test_what_belongs_to_a_method_is_not_ignored_without_one(
+        self, words: tuple[str, ...], name: str, tiny_gguf: Callable[..., Path], capsys: Any
+    ) -> None:
+        assert command("generate", tiny_gguf("f16"), "-p", "x", *words) == 2
+        assert capsys.readouterr().err == (
+            f"nptool: error: {name} is for parallel decoding; add --jacobi or --heads (the length of the answer is "
+            "--max-tokens)\n"
+        )
+
+    def test_ctrl_c_begins_a_new_line(
+        self, tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, calls = Context.evaluate, iter(range(100))
+
+        def interrupted(self: Context, *arguments: Any, **options: Any) -> Any:
+            if next(calls) == 4:
+                raise KeyboardInterrupt
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(Context, "evaluate", interrupted)
+        assert command("generate", tiny_gguf("f16"), "-p", "x") == 130
+        shown = capsys.readouterr()
+        assert shown.out.endswith("\n")
+        assert re.fullmatch(r"nptool: interrupted after \d tokens\n", shown.err)
+
     def test_json(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
         path = tiny_gguf("f16", metadata={"nptool.block_size": 6})
         assert command("generate", path, "-p", "x", "--block-mode", "--fixed", "--json", "--max-tokens", "12") == 0
@@ -115,7 +151,7 @@ class TestGenerate:
         [
             ({8: 2, 1: 3}, (1, 8), "jacobi, passes by width 1: 3, 8: 2; AR's text at any width of 1, 8"),
             ({2: 4, 3: 1}, (), "jacobi, passes by width 2: 4, 3: 1; free widths"),
-            ({1: 9}, (1,), "plain AR: wider steps promise nothing here; --fixed gives every step n rows"),
+            ({1: 9}, (1,), "plain AR, which promised most for this text; --fixed gives every step n rows"),
         ],
     )
     def test_what_the_steps_were_in_words(self, used: dict[int, int], members: tuple[int, ...], words: str) -> None:
@@ -128,7 +164,7 @@ class TestGenerate:
         path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
         for more, ending in (([], r"AR's text at any width of [\d, ]+"), (["--free-width"], "free widths")):
             assert command("generate", path, "-p", "x", "--jacobi", "--max-tokens", "20", *more) == 0
-            chosen = rf"jacobi, passes by width [\d:, ]+; {ending}|plain AR: .*"
+            chosen = rf"jacobi, passes by width [\d:, ]+; {ending}|plain AR, .*"
             assert re.fullmatch(FIGURES + rf"\[({chosen})\]\n", capsys.readouterr().err)
         assert command("generate", path, "-p", "x", "--jacobi", "-n", "auto", "--json", "--max-tokens", "20") == 0
         result = json.loads(capsys.readouterr().out)
@@ -183,7 +219,7 @@ class TestGenerate:
         ("words", "message"),
         [
             (["-n", "0", "--jacobi"], "-n must be at least 1, got 0"),
-            (["-n", "-3"], "-n must be at least 1, got -3"),
+            (["-n", "-3", "--jacobi"], "-n must be at least 1, got -3"),
             (["-n", "600", "--jacobi"], "-n 600 is above the batch limit of 512 rows"),
             (["-c", "20"], "the prompt has 44 tokens and the context holds 20; shorten it or raise -c"),
             (["-c", "0"], "the context must be at least 1, got 0"),

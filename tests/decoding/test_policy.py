@@ -19,6 +19,7 @@ from nptool.decoding.plan import plan_text
 from nptool.decoding.policy import (
     GUESSED,
     MEASURED,
+    PLAIN_BATCHES,
     Evidence,
     Prior,
     Prospect,
@@ -28,6 +29,7 @@ from nptool.decoding.policy import (
     expected_tokens,
     exponent,
     foresee,
+    may_be_faster,
 )
 from nptool.decoding.widths import AdaptiveWidth
 
@@ -169,6 +171,21 @@ def test_a_class_is_tried_where_it_is_hoped_to_be_better_and_may_lose_what_it_ca
     assert best_prospect(hopeless, inf) == (0, None)
 
 
+def test_width_1_alone_is_timed_where_it_is_hoped_to_be_better_not_tried() -> None:
+    """However much may be lost, no text is decoded plainly to see what one row takes."""
+    times = {1: 1.0, 8: 1.5}
+    hopeful = {1: 0.2, 8: 1.5}
+    evidence = {8: Evidence(50.0, 150.0)}
+    plain, wide = (
+        foresee({width: times[width]}, evidence, prior=Prior(0.5), hopeful_seconds={width: hopeful[width]})
+        for width in (1, 8)
+    )
+    assert best_prospect([plain, wide], inf) == (1, None)
+    assert may_be_faster(plain, wide.rate, PLAIN_BATCHES * 0.2 + 0.01)
+    assert not may_be_faster(plain, wide.rate, PLAIN_BATCHES * 0.2 - 0.01)
+    assert not may_be_faster(plain, 6.0, inf)
+
+
 class World:
     """A machine and a model: a step of w rows takes `costs` and brings tokens with mean w**a, a window warmed up.
 
@@ -251,6 +268,22 @@ def fixed(costs: dict[int, float], a: float, width: int) -> float:
     while world.tokens < 3000:
         spent += world.step(width, width)[1]
     return world.tokens * 1.05 / spent
+
+
+def test_a_row_that_was_timed_wrongly_is_timed_again_and_no_text_is_tried_for_it() -> None:
+    """Something else ran when it was: wide steps seemed to pay. As soon as it is timed again, texts are plain."""
+    world = World(lambda _: F32, lambda _: 0.1, F32)
+    experience = Experience(world.calibration, 64, Prior(0.1), drafts=Drafts.ITERATED)
+    experience.time_plain(TEXT, 3.0)
+    timed = []
+    for number in range(60):
+        widths = adaptive(experience, exact=True)
+        if widths.members == (1,):
+            break
+        timed += [number] if widths.wants_plain_time else []
+        world.text(widths)
+    assert timed == [number - 1]
+    assert 1 not in world.used
 
 
 def mean(values: list[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,9 @@ def test_settings_that_cannot_be(tiny_gguf: Callable[..., Path]) -> None:
             Context(model, 0)
         with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
             Context(model, 64, threads=0)
+        cores = os.cpu_count()
+        with pytest.raises(UsageError, match=f"9999 threads would wait for one another on the {cores} cores"):
+            Context(model, 64, threads=9999)
         with pytest.raises(UsageError, match="unknown cache type 'f12'; known are f32, f16"):
             Context(model, 64, kv_type="f12")
         with pytest.raises(UsageError, match="needs flash attention"):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from nptool.collection.config import CollectConfig
 from nptool.errors import UsageError
 from nptool.training.base.config import BaseConfig
 from nptool.training.config_file import resolve
@@ -54,6 +55,12 @@ def test_dashes_are_underscores_and_one_path_makes_a_tuple() -> None:
     assert isinstance(config.lr, float)
 
 
+@pytest.mark.parametrize("key", ["n", "block_length", "block-length"])
+def test_both_names_of_a_flag(key: str) -> None:
+    config = resolve(CollectConfig, write(f"{key}: 24\n"), {"model": "m", "data": (Path("a"),), "output": Path("o")})
+    assert config.n == 24
+
+
 def test_an_empty_file_gives_the_defaults() -> None:
     assert resolve(Example, write("# nothing\n"), {"data": ()}) == Example(())
 
@@ -62,6 +69,10 @@ def test_an_empty_file_gives_the_defaults() -> None:
     ("text", "message"),
     [
         ("sise: 3", "config.yaml: unknown key `sise`; the nearest is `size`"),
+        (
+            "colour: 3",
+            "config.yaml: unknown key `colour`; known are data, rate, size, limit, deep, kind, place, name",
+        ),
         ("size: many", "config.yaml: `size` is 'many'; expected a whole number"),
         ("size: 1.5", "config.yaml: `size` is 1.5; expected a whole number"),
         ("size: true", "config.yaml: `size` is True; expected a whole number"),

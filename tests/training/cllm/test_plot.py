@@ -157,6 +157,16 @@ def test_a_run_without_a_curve_says_so(invoke: Callable[..., Result]) -> None:
     )
 
 
+def test_a_run_without_a_curve_is_not_trained_on_other_data(invoke: Callable[..., Result]) -> None:
+    """Named without data: it is that run's curve that is asked for."""
+    assert invoke().exit_code == 0
+    app = typer.Typer()
+    app.command()(train_cllm)
+    error = CliRunner().invoke(app, ["--plot", "--name", "one"]).exception
+    assert isinstance(error, UsageError)
+    assert str(error) == ("runs/one was trained without a curve; train another run with --plot and --data to have one")
+
+
 def test_a_picture_of_another_kind_is_refused_before_the_training(invoke: Callable[..., Result]) -> None:
     error = invoke("--plot-file", "curve.png").exception
     assert isinstance(error, UsageError)

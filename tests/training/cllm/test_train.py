@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nptool.errors import UsageError
+from nptool.errors import DataError, UsageError
 from nptool.progress import silent
 from nptool.runs import Run
 from nptool.training.checkpoints import load_model
@@ -94,6 +94,15 @@ def test_another_configuration_does_not_go_on_in_the_same_run(config: CllmConfig
         "runs/one holds a run with --context noisy, now it is clean; "
         "give the same to go on, or choose another --name, or remove that directory"
     )
+
+
+def test_a_run_that_failed_before_its_first_step_is_begun_anew(config: CllmConfig) -> None:
+    """Its data were of no use; with others, or other options, the name is free."""
+    with pytest.raises(DataError):
+        train_cllm(replace(config, max_length=1, steps=3))
+    saved = Path("runs/one/config.json")
+    assert json.loads(saved.read_text())["config"]["steps"] == 3
+    assert train_cllm(config).steps == config.steps == json.loads(saved.read_text())["config"]["steps"]
 
 
 def test_two_batches_in_a_step_are_one_batch_of_twice_the_size(collected: Path) -> None:
