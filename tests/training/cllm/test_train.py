@@ -99,7 +99,7 @@ def test_another_configuration_does_not_go_on_in_the_same_run(config: CllmConfig
 def test_a_run_that_failed_before_its_first_step_is_begun_anew(config: CllmConfig) -> None:
     """Its data were of no use; with others, or other options, the name is free."""
     with pytest.raises(DataError):
-        train_cllm(replace(config, max_length=1, steps=3))
+        train_cllm(replace(config, max_length=2, steps=3))
     saved = Path("runs/one/config.json")
     assert json.loads(saved.read_text())["config"]["steps"] == 3
     assert train_cllm(config).steps == config.steps == json.loads(saved.read_text())["config"]["steps"]
