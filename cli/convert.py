@@ -34,7 +34,13 @@ OUTPUT = Annotated[
 ]
 TYPE = Annotated[str, typer.Option("--type", metavar="TYPE", help=f"type of the matrices: {', '.join(FILE_TYPES)}")]
 HEADS_TYPE = Annotated[
-    str | None, typer.Option("--heads-type", metavar="TYPE", help="type of the extra heads [q8_0]", show_default=False)
+    str | None,
+    typer.Option(
+        "--heads-type",
+        metavar="TYPE",
+        help="type of the extra heads: f32, f16, bf16, q8_0, q4_0 [q8_0]",
+        show_default=False,
+    ),
 ]
 NO_VERIFY = Annotated[bool, typer.Option("--no-verify", help="do not compare the result with transformers")]
 PRE = Annotated[

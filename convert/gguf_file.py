@@ -32,7 +32,9 @@ MATRIX_TYPES = {
     "f16": F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
 }
+"""What is written row by row; a whole model in q4_0 goes through llama.cpp's quantizer, which mixes types."""
 WRITING = "writing tensors"
 NO_TOKENIZER = "none"
 Metadata = Mapping[str, str | int | float | Sequence[float]]

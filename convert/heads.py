@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nptool.convert.checkpoint import Checkpoint
-from nptool.convert.file_types import FILE_TYPES, FileType, file_type
-from nptool.convert.gguf_file import Metadata, write_gguf
+from nptool.convert.file_types import FileType, file_type
+from nptool.convert.gguf_file import MATRIX_TYPES, Metadata, write_gguf
 from nptool.convert.hyperparameters import Hyperparameters
 from nptool.convert.tensors import (
     EMBEDDING,
@@ -106,10 +106,10 @@ def heads_type(name: str | None) -> FileType:
         UsageError: it is none that nptool writes row by row.
     """
     chosen = file_type(name or HEADS_TYPE, "--heads-type")
-    if not chosen.direct:
-        direct = ", ".join(kind.name for kind in FILE_TYPES.values() if kind.direct)
+    if chosen.name not in MATRIX_TYPES:
         raise UsageError(
-            f"heads are written in one of {direct}, and {chosen.name} was asked for; `nptool quantize` makes the others"
+            f"heads are written in one of {', '.join(MATRIX_TYPES)}, and {chosen.name} was asked for; "
+            "`nptool quantize` makes the others"
         )
     return chosen
 

@@ -214,7 +214,8 @@ def test_a_type_that_heads_are_not_written_in(make_checkpoint: Callable[..., Pat
     with pytest.raises(UsageError) as caught:
         convert(make_checkpoint(), heads_type_name="q4_k_m")
     assert str(caught.value) == (
-        "heads are written in one of f32, f16, bf16, q8_0, and q4_k_m was asked for; `nptool quantize` makes the others"
+        "heads are written in one of f32, f16, bf16, q8_0, q4_0, and q4_k_m was asked for; `nptool quantize` makes the "
+        "others"
     )
 
 
@@ -224,7 +225,13 @@ def parameters(tensors: dict[str, tuple[tuple[int, ...], int]]) -> int:
 
 @pytest.mark.parametrize(
     ("type_name", "heads_type", "expected"),
-    [("f32", None, "q8_0"), ("q4_k_m", None, "q8_0"), ("q8_0", "bf16", "bf16"), ("q4_k_m", "f16", "f16")],
+    [
+        ("f32", None, "q8_0"),
+        ("q4_k_m", None, "q8_0"),
+        ("q8_0", "bf16", "bf16"),
+        ("q4_k_m", "f16", "f16"),
+        ("f32", "q4_0", "q4_0"),
+    ],
 )
 def test_types_of_the_heads(
     type_name: str,

@@ -152,7 +152,7 @@ def test_heads_are_trained_further(config: HeadsConfig) -> None:
     assert second.loss is not None
     assert sum(second.loss) < sum(first.loss)
     text = message(UsageError, lambda: train_heads(replace(config, model=first.model, heads=3, name="three")))
-    assert text.startswith("runs/one/model has 4 heads, --heads is 3; give --heads 4")
+    assert text.startswith("runs/one/model has 4 heads and is to have 3; give --heads 4")
 
 
 def test_a_joint_stage_follows_heads_trained_alone(config: HeadsConfig, checkpoint: Path) -> None:
@@ -324,4 +324,6 @@ def test_heads_that_do_not_fit_are_refused(config: HeadsConfig) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     assert "were trained on another trunk" in message(CheckpointError, lambda: load_heads(directory))
     (directory / HEADS_FILE).unlink()
+    assert "heads.json, which describes it, is missing" in message(CheckpointError, lambda: load_heads(directory))
+    (directory / HEADS_WEIGHTS).unlink()
     assert "has no heads; train some with" in message(CheckpointError, lambda: load_heads(directory))
