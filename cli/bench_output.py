@@ -15,7 +15,7 @@ SHOWN_POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def counted(count: int, noun: str) -> str:
-    """ "1 round", "2 rounds"."""
+    """A number with its noun: 1 round, 2 rounds."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

@@ -29,12 +29,16 @@ def draw(curves: Sequence[Curve | None], run: str, path: Path | None, *, bars: b
     """
     drawn = [curve for curve in curves if curve is not None and curve.points]
     if not drawn:
-        raise UsageError(f"{run} was trained without --curve, so there is nothing to draw; train under another --name")
+        raise _nothing_to_draw(run)
     if bars:
         print_curves(curves)
     if path is not None:
         with atomic_file(path, "w") as stream:
             stream.write(picture(drawn, f"{run}: held-out tokens per forward"))
+
+
+def _nothing_to_draw(run: str) -> UsageError:
+    return UsageError(f"{run} was trained without --curve, so there is nothing to draw; train under another --name")
 
 
 def draw_finished(name: str | None, rounds: int, path: Path | None, as_json: bool) -> bool:
@@ -43,14 +47,15 @@ def draw_finished(name: str | None, rounds: int, path: Path | None, as_json: boo
     Args:
         name: of the run; None is the newest.
         rounds: so many rounds must be done, or there is something left to train.
+
+    Raises:
+        UsageError: the run that is named was trained without a curve.
     """
     runs = finished_rounds(name, rounds)
     curves = [read_curve(run.curve) for run in runs]
     if not any(curves):
         if name is not None and runs:
-            raise UsageError(
-                f"{runs[-1].path} was trained without a curve; train another run with --plot and --data to have one"
-            )
+            raise _nothing_to_draw(str(runs[-1].path))
         return False
     if as_json:
         named = zip(runs, curves, strict=True)

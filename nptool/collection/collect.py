@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -221,10 +222,9 @@ class _Session:
 
 
 def _stretches(keys: Sequence[int]) -> list[range]:
-    """Ascending keys as runs without a gap."""
-    starts = [key for before, key in zip([None, *keys], keys, strict=False) if before is None or key != before + 1]
-    ends = [key + 1 for key, behind in zip(keys, [*keys[1:], None], strict=True) if behind != key + 1]
-    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
+    """Ascending keys as runs without a gap: in one, a key and its place differ by the same."""
+    runs = (list(run) for _, run in groupby(enumerate(keys), lambda pair: pair[1] - pair[0]))
+    return [range(run[0][1], run[-1][1] + 1) for run in runs]
 
 
 def context_of(ref: str) -> int | None:

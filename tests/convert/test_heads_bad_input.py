@@ -117,14 +117,6 @@ def test_a_description_that_is_no_object(content: str, checkpoint: Path, capsys:
     assert line.endswith(f"; {PLAIN}")
 
 
-def test_what_the_advice_says_helps(checkpoint: Path) -> None:
-    """Heads of another trunk, removed as the message says: the plain model converts."""
-    edit(checkpoint / HEADS_FILE, trunk_digest="0" * 16)
-    for name in (HEADS_FILE, HEADS_WEIGHTS):
-        (checkpoint / name).unlink()
-    assert convert(checkpoint, checkpoint / "model.gguf", verified=False).heads is None
-
-
 def test_heads_behind_another_model(
     checkpoint: Path,
     make_checkpoint: Callable[..., Path],

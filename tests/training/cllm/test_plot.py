@@ -164,7 +164,9 @@ def test_a_run_without_a_curve_is_not_trained_on_other_data(invoke: Callable[...
     app.command()(train_cllm)
     error = CliRunner().invoke(app, ["--plot", "--name", "one"]).exception
     assert isinstance(error, UsageError)
-    assert str(error) == ("runs/one was trained without a curve; train another run with --plot and --data to have one")
+    assert str(error) == (
+        "runs/one was trained without --curve, so there is nothing to draw; train under another --name"
+    )
 
 
 def test_a_picture_of_another_kind_is_refused_before_the_training(invoke: Callable[..., Result]) -> None:
