@@ -1,12 +1,9 @@
 """The embedded default in small: its steps in order, each once, and what lies where afterwards."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nptool.collection import config as collection_config
-from nptool.collection.config import CollectConfig
 from nptool.errors import UsageError
 from nptool.files import read_json
 from nptool.method_note import Measured, read_note
@@ -28,6 +25,8 @@ SMALL = DefaultConfig(
         "batch_tokens": 1024,
         "context": 512,
     },
+    # A model of three steps ends no answer, which would drop them all.
+    collect={"keep_degenerate": True},
     cllm={"schedule": "uniform", "context": "clean", "draws": 1, "ar_target": "reference", "batch_tokens": 512},
 )
 STEPS = [
@@ -42,8 +41,6 @@ STEPS = [
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    # A model of three steps ends no answer, which would drop them all.
-    monkeypatch.setattr(collection_config, "CollectConfig", partial(CollectConfig, keep_degenerate=True))
     return tmp_path
 
 
