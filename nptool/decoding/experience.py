@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
+from itertools import groupby
 from math import log
 from statistics import median
 from typing import NamedTuple
@@ -102,6 +103,7 @@ class Experience:
         self._reach = reach
         self._ratios: dict[int, float] = {}
         self._newest_ratios: dict[int, deque[float]] = {}
+        self._plain_ratios: dict[int, float] = {}
         self._lines = {width: calibration.line(width) for width in self.widths}
         self._newest_ratio = 1.0
         self._stepped = False
@@ -212,6 +214,7 @@ class Experience:
             prior=self.prior,
             evidence={width: shown for width, shown in self._evidence.items() if shown.steps > 0},
             ratios=dict(self._ratios),
+            plain_ratios=dict(self._plain_ratios),
             newest_ratio=self._newest_ratio,
             drafting=median(self._drafting) if self._drafting else None,
             saved=max(-bound, min(bound, self.allowance)),
@@ -251,18 +254,16 @@ class Experience:
         self._settle(kept)
 
     def _compare_times(self, steps: Sequence[Step]) -> None:
-        """What the newest steps of each width took, against its calibration. Older ones would be pushed out."""
-        newest: dict[int, list[Step]] = {}
-        for step in reversed(steps):
-            of_width = newest.setdefault(step.rows, [])
-            if len(of_width) < _TIMES:
-                of_width.append(step)
-        for rows, of_width in newest.items():
+        """What steps took, against their calibration. Of a run of one width all but the newest would be pushed out."""
+        for rows, run in groupby(steps, key=lambda step: step.rows):
             self._note_ratios(
                 rows,
-                [(step.seconds - step.drafting) / self._calibrated(rows, step.length) for step in reversed(of_width)],
+                [
+                    (step.seconds - step.drafting) / self._calibrated(rows, step.length)
+                    for step in deque(run, maxlen=_TIMES)
+                ],
             )
-        self.plain_timed = self.plain_timed or 1 in newest
+            self.plain_timed = self.plain_timed or rows == 1
         if steps:
             self._stepped = True
             self._newest_ratio = self._ratios[steps[-1].rows]
@@ -271,6 +272,8 @@ class Experience:
         newest = self._newest_ratios.setdefault(rows, deque(maxlen=_TIMES))
         newest.extend(ratios)
         self._ratios[rows] = median(newest)
+        if rows > 1 and 1 in self._ratios:
+            self._plain_ratios[rows] = self._ratios[1]
 
     def _resume(self, learnt: Learnt) -> None:
         """Be what another one was at its end. One time of each width is taken over, which two new ones outvote.
@@ -282,6 +285,7 @@ class Experience:
         if learnt.calibration == self.calibration.fingerprint:
             for width, ratio in learnt.ratios.items():
                 self._note_ratios(width, [ratio])
+            self._plain_ratios = dict(learnt.plain_ratios)
             self._newest_ratio, self._stepped = learnt.newest_ratio, bool(learnt.ratios)
         if learnt.drafting is not None:
             self._drafting = deque([learnt.drafting], maxlen=_TIMES)
@@ -356,12 +360,22 @@ class Experience:
         less: but one row being faster than calibrated makes no wide step faster than the nearest one was.
         """
         if width in self._ratios:
-            return self._ratios[width]
+            return self._ratios[width] * self._slowed_since(width)
         wide = [known for known in self._ratios if known > 1]
         if width == 1 or not wide:
             return self._newest_ratio
         nearest = min(wide, key=lambda known: abs(log(known / width)))
-        return min(self._ratios[nearest], max(1.0, self._newest_ratio))
+        return min(self._ratio(nearest), max(1.0, self._newest_ratio))
+
+    def _slowed_since(self, width: int) -> float:
+        """How many times as long one row takes as when `width` was timed last, if it takes longer.
+
+        A machine that got slower did so for all widths. Without this, one row's times are those of now and a wide
+        step's those of a better moment, so that wide steps seem to pay.
+        """
+        if width not in self._plain_ratios:
+            return 1.0
+        return max(1.0, self._ratios[1] / self._plain_ratios[width])
 
     def _calibrated(self, width: int, length: int) -> float:
         """t(w) as calibrated; every choice asks for all of it twice."""

@@ -23,6 +23,8 @@ class Learnt:
     """By width."""
     ratios: Mapping[int, float]
     """Width to what its steps took, as a multiple of what was calibrated."""
+    plain_ratios: Mapping[int, float]
+    """Width above 1 to what width 1's ratio was when a step of it was made last, where it was known."""
     newest_ratio: float
     """The same of the width that was used last."""
     drafting: float | None
@@ -49,6 +51,7 @@ class Learnt:
                 for width, shown in value["evidence"].items()
             },
             ratios={int(width): float(ratio) for width, ratio in value["ratios"].items()},
+            plain_ratios={int(width): float(ratio) for width, ratio in value["plain_ratios"].items()},
             newest_ratio=float(value["newest_ratio"]),
             drafting=None if value["drafting"] is None else float(value["drafting"]),
             saved=float(value["saved"]),
@@ -64,6 +67,10 @@ class Learnt:
             least, most = shown.steps * (1 - _ROUNDING), width * shown.steps * (1 + _ROUNDING)
             _require([width > 1, 0 <= shown.steps <= _MOST, least <= shown.tokens <= most])
         _require(width > 0 and 1 / _MOST <= ratio <= _MOST for width, ratio in self.ratios.items())
+        _require(
+            width > 1 and {1, width} <= self.ratios.keys() and 1 / _MOST <= ratio <= _MOST
+            for width, ratio in self.plain_ratios.items()
+        )
         _require([1 / _MOST <= self.newest_ratio <= _MOST, isfinite(self.saved)])
 
 

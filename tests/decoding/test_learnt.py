@@ -22,7 +22,14 @@ from nptool.decoding.priors import TRAINED, UNTRAINED, prior_of
 
 KEY = {"model": "a", "threads": 2}
 LEARNT = Learnt(
-    Prior(0.4, 5.0), {4: Evidence(6.0, 11.5), 8: Evidence(3.0, 9.0)}, {1: 1.1, 8: 1.3}, 1.3, 0.001, -0.02, "ab"
+    Prior(0.4, 5.0),
+    {4: Evidence(6.0, 11.5), 8: Evidence(3.0, 9.0)},
+    {1: 1.1, 8: 1.3},
+    {8: 0.9},
+    1.3,
+    0.001,
+    -0.02,
+    "ab",
 )
 
 
@@ -52,6 +59,8 @@ class TestFiles:
             ("evidence", [8]),
             ("ratios", {"8": 0}),
             ("ratios", {"8": float("nan")}),
+            ("plain_ratios", {"8": 0}),
+            ("plain_ratios", {"4": 1.1}),
             ("newest_ratio", "fast"),
             ("drafting", -1),
             ("saved", float("inf")),
@@ -71,7 +80,7 @@ class TestFiles:
         store_learnt(KEY, "jacobi", LEARNT)
         assert load_learnt(KEY, "jacobi") == LEARNT
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', '{"format": 3, "key": {}}', "\ud800"])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 3}', '{"format": 4, "key": {}}', "\ud800"])
     def test_a_foreign_one_is_not_used(self, folder: Path, text: str) -> None:
         store_learnt(KEY, "jacobi", LEARNT)
         learnt_file(KEY, "jacobi").write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -286,6 +286,17 @@ def test_a_row_that_was_timed_wrongly_is_timed_again_and_no_text_is_tried_for_it
     assert 1 not in world.used
 
 
+def test_a_wide_step_is_slowed_as_one_row_was_since_it_was_timed() -> None:
+    """The machine gets slower while texts are plain: the time of two rows, of a better hour, must not make them pay."""
+    world = World(lambda _: F32, lambda _: 0.1, F32)
+    experience = Experience(world.calibration, 64, Prior(0.1), drafts=Drafts.ITERATED)
+    experience.learn([Step(TEXT, 1, 0, 0, F32[1])] * 5, None)
+    experience.learn([Step(TEXT, 2, 1, 0, F32[2])] * 5, None)
+    before = experience.seconds((1, 2), TEXT)
+    experience.learn([Step(TEXT, 1, 0, 0, 1.5 * F32[1])] * 5, None)
+    assert experience.seconds((1, 2), TEXT) == pytest.approx({width: 1.5 * time for width, time in before.items()})
+
+
 def mean(values: list[float]) -> float:
     """Of speed-ups over equally long texts: harmonic."""
     return len(values) / sum(1 / value for value in values)
@@ -455,7 +466,8 @@ def test_steps_teach_the_same_together_and_one_by_one(steps: list[Step], drafts:
     assert one.evidence.keys() == other.evidence.keys()
     for width, shown in one.evidence.items():
         assert (shown.steps, shown.tokens) == pytest.approx((other.evidence[width].steps, other.evidence[width].tokens))
-    assert (one.ratios, one.newest_ratio) == (other.ratios, other.newest_ratio)
+    assert (one.ratios, one.plain_ratios) == (other.ratios, other.plain_ratios)
+    assert one.newest_ratio == other.newest_ratio
     assert one.saved == pytest.approx(other.saved)
 
 
