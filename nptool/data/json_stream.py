@@ -60,6 +60,11 @@ class _Array:
         self._line = 1
 
     def elements(self) -> Iterator[tuple[int, Any]]:
+        """Each element with the line it begins on, from 1.
+
+        Raises:
+            DataError: the file is no array, or something follows it.
+        """
         self._expect("[")
         if self._next() == "]":
             self._expect("]")

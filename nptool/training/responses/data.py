@@ -46,7 +46,7 @@ def find_source(config: ResponsesConfig) -> Source:
     """Tell trajectories from prompts, and find the model.
 
     Raises:
-        DataError: a file is missing.
+        DataError: a file is missing, or no model is named and the data cannot be read.
         UsageError: no model is named, trajectories are mixed with other files, or their block length is not `-n`.
     """
     if missing := [path for path in config.data if not path.exists()]:
@@ -54,6 +54,8 @@ def find_source(config: ResponsesConfig) -> Source:
     collected = [path for path in config.data if path.is_file() and is_collected(path)]
     if not collected:
         if config.model is None:
+            # A damaged file of trajectories would need no -m.
+            next(read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field))
             raise UsageError("-m is missing; name the model that is to answer the prompts in --data and be trained")
         if process_count() > 1:
             raise UsageError("--data holds prompts; with several processes, run `nptool collect` first")

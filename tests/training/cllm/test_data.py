@@ -54,6 +54,13 @@ def test_prompts_need_a_model(prompts: Path) -> None:
     assert text == "-m is missing; name the model that is to answer the prompts in --data and be trained"
 
 
+def test_damaged_trajectories_are_not_taken_for_prompts_that_need_a_model(collected: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(collected.read_bytes()[:-10])
+    text = message(DataError, lambda: find_source(CllmConfig(data=(cut,))))
+    assert text.startswith(f"{cut} is not a readable Parquet file: ")
+
+
 def test_prompts_are_not_collected_by_several_processes(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     text = message(UsageError, lambda: find_source(CllmConfig(data=(prompts,), model="m")))
