@@ -17,7 +17,16 @@ from nptool.decoding.engine import Engine
 from nptool.decoding.experience import Experience
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode, time_plain
-from nptool.decoding.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, Method, Task, find_method
+from nptool.decoding.methods import (
+    AUTOREGRESSIVE,
+    HEADS,
+    HEADS_TREE,
+    JACOBI,
+    Method,
+    Task,
+    find_method,
+    way_to_decode,
+)
 from nptool.decoding.plan import plan_text
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
@@ -152,12 +161,13 @@ class Decoder:
         """
         (name, n), widths, width = self._plan(variant, len(prompt))
         method = find_method(name)
-        opened = self._opened(method, n)
+        opened = self._plain if widths.members == (1,) else self._opened(method, n)
         began = self._clock()
         prefilled = _begin(opened.sequence, prompt)
         time_plain(opened.engine, opened.sequence, widths)
         prefill_seconds = self._clock() - began
-        proposer = method.propose(Task(n, opened.sequence, self._sampling, opened.heads))
+        way = way_to_decode(method, opened.heads)
+        proposer = way.propose(Task(n, opened.sequence, self._sampling, opened.heads))
         tally = Tally(proposer.width, len(prompt), prefilled_tokens=prefilled, prefill_seconds=prefill_seconds)
         limit = min(self.engine.capacity, len(prompt) + (max_tokens or self._max_tokens))
         steps = decode(
@@ -169,7 +179,7 @@ class Decoder:
             limit=limit,
             end_tokens=self._ends,
             widths=widths,
-            verify=method.verify,
+            verify=way.verify,
         )
         tokens: list[int] = []
         for added in steps:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop import decode, time_plain
-from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method
+from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method, way_to_decode
 from nptool.decoding.proposers import Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.tally import Tally
@@ -88,6 +88,7 @@ class Answer:
         """Make `prompt` the text.
 
         Args:
+            opened: without heads where the method has some and `widths` leave no row for a draft.
             method: that of `config`, or one of the others it leaves open.
             n: block length in tokens, or heads in all.
             widths: decides on the rows of every batch.
@@ -109,7 +110,9 @@ class Answer:
         """The one that makes it."""
         self.n = n
         """Its block length in tokens, or heads in all."""
-        proposer = method.propose(Task(n, sequence, config.sampling, heads))
+        way = way_to_decode(method, heads)
+        self._verify = way.verify
+        proposer = way.propose(Task(n, sequence, config.sampling, heads))
         self._proposer = proposer if wrap is None else wrap(proposer)
         self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
         self._model = model
@@ -167,7 +170,7 @@ class Answer:
             limit=self._limit,
             end_tokens=ends,
             widths=self.widths,
-            verify=find_method(self.method).verify,
+            verify=self._verify,
         )
         for tokens in steps:
             if self.tally.passes == 1:

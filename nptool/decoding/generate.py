@@ -198,7 +198,10 @@ class TextModel:
         if self._answer is not None:
             self._answer.close()
         method, n, widths = self._choose(config, len(prompt))
-        opened = self.engines.open(n if widths.padded or method.parallel else 1, self._heads(method, n))
+        # Where nothing is drafted, showing z to heads would cost a small model 4 % of its steps. A conversation keeps
+        # its heads: a later turn may use them, and would have to read everything again.
+        heads = None if widths.members == (1,) and not reuse else self._heads(method, n)
+        opened = self.engines.open(n if widths.padded or method.parallel else 1, heads)
         if not reuse:
             opened.sequence.truncate(0)
         self._answer = Answer(self.model, opened, prompt, config, method, n, widths, wrap)

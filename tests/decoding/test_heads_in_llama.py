@@ -119,6 +119,25 @@ def test_chosen_methods_and_widths_give_the_text_of_their_class(
     assert used, "nothing was drafted"
 
 
+@pytest.mark.parametrize("method", ["heads", "heads-tree"])
+def test_a_text_that_drafts_nothing_goes_without_heads(tiny_gguf: Callable[..., Path], method: str) -> None:
+    """But for a conversation, in which a later turn may use them."""
+    with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
+        found = model.calibration
+        times = tuple(tuple(1e-3 * width**2 for width in found.widths) for _ in found.contexts)
+        model.knowledge.calibration = replace(found, seconds=times, classes=((1,), found.widths[1:]))
+        config = DecodeConfig(method, max_tokens=20, adapt=True)
+        prompt = model.encode("once upon a time", raw=True)
+        for reuse in (False, True, False):
+            plain = read(model.answer(prompt, config, reuse=reuse))
+            assert plain.widths.members == (1,)
+            assert model.engines.newest is not None
+            assert (model.engines.newest.heads is not None) == reuse
+            expected = DecodeConfig("ar", 1, exact=True, max_tokens=20)
+            assert plain.tokens == read(model.answer(prompt, expected)).tokens
+            assert plain.method == method
+
+
 def test_a_conversation_may_change_its_method(tiny_gguf: Callable[..., Path]) -> None:
     """The caches of one way know nothing of the other's turn."""
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
