@@ -144,7 +144,10 @@ def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
     run = run_of(checkpoint.directory)
     if run is not None and run.model.resolve() == checkpoint.directory.resolve():
         return checkpoint.directory.parent / run.gguf.name
-    return Path(f"{checkpoint.name.rpartition('/')[2]}-{chosen.name}.gguf")
+    name = checkpoint.name.rpartition("/")[2]
+    if name in {"", ".", ".."}:
+        name = checkpoint.directory.resolve().name
+    return Path(f"{name}-{chosen.name}.gguf")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nptool.errors import DataError
-from nptool.files import atomic_file
+from nptool.errors import DataError, UsageError
+from nptool.files import atomic_file, read_json
 
 ROOT = Path("runs")
 LATEST = "latest"
@@ -71,6 +71,18 @@ class Run:
             stream.write(self.path.name + "\n")
 
 
+def check_name(name: str | None) -> None:
+    """Check the name of a run that is to be made.
+
+    Raises:
+        UsageError: a directory in runs/ cannot have it.
+    """
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise UsageError(f"--name is {name!r}; it must be the name of a directory in runs/, without slashes")
+    if name == LATEST:
+        raise UsageError(f"--name is {name!r}, by which runs/ knows its newest run; choose another")
+
+
 def latest_run(root: Path = ROOT) -> Run:
     """The newest run.
 
@@ -88,5 +100,6 @@ def latest_run(root: Path = ROOT) -> Run:
 
 def run_of(path: str | Path) -> Run | None:
     """The run that a model directory or GGUF file lies in, if it lies in one."""
-    parent = Path(path).resolve().parent
-    return Run(parent) if (parent / CONFIG_NAME).is_file() else None
+    run = Run(Path(path).resolve().parent)
+    # A checkpoint of a Trainer lies in a directory with another config.json, which is a model's.
+    return run if run.config.is_file() and "model_type" not in read_json(run.config) else None

@@ -80,9 +80,7 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     model = load_model(config.model, precision_of(config))
     model.to(device_of(config))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     metadata = _metadata(config, tokenizer, model, prompts)
-    if config.overwrite:
-        discard(config.output)
-    journal = Journal(config.output, metadata, prompts)
+    journal = _open_journal(config, metadata, prompts)
     before = journal.totals().prompts
     if not journal.complete:
         session = _Session(config, metadata, prompts, tokenizer, journal, progress)
@@ -107,6 +105,22 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
         done_before=before,
         seconds=monotonic() - started,
     )
+
+
+def _open_journal(config: CollectConfig, metadata: CollectionMetadata, prompts: PromptSet) -> Journal:
+    """What was done of this collection; with `overwrite`, an output and parts of another one are removed first.
+
+    Parts of the same one are of a call that was interrupted: the same command goes on from there.
+    """
+    if config.overwrite and config.output.exists():
+        discard(config.output)
+    try:
+        return Journal(config.output, metadata, prompts)
+    except UsageError:
+        if not config.overwrite:
+            raise
+        discard(config.output)
+        return Journal(config.output, metadata, prompts)
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class TextModel:
             UsageError: the template refuses the messages, or messages without a template or with `raw`.
         """
         messages = [Message("user", prompt)] if isinstance(prompt, str) else [_message(item) for item in prompt]
-        if self.template is not None and not raw:
+        if not raw and self.template is not None:
             return self.model.tokenize(self.template.render(messages), parse_special=True)
         text = "\n\n".join(message.content for message in messages)
         ids = self.model.tokenize(text, parse_special=True)

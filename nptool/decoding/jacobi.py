@@ -18,7 +18,8 @@ class Fill:
 
     def __init__(self, prompt: NDArray[np.int32], seed: int, longest: int) -> None:
         """Args: `longest` is the most tokens that `take` will be asked for at once."""
-        generator = np.random.default_rng(seed)
+        # Any integer is a seed, as for the noise; numpy takes none below 0.
+        generator = np.random.default_rng(seed % (1 << 64))
         # As wide as argmax's results, so that comparing the two takes no conversion.
         self._tokens = generator.choice(prompt, size=max(FILL_LENGTH, longest)).astype(np.intp)
         self._next = 0

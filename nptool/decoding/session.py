@@ -53,7 +53,7 @@ class Session:
         self.messages = self._beginning
 
     def _encode(self, messages: tuple[Message, ...]) -> NDArray[np.int32]:
-        if self._model.template is None or self._raw:
+        if self._raw or self._model.template is None:
             text = TURN_SEPARATOR.join(message.content for message in messages)
             return self._model.encode(text, raw=True)
         return self._model.encode(messages)

@@ -129,16 +129,19 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
     started = monotonic()
     base, run = Run(root / BASE_NAME), Run(root / NAME)
     _check_settings(base, config)
-    heldout = _write_examples(base, config)
-    _train_base(base, heldout, config, progress)
-    before = _scores(base, heldout, config, progress, "scoring the base model")
-    _collect(base, config, progress)
-    _train_cllm(base, run, config, progress)
-    after = _scores(run, heldout, config, progress, "scoring the CLLM")
+    try:
+        heldout = _write_examples(base, config)
+        _train_base(base, heldout, config, progress)
+        before = _scores(base, heldout, config, progress, "scoring the base model")
+        _collect(base, config, progress)
+        _train_cllm(base, run, config, progress)
+        after = _scores(run, heldout, config, progress, "scoring the CLLM")
+    finally:
+        # Interrupted calls count too.
+        seconds = _add_time(base, monotonic() - started)
     # For `nptool convert`: decoding then knows from its first step on what this model is good for.
     note_measured(run.model, Measured(after.tokens_per_forward, config.block_size))
     run.publish()
-    seconds = _add_time(base, monotonic() - started)
     result = DefaultResult(str(run.path), str(run.model), before, after, seconds)
     write_json(run.path / "default.json", {**asdict(result), "provenance": provenance()})
     return result

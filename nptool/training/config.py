@@ -61,6 +61,7 @@ class TrainingConfig:
         positive = ("steps", "epochs", "lr", "batch_tokens", "accumulation", "save_every", "log_every")
         check_range(self, positive, low=0, open_low=True)
         check_range(self, ("clip", "weight_decay"), low=0)
+        check_range(self, ("seed",), low=0, high=(1 << 32) - 1)
         check_range(self, ("min_lr_ratio", "warmup"), low=0, high=1)
         check_range(self, ("beta1", "beta2"), low=0, high=1, open_high=True)
         check_choice(self, "precision", get_args(Precision))
@@ -92,8 +93,8 @@ def check_range(
         above = value > low if open_low else value >= low
         below = high is None or (value < high if open_high else value <= high)
         if not (above and below):
-            lower = f"above {low:g}" if open_low else f"at least {low:g}"
-            upper = "" if high is None else f" and {'below' if open_high else 'at most'} {high:g}"
+            lower = f"above {low:.10g}" if open_low else f"at least {low:.10g}"
+            upper = "" if high is None else f" and {'below' if open_high else 'at most'} {high:.10g}"
             raise UsageError(f"{flag(name)} is {value}; it must be {lower}{upper}")
 
 

@@ -148,3 +148,10 @@ def test_without_verification_torch_is_not_needed(here: Path, make_checkpoint: C
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+
+
+def test_the_directory_one_stands_in(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = make_checkpoint()
+    monkeypatch.chdir(directory)
+    assert run(["convert", ".", "--no-verify"], debug=False) == 0
+    assert (directory / f"{directory.name}-f16.gguf").is_file()

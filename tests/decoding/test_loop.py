@@ -253,8 +253,10 @@ class TestJacobi:
         assert guess[:2] == [14, 15]
         assert len(guess) == 5
         assert set(guess[2:]) <= {3, 5}
-        again = JacobiWindow(6, prompt, seed=1)
-        assert again.propose(99).tolist() == JacobiWindow(6, prompt, seed=1).propose(99).tolist()
+        # llama.cpp's users write -1.
+        for seed in (1, -1):
+            again = JacobiWindow(6, prompt, seed)
+            assert again.propose(99).tolist() == JacobiWindow(6, prompt, seed).propose(99).tolist()
 
     def test_n_of_one_is_autoregressive(self, scripted: Any) -> None:
         prompt = np.array(PROMPT, dtype=np.int32)

@@ -13,7 +13,7 @@ from nptool.data.records import Message
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.generate import TextModel
 from nptool.decoding.session import Session
-from nptool.errors import ContextError
+from nptool.errors import ContextError, GgufError
 
 # Answers of the random model seldom tokenize back to the tokens they were made of; these of "a" and "b" bytes do.
 ONLY_LETTERS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
@@ -115,3 +115,14 @@ def test_without_a_template_the_conversation_is_one_text(tiny_gguf: Callable[...
         for _ in session.ask("two"):
             pass
         assert session.answer.prompt.tolist() == model.model.tokenize(f"one\n{answer}\ntwo").tolist()
+
+
+def test_raw_text_needs_no_valid_template(tiny_gguf: Callable[..., Path]) -> None:
+    """It is what the message about a broken one says to use."""
+    with nptool.load(tiny_gguf("f16", chat_template="{% if %}"), threads=1) as model:
+        with pytest.raises(GgufError, match="use --raw"):
+            model.encode("hello")
+        assert model.encode("hello", raw=True).size
+        session = Session(model, DecodeConfig(max_tokens=3), raw=True)
+        assert len(list(session.ask("hello"))) <= 3
+        assert session.turns == 1

@@ -132,6 +132,8 @@ def test_an_unknown_flag_is_our_own_mistake() -> None:
             {"hidden_size": 6},
             "--hidden-size 6 / --attention-heads 2 is 3; a head's size must be even (rotary positions turn pairs)",
         ),
+        ({"seed": -1}, "--seed is -1; it must be at least 0 and at most 4294967295"),
+        ({"name": "latest"}, "--name is 'latest', by which runs/ knows its newest run; choose another"),
         ({"name": "a/b"}, "--name is 'a/b'; it must be the name of a directory in runs/, without slashes"),
         ({"data": ()}, "--data is missing; name the files to train on"),
     ],

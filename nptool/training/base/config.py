@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from nptool.errors import UsageError
+from nptool.runs import check_name
 from nptool.training.config import TrainingConfig, check_choice, check_range, digest, flag, to_json
 
 LossTokens = Literal["all", "response"]
@@ -92,8 +93,7 @@ class BaseConfig(TrainingConfig):
         check_range(self, ("intermediate_size", "rope_theta"), low=1)
         check_range(self, ("context",), low=2)
         check_range(self, ("heads",), low=1)
-        if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
-            raise UsageError(f"--name is {self.name!r}; it must be the name of a directory in runs/, without slashes")
+        check_name(self.name)
         if self.model is None:
             self._check_shape()
         else:

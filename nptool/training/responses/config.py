@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nptool.errors import UsageError
-from nptool.runs import latest_run, run_of
-from nptool.training.config import TrainingConfig, check_range, digest, flag, to_json
+from nptool.runs import check_name, latest_run, run_of
+from nptool.training.config import TrainingConfig, check_range, digest, to_json
 
 BLOCK_SIZE = 16
 """Block length of a collection made here; n = 16 in CLLM and in Jacobi Forcing's first round."""
@@ -55,10 +55,7 @@ class ResponsesConfig(TrainingConfig):
         check_range(self, ("max_new_tokens", "collect_batch_size", "limit"), low=1)
         check_range(self, ("max_length",), low=2)
         check_range(self, ("heldout",), low=0, high=1, open_high=True)
-        if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
-            raise UsageError(
-                f"{flag('name')} is {self.name!r}; it must be the name of a directory in runs/, without slashes"
-            )
+        check_name(self.name)
 
     def name_of_run(self, kind: str) -> str:
         """Name of the run directory: the same for the same configuration, so that a repeated command continues."""

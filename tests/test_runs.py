@@ -1,0 +1,17 @@
+"""Where a run begins and ends among other directories."""
+
+from pathlib import Path
+
+from nptool.files import write_json
+from nptool.runs import Run, run_of
+
+
+def test_a_directory_with_a_models_config_is_no_run(tmp_path: Path) -> None:
+    """Trainers put checkpoints into the directory of the final model."""
+    checkpoint = tmp_path / "output" / "checkpoint-500"
+    checkpoint.mkdir(parents=True)
+    config = tmp_path / "output" / "config.json"
+    write_json(config, {"model_type": "llama"})
+    assert run_of(checkpoint) is None
+    write_json(config, {"kind": "base", "config": {}})
+    assert run_of(checkpoint) == Run(tmp_path / "output")
