@@ -360,7 +360,9 @@ class Experience:
         less: but one row being faster than calibrated makes no wide step faster than the nearest one was.
         """
         if width in self._ratios:
-            return self._ratios[width] * self._slowed_since(width)
+            own = self._ratios[width]
+            # No further than one row is slowed: a width that got slower while one row was not timed has it in its own.
+            return min(own * self._slowed_since(width), max(own, self._ratios.get(1, own)))
         wide = [known for known in self._ratios if known > 1]
         if width == 1 or not wide:
             return self._newest_ratio

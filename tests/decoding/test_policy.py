@@ -297,6 +297,17 @@ def test_a_wide_step_is_slowed_as_one_row_was_since_it_was_timed() -> None:
     assert experience.seconds((1, 2), TEXT) == pytest.approx({width: 1.5 * time for width, time in before.items()})
 
 
+def test_a_slowdown_during_wide_steps_is_not_counted_twice() -> None:
+    """One row was timed before it, the wide width during it: its own time holds it already."""
+    world = World(lambda _: F32, lambda _: 0.55, F32)
+    experience = Experience(world.calibration, 64, Prior(0.55), drafts=Drafts.ITERATED)
+    experience.learn([Step(TEXT, 1, 0, 0, F32[1])] * 5, None)
+    experience.learn([Step(TEXT, 8, 7, 2, 1.5 * F32[8])] * 5, None)
+    experience.learn([Step(TEXT, 1, 0, 0, 1.5 * F32[1])] * 5, None)
+    expected = {width: 1.5 * F32[width] for width in (1, 8)}
+    assert experience.seconds((1, 8), TEXT) == pytest.approx(expected)
+
+
 def mean(values: list[float]) -> float:
     """Of speed-ups over equally long texts: harmonic."""
     return len(values) / sum(1 / value for value in values)
