@@ -101,5 +101,12 @@ def latest_run(root: Path = ROOT) -> Run:
 def run_of(path: str | Path) -> Run | None:
     """The run that a model directory or GGUF file lies in, if it lies in one."""
     run = Run(Path(path).resolve().parent)
+    if not run.config.is_file():
+        return None
+    try:
+        config = read_json(run.config)
+    except DataError:
+        # Somebody else's: a run's is written whole or not at all.
+        return None
     # A checkpoint of a Trainer lies in a directory with another config.json, which is a model's.
-    return run if run.config.is_file() and "model_type" not in read_json(run.config) else None
+    return run if isinstance(config, dict) and "model_type" not in config else None

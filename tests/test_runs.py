@@ -13,5 +13,8 @@ def test_a_directory_with_a_models_config_is_no_run(tmp_path: Path) -> None:
     config = tmp_path / "output" / "config.json"
     write_json(config, {"model_type": "llama"})
     assert run_of(checkpoint) is None
+    for foreign in ("null", "3", "// a comment"):
+        config.write_text(foreign)
+        assert run_of(checkpoint) is None
     write_json(config, {"kind": "base", "config": {}})
     assert run_of(checkpoint) == Run(tmp_path / "output")

@@ -80,7 +80,9 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     model = load_model(config.model, precision_of(config))
     model.to(device_of(config))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     metadata = _metadata(config, tokenizer, model, prompts)
-    journal = _open_journal(config, metadata, prompts)
+    if config.overwrite:
+        discard(config.output)
+    journal = Journal(config.output, metadata, prompts)
     before = journal.totals().prompts
     if not journal.complete:
         session = _Session(config, metadata, prompts, tokenizer, journal, progress)
@@ -89,8 +91,10 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
         except KeyboardInterrupt:
             session.keep()
             done = journal.totals().prompts
+            # Repeated with it, the command would begin anew.
+            same = "the same command without --overwrite" if config.overwrite else "the same command"
             raise KeyboardInterrupt(
-                f"interrupted with {done} of {len(prompts.prompts)} prompts done; the same command goes on from there"
+                f"interrupted with {done} of {len(prompts.prompts)} prompts done; {same} goes on from there"
             ) from None
         _check_kept(journal, config.output)
         journal.merge()
@@ -105,22 +109,6 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
         done_before=before,
         seconds=monotonic() - started,
     )
-
-
-def _open_journal(config: CollectConfig, metadata: CollectionMetadata, prompts: PromptSet) -> Journal:
-    """What was done of this collection; with `overwrite`, an output and parts of another one are removed first.
-
-    Parts of the same one are of a call that was interrupted: the same command goes on from there.
-    """
-    if config.overwrite and config.output.exists():
-        discard(config.output)
-    try:
-        return Journal(config.output, metadata, prompts)
-    except UsageError:
-        if not config.overwrite:
-            raise
-        discard(config.output)
-        return Journal(config.output, metadata, prompts)
 
 
 @dataclass(frozen=True)
