@@ -43,9 +43,13 @@ class Checkpoint:
     @property
     def display_name(self) -> str:
         """A name for people, `general.name`."""
+        return "model" if any(word in self.last_name.lower() for word in SPECIAL_NAMES) else self.last_name
+
+    @property
+    def last_name(self) -> str:
+        """The directory's, or the Hub id's without its owner."""
         # Its own name: what is imported from another layout lies in a directory for the time being.
-        name = Path(self.name).resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]
-        return "model" if any(word in name.lower() for word in SPECIAL_NAMES) else name
+        return Path(self.name).resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]
 
 
 def open_checkpoint(ref: str | Path) -> Checkpoint:

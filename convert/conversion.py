@@ -143,11 +143,10 @@ def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
     """The run's GGUF for a run's model, else a file here named after checkpoint and type."""
     run = run_of(checkpoint.directory)
     if run is not None and run.model.resolve() == checkpoint.directory.resolve():
-        return checkpoint.directory.parent / run.gguf.name
-    name = checkpoint.name.rpartition("/")[2]
-    if name in {"", ".", ".."}:
-        name = checkpoint.directory.resolve().name
-    return Path(f"{name}-{chosen.name}.gguf")
+        # "." and ".." are not below what `parent` gives for them.
+        named = checkpoint.directory.name not in {"", ".."}
+        return (checkpoint.directory.parent if named else run.path) / run.gguf.name
+    return Path(f"{checkpoint.last_name}-{chosen.name}.gguf")
 
 
 @dataclass(frozen=True)

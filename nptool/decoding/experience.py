@@ -104,6 +104,7 @@ class Experience:
         self._ratios: dict[int, float] = {}
         self._newest_ratios: dict[int, deque[float]] = {}
         self._plain_ratios: dict[int, float] = {}
+        """Width above 1 to what width 1's ratio was when a step of it was made last."""
         self._lines = {width: calibration.line(width) for width in self.widths}
         self._newest_ratio = 1.0
         self._stepped = False

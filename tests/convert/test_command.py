@@ -155,3 +155,10 @@ def test_the_directory_one_stands_in(make_checkpoint: Callable[..., Path], monke
     monkeypatch.chdir(directory)
     assert run(["convert", ".", "--no-verify"], debug=False) == 0
     assert (directory / f"{directory.name}-f16.gguf").is_file()
+    run_directory = directory.parent / "run"
+    run_directory.mkdir()
+    (run_directory / "config.json").write_text("{}")
+    directory.rename(run_directory / "model")
+    monkeypatch.chdir(run_directory / "model")
+    assert run(["convert", ".", "--no-verify"], debug=False) == 0
+    assert (run_directory / "model.gguf").is_file()
