@@ -298,5 +298,5 @@ def _check_kept(journal: Journal, output: Path) -> None:
         reasons = ", ".join(f"{number} {reason}" for reason, number in totals.dropped.items())
         raise DataError(
             f"no response could be kept of {totals.prompts}: {reasons}; raise --max-new-tokens, take a model trained "
-            "on such prompts, or keep them with --keep-degenerate"
+            "on such prompts, or keep them with `nptool collect --keep-degenerate`"
         )
