@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.errors import DataError, UsageError
-from nptool.files import atomic_file, read_json
+from nptool.files import atomic_file, disk_errors, read_json
 
 ROOT = Path("runs")
 LATEST = "latest"
@@ -60,9 +60,14 @@ class Run:
 
     @classmethod
     def create(cls, name: str, root: Path = ROOT) -> Run:
-        """Make the directory; an existing one is continued."""
+        """Make the directory; an existing one is continued.
+
+        Raises:
+            UsageError, DiskFullError: it cannot be made.
+        """
         run = cls(root / name)
-        run.path.mkdir(parents=True, exist_ok=True)
+        with disk_errors(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
         return run
 
     def publish(self) -> None:

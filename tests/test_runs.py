@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from nptool.errors import UsageError
 from nptool.files import write_json
 from nptool.runs import Run, run_of
 
@@ -18,3 +21,10 @@ def test_a_directory_with_a_models_config_is_no_run(tmp_path: Path) -> None:
         assert run_of(checkpoint) is None
     write_json(config, {"kind": "base", "config": {}})
     assert run_of(checkpoint) == Run(tmp_path / "output")
+
+
+def test_a_run_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UsageError) as caught:
+        Run.create("one", tmp_path / "runs")
+    assert str(caught.value) == f"cannot write {tmp_path}/runs/one: Not a directory; choose another place"

@@ -70,18 +70,11 @@ def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str
     checkpoint = last_checkpoint(run)
     trainer.first_step = checkpoint_step(checkpoint) if checkpoint else 0
     stop = _Stop()
-    writer = _log_writer(run)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(progress, step))
     trainer.add_callback(stop)
-    if writer is not None:
-        trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]  # untyped in transformers
-    try:
-        with _sigint(stop), _full_disk(run.checkpoints), quiet():
-            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        if writer is not None:
-            writer.close()
+    with _full_disk(run.log), _tensorboard(trainer, run), _sigint(stop), _full_disk(run.checkpoints), quiet():
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.requested:
         at = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
         raise KeyboardInterrupt(
@@ -181,6 +174,8 @@ class _Stop(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.requested:
             control.should_save = control.should_training_stop = True
+        # What was counted since the last line of the log is not part of a checkpoint, but the log is.
+        control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Otherwise the end of the epoch saves the same step a second time.
@@ -228,13 +223,31 @@ def _full_disk(path: Path) -> Iterator[None]:
         raise
 
 
-def _log_writer(run: Run) -> Any:
-    """A TensorBoard writer on `run.log`; None in all processes but the main one."""
+@contextmanager
+def _tensorboard(trainer: Trainer, run: Run) -> Iterator[None]:
+    """Write TensorBoard's log to `run.log`, in the main process."""
     if not is_main_process():
-        return None
+        yield
+        return
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(log_dir=str(run.log))
+    hook = threading.excepthook
+
+    def unless_told_later(arguments: threading.ExceptHookArgs) -> None:
+        # The writer's thread prints its traceback, and keeps the error for who writes next.
+        if not isinstance(arguments.exc_value, OSError):
+            hook(arguments)
+
+    threading.excepthook = unless_told_later
+    try:
+        writer: Any = SummaryWriter(log_dir=str(run.log))
+        trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]  # untyped in transformers
+        try:
+            yield
+        finally:
+            writer.close()
+    finally:
+        threading.excepthook = hook
 
 
 def _only(items: list[Batch]) -> Batch:

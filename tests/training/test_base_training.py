@@ -297,6 +297,21 @@ def test_a_loss_that_is_no_number(tiny: TINY, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+def test_a_full_disk_while_the_log_is_written(tiny: TINY, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """TensorBoard writes in a thread, which would print a traceback of its own."""
+
+    def full(self: Any, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+        with pytest.raises(DiskFullError) as caught:
+            train_base(tiny(name="cut"))
+    assert str(caught.value).startswith("no space left on the disk while writing runs/cut/")
+    assert "Traceback" not in capfd.readouterr().err
+    train_base(tiny(name="cut"))
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -37,6 +37,8 @@ class Curve:
     prompts: int
     """Held-out prompts of one measurement."""
     points: tuple[CurvePoint, ...] = ()
+    prompts_digest: str = ""
+    """Tells the tokens of these prompts from those of others."""
 
     def at(self, seconds: float) -> float:
         """Tokens per forward at a time, on the straight line between the measurements around it."""
@@ -65,7 +67,7 @@ def read_curve(path: Path) -> Curve | None:
 def curve_from_json(values: dict[str, Any]) -> Curve:
     """The reverse of `asdict`; more keys may be there."""
     points = tuple(CurvePoint(**point) for point in values["points"])
-    return Curve(values["block_size"], values["prompts"], points)
+    return Curve(values["block_size"], values["prompts"], points, values.get("prompts_digest", ""))
 
 
 def write_curve(path: Path, curve: Curve, checkpoints: dict[int, float]) -> None:

@@ -24,6 +24,7 @@ from nptool.progress import Progress
 from nptool.runs import Run
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.curve import Curve, CurvePoint, read_checkpoints, read_curve, write_curve
+from nptool.training.config import digest
 from nptool.training.processes import process_count
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class CurveMeter(TrainerCallback):
     def __init__(
         self, prompts: list[Prompt], metadata: CollectionMetadata, every: int, path: Path, progress: Progress
     ) -> None:
+        """
+        Raises:
+            UsageError: the curve at `path` was measured on other prompts.
+        """
         self._prompts = prompts
         self._settings = JacobiSettings(
             n=metadata.n,
@@ -103,7 +108,8 @@ class CurveMeter(TrainerCallback):
         self._every = every
         self._path = path
         self._progress = progress
-        self._curve = read_curve(path) or Curve(metadata.n, len(prompts))
+        fresh = Curve(metadata.n, len(prompts), prompts_digest=digest({"ids": [prompt.ids for prompt in prompts]}))
+        self._curve = _go_on(path, fresh)
         self._checkpoints = read_checkpoints(path)
         self._started = self._before = 0.0
         self.spent = 0.0
@@ -146,3 +152,16 @@ class CurveMeter(TrainerCallback):
         write_curve(self._path, self._curve, self._checkpoints)
         self._progress(STEP, state.global_step, state.max_steps, f"{found:.2f}")
         self.spent += monotonic() - started
+
+
+def _go_on(path: Path, fresh: Curve) -> Curve:
+    """The curve that an interrupted training has measured so far, which two sets of prompts would make useless."""
+    before = read_curve(path)
+    if before is None:
+        return fresh
+    if before.prompts_digest != fresh.prompts_digest:
+        raise UsageError(
+            f"{path} was measured on other prompts; go on with the same --curve-data, or remove that file to begin a "
+            "new curve"
+        )
+    return before

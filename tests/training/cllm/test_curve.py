@@ -133,6 +133,26 @@ def test_a_curve_may_be_asked_for_when_a_run_goes_on(config: CllmConfig) -> None
     assert [point.step for point in curve_of("one").points] == [4, 6, 7]
 
 
+def test_a_curve_is_of_the_same_prompts_throughout(config: CllmConfig, questions: Path) -> None:
+    def interrupt(step: str, done: float, total: float, note: str = "") -> None:
+        if step == "consistency training" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cllm(config, interrupt)
+    others = questions.with_name("others.jsonl")
+    others.write_text("".join(questions.read_text().splitlines(keepends=True)[:4]))
+    with pytest.raises(UsageError) as caught:
+        train_cllm(replace(config, curve_data=others))
+    assert str(caught.value) == (
+        "runs/one/curve.json was measured on other prompts; go on with the same --curve-data, or remove that file to "
+        "begin a new curve"
+    )
+    questions.rename("moved.jsonl")
+    train_cllm(replace(config, curve_data=Path("moved.jsonl")))
+    assert [point.step for point in curve_of("one").points] == [0, 3, 6, 7]
+
+
 def test_nought_measures_twenty_times(config: CllmConfig) -> None:
     train_cllm(replace(config, curve=0, steps=45))
     assert [point.step for point in curve_of("one").points] == [*range(0, 45, 2), 45]
@@ -189,7 +209,10 @@ def test_measuring_is_not_part_of_the_training_time(
     assert meter.spent == 300
     # The second call goes on from step 3; what came after it is trained again, and counted once.
     clock.train(CurveMeter([Prompt(0, [1])], metadata, 2, path, silent), 3, 6, save=3)
-    assert read_curve(path) == Curve(4, 1, tuple(CurvePoint(step, float(step), 1.5) for step in (0, 2, 4, 6)))
+    curve = read_curve(path)
+    assert curve is not None
+    assert (curve.block_size, curve.prompts) == (4, 1)
+    assert curve.points == tuple(CurvePoint(step, float(step), 1.5) for step in (0, 2, 4, 6))
 
 
 def test_at_most_32_prompts_are_measured_evenly_spread(config: CllmConfig, collected: Path, checkpoint: Path) -> None:

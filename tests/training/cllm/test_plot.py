@@ -127,7 +127,7 @@ def test_plot_measures_draws_and_draws_again_without_training(
     assert [line for line in again.stdout.splitlines() if "█" in line] == bars
     assert Path("again.svg").read_bytes() == first
     value = json.loads(invoke("--json").stdout)
-    assert value["curve"] == {name: saved[name] for name in ("block_size", "prompts", "points")}
+    assert value["curve"] == {name: saved[name] for name in ("block_size", "prompts", "points", "prompts_digest")}
 
 
 @pytest.mark.parametrize("words", [(), ("--name", "one")])

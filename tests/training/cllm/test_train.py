@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -84,6 +85,25 @@ def test_an_interrupted_training_ends_as_if_nothing_had_happened(config: CllmCon
     whole = train_cllm(replace(config, name="two"))
     assert_equal(load_model(resumed.model), load_model(whole.model))
     assert (resumed.consistency_first, resumed.tokens) == (whole.consistency_first, whole.tokens)
+
+
+def test_a_training_stopped_after_its_last_step_is_finished_by_the_next_call(
+    config: CllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes so late that nothing is left to train, and before a regular line of the log."""
+    config = replace(config, log_every=100)
+
+    def interrupt(step: str, done: float, total: float, note: str = "") -> None:
+        if step == "consistency training" and done == total:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=f"at step {config.steps} of {config.steps}, which is saved"):
+        train_cllm(config, interrupt)
+    resumed = train_cllm(config)
+    whole = train_cllm(replace(config, name="two"))
+    assert_equal(load_model(resumed.model), load_model(whole.model))
+    assert (resumed.consistency_last, resumed.ar_last) == (whole.consistency_last, whole.ar_last)
+    assert resumed.tokens_per_second is None
 
 
 def test_another_configuration_does_not_go_on_in_the_same_run(config: CllmConfig) -> None:
