@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 from nptool.decoding.calibration import Calibration
 from nptool.decoding.learnt import Learnt
+from nptool.decoding.memory import Memory, Shown
 from nptool.decoding.policy import (
     GUESSED,
     HEAD_START,
     MEASURED,
     TRIAL_SHARE,
     Choice,
-    Evidence,
     Prior,
     Prospect,
     Reach,
@@ -35,17 +35,28 @@ from nptool.decoding.policy import (
 # Times of one width that count, newest first: their median follows a change within half as many steps, and one
 # interrupted step does not move it.
 _TIMES = 5
-# What is left of the evidence after a step that drafted, and after one that did not.
+# What is left of the evidence after a step that drafted, and after one that did not, for the choice of the next step's
+# width, which can be mended eight steps later: it follows a text from one part to another.
 _KEPT = 1 - 1 / 24
 _KEPT_UNTRIED = 1 - 1 / 64
+# And for the plan of a text, which cannot be mended: two dozen steps do not tell drafts that gain a fifth from drafts
+# that gain nothing.
+_KEPT_LONG = 1 - 1 / 96
+_KEPT_LONG_UNTRIED = 1 - 1 / 600
+# By how much the exponent of the last steps must differ from that of the texts for these to be forgotten: texts are of
+# another kind now. Two dozen steps are uncertain by 0.1.
+_SURPRISE = 0.15
 # And after a text that another method decoded.
 _KEPT_SKIPPED = 1 / 2
 # A step may take so much less than was calibrated while something else ran.
 _UNDISTURBED = 0.8
-# Evidence of texts before this one, in steps of one width, at most.
+# Evidence of texts before this one, in steps of one width, at most, in a text that may change to any width, and in one
+# that keeps to a class.
 _CARRIED = 8.0
-# What trials may lose in another process, or have to win back there, as the share of so many steps of width 1 at most.
-_SAVED_STEPS = 2000
+_CARRIED_EXACT = 24.0
+# What trials may lose in another process, or have to win back there, as the share of so many steps of width 1 at most:
+# enough for a text of two rows a step that costs 2.9 times as much as one.
+_SAVED_STEPS = 8000
 
 
 class Drafts(Enum):
@@ -112,7 +123,10 @@ class Experience:
         """Whether steps of width 1 were timed since it was made: what everything else is compared with."""
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._reading: deque[float] = deque(maxlen=_TIMES)
-        self._evidence: dict[int, Evidence] = {}
+        self._recent = Memory(_KEPT, _KEPT_UNTRIED)
+        """For the next step of a text."""
+        self._long = Memory(_KEPT_LONG, _KEPT_LONG_UNTRIED)
+        """For the plan of a text."""
         self._rows_before = 0
         self._spent = 0.0
         self._lost = 0.0
@@ -146,15 +160,21 @@ class Experience:
         """Seconds that trials may lose now."""
         return self._saved + TRIAL_SHARE * self._spent - self._lost
 
-    def begin(self) -> None:
-        """Another text: what the ones before have shown is only a hint."""
+    def begin(self, *, exact: bool) -> None:
+        """Another text: what the ones before have shown is only a hint.
+
+        Args:
+            exact: whether it keeps to a class of widths.
+        """
         self._rows_before = 0
-        learnt, _ = exponent(self._evidence, self.prior, self._reach)
+        learnt, _ = exponent(self._recent.evidence, self.prior, self._reach)
+        of_texts, _ = exponent(self._long.evidence, self.prior, self._reach)
+        if abs(learnt - of_texts) > _SURPRISE:
+            self._long = Memory(_KEPT_LONG, _KEPT_LONG_UNTRIED, self._recent.evidence)
         self.prior = replace(self.prior, exponent=learnt)
-        for width, shown in self._evidence.items():
-            if shown.steps > _CARRIED:
-                scale = _CARRIED / shown.steps
-                self._evidence[width] = Evidence(_CARRIED, shown.tokens * scale)
+        if exact:
+            self._recent = Memory(_KEPT, _KEPT_UNTRIED, self._long.evidence)
+        self._recent.limit(_CARRIED_EXACT if exact else _CARRIED)
 
     def seconds(self, widths: Iterable[int], length: int) -> dict[int, float]:
         """t(w) now: as calibrated, corrected by what steps took lately; of this width, or else of others.
@@ -172,7 +192,7 @@ class Experience:
         seconds = self.seconds(widths, length)
         return choose(
             seconds,
-            self._evidence,
+            self._recent.evidence,
             current=current,
             prior=self.prior,
             reach=self._reach,
@@ -193,7 +213,7 @@ class Experience:
             found.append(
                 foresee(
                     seconds,
-                    self._evidence,
+                    (self._long if exact else self._recent).evidence,
                     prior=self.prior,
                     reach=self._reach,
                     hopeful_seconds=hopeful,
@@ -205,7 +225,8 @@ class Experience:
 
     def skip(self) -> None:
         """A text was decoded by another method: what is known of this one gets older."""
-        self._fade(_KEPT_SKIPPED)
+        self._recent.fade(_KEPT_SKIPPED)
+        self._long.fade(_KEPT_SKIPPED)
         self._settle(_KEPT_SKIPPED)
 
     def learnt(self) -> Learnt:
@@ -213,7 +234,8 @@ class Experience:
         bound = _SAVED_STEPS * self._share_of_a_step
         return Learnt(
             prior=self.prior,
-            evidence={width: shown for width, shown in self._evidence.items() if shown.steps > 0},
+            recent={width: shown for width, shown in self._recent.evidence.items() if shown.steps > 0},
+            long={width: shown for width, shown in self._long.evidence.items() if shown.steps > 0},
             ratios=dict(self._ratios),
             plain_ratios=dict(self._plain_ratios),
             newest_ratio=self._newest_ratio,
@@ -282,7 +304,8 @@ class Experience:
         Multiples of another calibration's times are not.
         """
         self.prior = replace(learnt.prior, steps=min(learnt.prior.steps, MEASURED))
-        self._evidence = dict(learnt.evidence)
+        self._recent = Memory(_KEPT, _KEPT_UNTRIED, learnt.recent)
+        self._long = Memory(_KEPT_LONG, _KEPT_LONG_UNTRIED, learnt.long)
         if learnt.calibration == self.calibration.fingerprint:
             for width, ratio in learnt.ratios.items():
                 self._note_ratios(width, [ratio])
@@ -293,39 +316,28 @@ class Experience:
         self._saved = learnt.saved
 
     def _credit(self, steps: Sequence[Step]) -> float:
-        """Add what steps have shown to the evidence, which fades with each of them; what is left of the old.
-
-        From the newest to the oldest: a step's share is what those behind it leave of it.
-        """
-        kept, gained = 1.0, dict[int, tuple[float, float]]()
+        """Add what steps have shown to the evidence; what is left of the recent one that was there before."""
         before = [self._rows_before, *(step.rows for step in steps)]
-        for step, rows_before in zip(reversed(steps), reversed(before[:-1]), strict=True):
-            for width in self._shown_by(step, rows_before):
-                count, tokens = gained.get(width, (0.0, 0.0))
-                gained[width] = count + kept, tokens + kept * (1 + min(step.accepted, width - 1))
-            kept *= _KEPT if step.drafted else _KEPT_UNTRIED
         self._rows_before = before[-1]
-        self._fade(kept)
-        for width, (count, tokens) in gained.items():
-            shown = self._evidence.get(width, Evidence())
-            self._evidence[width] = Evidence(shown.steps + count, shown.tokens + tokens)
-        return kept
+        shown = [
+            Shown(self._shown_by(step, rows_before), step.drafted > 0, step.accepted)
+            for step, rows_before in zip(steps, before, strict=False)
+        ]
+        shown.reverse()
+        self._long.add(shown)
+        return self._recent.add(shown)
 
-    def _shown_by(self, step: Step, rows_before: int) -> Iterable[int]:
+    def _shown_by(self, step: Step, rows_before: int) -> Sequence[int]:
         """Widths that a step tells of."""
         whole = step.drafted + 1
         if not step.drafted:
             return ()
         if self._drafts is Drafts.INDEPENDENT:
-            return (width for width in self.widths if 1 < width <= whole)
-        if self._drafts is Drafts.BRANCHING:
+            return [width for width in self.widths if 1 < width <= whole]
+        # What lies behind the draft of a window is padding.
+        if self._drafts is Drafts.BRANCHING or 1 < step.rows <= min(whole, rows_before):
             return (step.rows,)
-        # What lies behind the draft is padding.
-        return (step.rows,) if 1 < step.rows <= min(whole, rows_before) else ()
-
-    def _fade(self, kept: float) -> None:
-        for width, shown in self._evidence.items():
-            self._evidence[width] = Evidence(shown.steps * kept, shown.tokens * kept)
+        return ()
 
     def _settle(self, kept: float) -> None:
         """What was seen fades towards what was learnt from it, not towards the first guess.
@@ -333,7 +345,7 @@ class Experience:
         Args:
             kept: what is left of the evidence since the last time.
         """
-        learnt, _ = exponent(self._evidence, self.prior, self._reach)
+        learnt, _ = exponent(self._recent.evidence, self.prior, self._reach)
         self.prior = Prior(
             learnt + (self.prior.exponent - learnt) * kept, GUESSED + max(0.0, self.prior.steps - GUESSED) * kept
         )

@@ -19,8 +19,10 @@ class Learnt:
     """What decoding one model by one method has shown."""
 
     prior: Prior
-    evidence: Mapping[int, Evidence]
-    """By width."""
+    recent: Mapping[int, Evidence]
+    """What the last steps have shown, by width."""
+    long: Mapping[int, Evidence]
+    """The same of the last few texts."""
     ratios: Mapping[int, float]
     """Width to what its steps took, as a multiple of what was calibrated."""
     plain_ratios: Mapping[int, float]
@@ -46,10 +48,8 @@ class Learnt:
         """
         found = cls(
             prior=Prior(float(value["prior"]["exponent"]), float(value["prior"]["steps"])),
-            evidence={
-                int(width): Evidence(float(shown["steps"]), float(shown["tokens"]))
-                for width, shown in value["evidence"].items()
-            },
+            recent=_evidence(value["recent"]),
+            long=_evidence(value["long"]),
             ratios={int(width): float(ratio) for width, ratio in value["ratios"].items()},
             plain_ratios={int(width): float(ratio) for width, ratio in value["plain_ratios"].items()},
             newest_ratio=float(value["newest_ratio"]),
@@ -62,7 +62,7 @@ class Learnt:
 
     def _check(self) -> None:
         _require(0 <= amount <= _MOST for amount in (self.prior.exponent, self.prior.steps, self.drafting or 0.0))
-        for width, shown in self.evidence.items():
+        for width, shown in (*self.recent.items(), *self.long.items()):
             # Every step brought from one token to all of them, but for rounding.
             least, most = shown.steps * (1 - _ROUNDING), width * shown.steps * (1 + _ROUNDING)
             _require([width > 1, 0 <= shown.steps <= _MOST, least <= shown.tokens <= most])
@@ -72,6 +72,10 @@ class Learnt:
             for width, ratio in self.plain_ratios.items()
         )
         _require([1 / _MOST <= self.newest_ratio <= _MOST, isfinite(self.saved)])
+
+
+def _evidence(value: Mapping[str, Any]) -> dict[int, Evidence]:
+    return {int(width): Evidence(float(shown["steps"]), float(shown["tokens"])) for width, shown in value.items()}
 
 
 def _require(conditions: Iterable[bool]) -> None:

@@ -36,7 +36,7 @@ def plan_text(experiences: Sequence[Experience], length: int, *, exact: bool) ->
     """
     paces = [experience.pace for experience in experiences if experience.pace is not None]
     for experience in experiences:
-        experience.begin()
+        experience.begin(exact=exact)
         if experience.pace is None and paces:
             # The machine is as far from its calibration by one method as by another.
             experience.pace = median(paces)

@@ -24,6 +24,7 @@ KEY = {"model": "a", "threads": 2}
 LEARNT = Learnt(
     Prior(0.4, 5.0),
     {4: Evidence(6.0, 11.5), 8: Evidence(3.0, 9.0)},
+    {4: Evidence(9.0, 17.5), 8: Evidence(40.0, 110.0)},
     {1: 1.1, 8: 1.3},
     {8: 0.9},
     1.3,
@@ -53,10 +54,10 @@ class TestFiles:
         [
             ("prior", {"exponent": -0.1, "steps": 2}),
             ("prior", 0.5),
-            ("evidence", {"1": {"steps": 1, "tokens": 1}}),
-            ("evidence", {"8": {"steps": 2, "tokens": 17}}),
-            ("evidence", {"8": {"steps": 2, "tokens": 1}}),
-            ("evidence", [8]),
+            ("recent", {"1": {"steps": 1, "tokens": 1}}),
+            ("recent", {"8": {"steps": 2, "tokens": 17}}),
+            ("long", {"8": {"steps": 2, "tokens": 1}}),
+            ("long", [8]),
             ("ratios", {"8": 0}),
             ("ratios", {"8": float("nan")}),
             ("plain_ratios", {"8": 0}),
