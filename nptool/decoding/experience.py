@@ -22,6 +22,7 @@ from nptool.decoding.policy import (
     GUESSED,
     HEAD_START,
     MEASURED,
+    PLAIN_START,
     TRIAL_SHARE,
     Choice,
     Prior,
@@ -50,6 +51,9 @@ _SURPRISE = 0.15
 _KEPT_SKIPPED = 1 / 2
 # A step may take so much less than was calibrated while something else ran.
 _UNDISTURBED = 0.8
+# One row may take so much less than when it was timed last, which a text of wide steps does not show: something else
+# may have run then.
+_DOUBTED = 0.7
 # Evidence of texts before this one, in steps of one width, at most, in a text that may change to any width, and in one
 # that keeps to a class.
 _CARRIED = 8.0
@@ -121,6 +125,7 @@ class Experience:
         self._stepped = False
         self.plain_timed = False
         """Whether steps of width 1 were timed since it was made: what everything else is compared with."""
+        self._plain_stepped = False
         self._drafting: deque[float] = deque([] if drafting is None else [drafting], maxlen=_TIMES)
         self._reading: deque[float] = deque(maxlen=_TIMES)
         self._recent = Memory(_KEPT, _KEPT_UNTRIED)
@@ -159,6 +164,11 @@ class Experience:
     def allowance(self) -> float:
         """Seconds that trials may lose now."""
         return self._saved + TRIAL_SHARE * self._spent - self._lost
+
+    @property
+    def plain_start(self) -> float:
+        """Seconds that a plain text may lose beside that, as long as no step of width 1 was made."""
+        return 0.0 if self._plain_stepped else PLAIN_START * self.calibration.at(1, 0)
 
     def begin(self, *, exact: bool) -> None:
         """Another text: what the ones before have shown is only a hint.
@@ -210,6 +220,8 @@ class Experience:
         for members in (self.classes or ((1,),)) if exact else (self.widths,):
             seconds = self.seconds(members, length)
             hopeful = self._hopeful(seconds, length, self._seconds_of_a_draft)
+            if members == (1,):
+                hopeful[1] = min(hopeful[1], _DOUBTED * seconds[1])
             found.append(
                 foresee(
                     seconds,
@@ -286,7 +298,8 @@ class Experience:
                     for step in deque(run, maxlen=_TIMES)
                 ],
             )
-            self.plain_timed = self.plain_timed or rows == 1
+            if rows == 1:
+                self.plain_timed = self._plain_stepped = True
         if steps:
             self._stepped = True
             self._newest_ratio = self._ratios[steps[-1].rows]
@@ -310,6 +323,7 @@ class Experience:
             for width, ratio in learnt.ratios.items():
                 self._note_ratios(width, [ratio])
             self._plain_ratios = dict(learnt.plain_ratios)
+            self._plain_stepped = 1 in learnt.ratios
             self._newest_ratio, self._stepped = learnt.newest_ratio, bool(learnt.ratios)
         if learnt.drafting is not None:
             self._drafting = deque([learnt.drafting], maxlen=_TIMES)

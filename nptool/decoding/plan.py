@@ -48,7 +48,8 @@ def plan_text(experiences: Sequence[Experience], length: int, *, exact: bool) ->
         if number == 0 or prospect.members != (1,)
     ]
     allowance = sum(experience.allowance for experience in experiences)
-    chosen, rate = best_prospect([prospect for _, prospect in options], allowance)
+    found = [prospect for _, prospect in options]
+    chosen, rate = best_prospect(found, allowance, allowance + experiences[0].plain_start)
     method, prospect = options[chosen]
     for number, experience in enumerate(experiences):
         if number != method:

@@ -18,6 +18,8 @@ TRIAL_STEPS = 3
 """Steps of one trial: a Jacobi window needs some before its guess is as good as its width allows."""
 PLAIN_BATCHES = 24
 """Batches of one row that it takes to time it (`nptool.decoding.loop.time_plain`)."""
+PLAIN_START = 15
+"""Steps of width 1 whose time the first plain text may lose beside that: what one row takes decides on all texts."""
 HEAD_START = 100
 """Steps of width 1 whose share trials may lose before as much time has passed."""
 GUESSED = 2.0
@@ -211,24 +213,28 @@ def foresee(
     )
 
 
-def best_prospect(prospects: Sequence[Prospect], allowance: float = 0.0) -> tuple[int, float | None]:
+def best_prospect(
+    prospects: Sequence[Prospect], allowance: float = 0.0, plain_allowance: float | None = None
+) -> tuple[int, float | None]:
     """Which of them a text shall be; if it is chosen on trial, the best known rate beside it.
 
-    Among equals the first. One that might be better is tried where all that a text of it can lose is allowed; but not
-    width 1 alone, of which nothing is doubtful but its time (`may_be_faster`).
+    Among equals the first. One that might be better is tried where all that a text of it can lose is allowed. Of width
+    1 alone nothing is doubtful but its time, so a trial is cheap where both are nearly as fast; elsewhere it is timed
+    (`may_be_faster`).
 
     Args:
         allowance: seconds that a trial may lose.
+        plain_allowance: seconds that a trial of width 1 alone may lose; None is the same.
     """
+    allowed = allowance if plain_allowance is None else plain_allowance
     best = max(range(len(prospects)), key=lambda index: prospects[index].rate / prospects[index].margin)
     rate = prospects[best].rate
     trials = [
         index
         for index, prospect in enumerate(prospects)
         if index != best
-        and prospect.members != (1,)
         and prospect.hope > rate * _MARGIN
-        and _TEXT * (prospect.slowest - 1.0 / rate) <= allowance
+        and _TEXT * (prospect.slowest - 1.0 / rate) <= (allowed if prospect.members == (1,) else allowance)
     ]
     if not trials:
         return best, None
@@ -236,13 +242,16 @@ def best_prospect(prospects: Sequence[Prospect], allowance: float = 0.0) -> tupl
 
 
 def may_be_faster(plain: Prospect, rate: float, allowance: float) -> bool:
-    """Whether plain autoregressive decoding might beat `rate`, so that one row should be timed again.
+    """Whether one row should be timed again, as plain autoregressive decoding might beat `rate`.
+
+    Only where that costs less than a text on trial.
 
     Args:
         plain: what is expected of width 1 alone.
         allowance: seconds that trials may lose, timing one row among them.
     """
-    return plain.hope > rate * _MARGIN and PLAIN_BATCHES / plain.hope <= allowance
+    timing = PLAIN_BATCHES / plain.hope
+    return plain.hope > rate * _MARGIN and timing <= min(allowance, _TEXT * (plain.slowest - 1.0 / rate))
 
 
 def _best(rates: Mapping[int, float], start: float) -> float:
