@@ -19,7 +19,8 @@ TRIAL_STEPS = 3
 PLAIN_BATCHES = 24
 """Batches of one row that it takes to time it (`nptool.decoding.loop.time_plain`)."""
 PLAIN_START = 15
-"""Steps of width 1 whose time the first plain text may lose beside that: what one row takes decides on all texts."""
+"""Steps of width 1 whose time the first plain text may lose beyond what is allowed by then, which later trials make up
+for: one row's time decides on all texts."""
 HEAD_START = 100
 """Steps of width 1 whose share trials may lose before as much time has passed."""
 GUESSED = 2.0
