@@ -234,8 +234,9 @@ def _tensorboard(trainer: Trainer, run: Run) -> Iterator[None]:
     hook = threading.excepthook
 
     def unless_told_later(arguments: threading.ExceptHookArgs) -> None:
-        # The writer's thread prints its traceback, and keeps the error for who writes next.
-        if not isinstance(arguments.exc_value, OSError):
+        # The writer's thread prints its traceback, and keeps the error for who writes next; others keep nothing.
+        of_writer = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (of_writer and isinstance(arguments.exc_value, OSError)):
             hook(arguments)
 
     threading.excepthook = unless_told_later
