@@ -25,7 +25,7 @@ from nptool.decoding.jacobi import Fill, JacobiWindow
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence as Text
 from nptool.decoding.tree import MAX_PATHS, Draft, Shape
-from nptool.decoding.verification import Step, accept_prefix, verify_tree
+from nptool.decoding.verification import Step, verify_tree
 
 NGram = tuple[int, ...]
 
@@ -70,7 +70,7 @@ class Recycled:
         return iter(self._pool.behind(before[-1]))
 
     def learn(self, text: Sequence[int], guess: Sequence[int], picks: Sequence[int]) -> None:
-        accepted = accept_prefix(np.array(guess), np.array(picks))
+        accepted = next((place for place, (a, b) in enumerate(zip(guess, picks, strict=False)) if a != b), len(guess))
         tail = tuple(picks[accepted + 1 :])
         for place, first in enumerate(tail[:-1], start=1):
             self._pool.add(first, tail[place : place + self._length])

@@ -57,19 +57,14 @@ def _judge(
     hold likeliest turns out right more often than one with the noise that the final pick will have. Measured on the
     embedded default, n = 16: 4.76 tokens per forward against 4.53 at temperature 0.8, 4.71 against 4.40 at 1.2.
     """
-    rows = needed = len(logits_RV)
-    if rows == 1:
-        return sampling.pick_rows(logits_RV, sequence.length, sequence.before(1)), 0
-    likeliest_R = sampling.likeliest(logits_RV, sequence.before(rows))
-    if sampling.greedy:
-        return likeliest_R, accept_prefix(draft, likeliest_R)
-    possible = sampling.may_pick(logits_RV[:-1], draft, likeliest_R[:-1])
-    if not possible[first := int(possible.argmin())]:
-        needed = first + 1
-    drawn = sampling.pick_rows(logits_RV[:needed], sequence.length, sequence.before(needed), likeliest_R[:needed])
-    accepted = accept_prefix(draft[: needed - 1], drawn)
-    likeliest_R[: accepted + 1] = drawn[: accepted + 1]
-    return likeliest_R, accepted
+    logits_RV = sampling.penalized(logits_RV, sequence.before(len(logits_RV)))
+    picks_R: NDArray[np.integer] = logits_RV.argmax(axis=1)
+    drafted = draft.tolist()
+    for row, likeliest in enumerate(picks_R.tolist()):
+        picks_R[row] = picked = sampling.draw(logits_RV[row], sequence.length + row, likeliest)
+        if row == len(drafted) or picked != drafted[row]:
+            break
+    return picks_R, row
 
 
 def verify_tree(engine: Engine, sequence: Sequence, draft: Draft, sampling: Sampling, width: int | None) -> Step:
@@ -99,10 +94,3 @@ def verify_tree(engine: Engine, sequence: Sequence, draft: Draft, sampling: Samp
         node = found
         path.append(first + node)
     return Step(np.array(picks), len(picks) - 1, max(draft.shape.depths, default=0), len(batch), path)
-
-
-def accept_prefix(draft: NDArray[np.integer], picks: NDArray[np.integer]) -> int:
-    """How many leading tokens of `draft` (D) equal what `picks` (D + 1) says at their places."""
-    wrong = draft != picks[:-1]
-    first = int(wrong.argmax()) if wrong.size else 0
-    return first if wrong.size and wrong[first] else len(draft)

@@ -19,7 +19,6 @@ from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
 from nptool.decoding.tally import Tally
-from nptool.decoding.verification import accept_prefix
 from nptool.decoding.widths import FixedWidth
 from nptool.errors import ContextError
 
@@ -359,17 +358,6 @@ class TestLosslessness:
         found, _ = run(engine, proposer, limit=capacity, width=n if padded else None)
         assert flat(found) == flat(expected)
         assert len(flat(found)) == capacity - len(PROMPT)
-
-
-def test_accept_prefix() -> None:
-    for draft, picks, accepted in (
-        ([], [5], 0),
-        ([5], [5, 1], 1),
-        ([4], [5, 1], 0),
-        ([5, 1, 3, 9], [5, 1, 2, 9, 7], 2),
-        ([5, 1, 2, 9], [5, 1, 2, 9, 7], 4),
-    ):
-        assert accept_prefix(np.array(draft, dtype=np.int32), np.array(picks)) == accepted
 
 
 class TestSequence:
