@@ -190,8 +190,7 @@ class Decoding:
     def __init__(self, model: TextModel, widest: int, max_tokens: int) -> None:
         self._engine, self._text, _ = model.engines.open(widest)
         self._max_tokens = max_tokens
-        self._ends = np.zeros(self._engine.vocabulary_size, dtype=np.bool_)
-        self._ends[list(model.model.end_tokens)] = True
+        self._end_tokens = model.model.end_tokens
 
     def answer(self, prompt: NDArray[np.int32], rows: int, propose: Propose, counted: Count) -> Tokens:
         """The tokens of the answer in batches of `rows` rows."""
@@ -206,7 +205,7 @@ class Decoding:
             Sampling(),
             Tally(proposer.width),
             limit=min(self._engine.capacity, len(prompt) + self._max_tokens),
-            end_tokens=self._ends,
+            end_tokens=self._end_tokens,
             width=rows,
             verify=counting(proposer.verify if isinstance(proposer, Branches) else verify_line, counted),
         )

@@ -147,8 +147,7 @@ class Decoder:
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._clock = clock
-        self._ends = np.zeros(engine.vocabulary_size, dtype=np.bool_)
-        self._ends[list(end_tokens)] = True
+        self._end_tokens = end_tokens
 
     def answer(self, prompt: NDArray[np.int32], variant: Variant, max_tokens: int | None = None) -> Answer:
         """Answer a prompt by one method, prefill included.
@@ -177,7 +176,7 @@ class Decoder:
             self._sampling,
             tally,
             limit=limit,
-            end_tokens=self._ends,
+            end_tokens=self._end_tokens,
             widths=widths,
             verify=way.verify,
         )

@@ -159,8 +159,6 @@ class Answer:
         self.tally.prefill_seconds = perf_counter() - began
 
     def _decode(self) -> Iterator[NDArray[np.integer]]:
-        ends = np.zeros(self._engine.vocabulary_size, dtype=np.bool_)
-        ends[list(self._model.end_tokens)] = True
         steps = decode(
             self._engine,
             self._sequence,
@@ -168,7 +166,7 @@ class Answer:
             self._config.sampling,
             self.tally,
             limit=self._limit,
-            end_tokens=ends,
+            end_tokens=self._model.end_tokens,
             widths=self.widths,
             verify=self._verify,
         )

@@ -7,7 +7,7 @@ give a row the same bits only at equal width, or at widths of one class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -33,7 +33,7 @@ def decode(
     tally: Tally,
     *,
     limit: int,
-    end_tokens: NDArray[np.bool_],
+    end_tokens: Collection[int],
     width: int | None = None,
     widths: Widths | None = None,
     verify: Verify = verify_line,
@@ -42,7 +42,7 @@ def decode(
 
     Args:
         limit: tokens of the whole text, the prompt's included; at most the engine's capacity.
-        end_tokens: (V) whether a token ends the text.
+        end_tokens: those that end the text.
         width: rows of every batch; None lets a batch be as narrow as its draft.
         widths: decides on the rows of each batch instead.
         verify: judges a draft of the kind that `proposer` makes.
@@ -59,12 +59,10 @@ def decode(
         draft = proposer.propose(min(room, chosen - 1))
         step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
         tokens = step.picks[: step.accepted + 1]
-        ended = end_tokens[tokens]
-        last = int(ended.argmax())
-        finished = bool(ended[last])
+        end = next((place for place, token in enumerate(tokens.tolist()) if token in end_tokens), None)
         drafted, right = step.drafted, step.accepted
-        if finished:
-            tokens = tokens[: last + 1]
+        if end is not None:
+            tokens = tokens[: end + 1]
             if len(tokens) <= right:
                 # The draft went on behind the end token: what agrees there is no part of the text.
                 drafted = right = len(tokens)
@@ -83,7 +81,7 @@ def decode(
         chooser.observe(length, step.rows, step.drafted, len(tokens) - 1, spent, drafting)
         yield tokens
         resumed = perf_counter()
-        if finished:
+        if end is not None:
             return
 
 

@@ -164,8 +164,6 @@ class Scripted:
         self.text.prefill()
 
     def answer(self, proposer: Any, width: int | None, limit: int) -> list[int]:
-        ends = np.zeros(VOCABULARY, dtype=np.bool_)
-        ends[END] = True
         self.tally = Tally(proposer.width)
         steps = decode(
             self.engine,
@@ -174,7 +172,7 @@ class Scripted:
             Sampling(),
             self.tally,
             limit=limit,
-            end_tokens=ends,
+            end_tokens={END},
             width=width,
             verify=getattr(proposer, "verify", verify_line),
         )

@@ -75,9 +75,7 @@ class Decoding:
         self.sequence.open(prompt)
         self.sequence.prefill()
         chain = kind(self.engine, self.sequence, sampling)
-        ends = np.zeros(VOCABULARY, dtype=np.bool_)
-        ends[END] = True
-        options = {"limit": limit, "end_tokens": ends, "width": width}
+        options = {"limit": limit, "end_tokens": {END}, "width": width}
         steps = decode(self.engine, self.sequence, chain, sampling, self.tally, **options)
         return [tokens.tolist() for tokens in steps]
 
@@ -94,10 +92,8 @@ def autoregressive(scripted: Any, model: Logits, prompt: AnySequence[int], sampl
     sequence = Sequence(engine)
     sequence.open(prompt)
     sequence.prefill()
-    ends = np.zeros(VOCABULARY, dtype=np.bool_)
-    ends[END] = True
     tally = Tally(width=1)
-    steps = decode(engine, sequence, Autoregressive(), sampling, tally, limit=limit, end_tokens=ends)
+    steps = decode(engine, sequence, Autoregressive(), sampling, tally, limit=limit, end_tokens={END})
     return [token for tokens in steps for token in tokens.tolist()]
 
 

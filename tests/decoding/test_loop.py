@@ -101,9 +101,9 @@ def run(
     sequence.open(prompt)
     sequence.prefill()
     tally = Tally(width=proposer.width)
-    ends = np.zeros(VOCABULARY, dtype=np.bool_)
-    ends[END] = True
-    steps = decode(engine, sequence, proposer, sampling or Sampling(), tally, limit=limit, end_tokens=ends, width=width)
+    steps = decode(
+        engine, sequence, proposer, sampling or Sampling(), tally, limit=limit, end_tokens={END}, width=width
+    )
     passes = [tokens.tolist() for tokens in steps]
     assert engine.cache == sequence.tokens[:-1].tolist(), "the cache must hold all but the last token"
     assert tally.passes == len(passes)
@@ -169,8 +169,7 @@ def test_what_was_drafted_behind_the_end_does_not_count(
     sequence.open(PROMPT)
     sequence.prefill()
     tally = Tally(width=len(draft) + 1)
-    ends = np.arange(VOCABULARY) == END
-    steps = decode(engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens=ends, widths=told)
+    steps = decode(engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens={END}, widths=told)
     first = next(steps)
     assert first.tolist() == [4, 5, END][:brought]
     assert tally.drafted.tolist() == [1] * judged + [0] * (len(tally.drafted) - judged)

@@ -34,8 +34,7 @@ def text_of(engine: Any, tokens: AnySequence[int]) -> Sequence:
 
 def passes(engine: Any, text: Sequence, proposer: Any, limit: int) -> list[list[int]]:
     """The tokens of every pass."""
-    ends = np.zeros(VOCABULARY, dtype=np.bool_)
-    steps = decode(engine, text, proposer, Sampling(), Tally(proposer.width), limit=limit, end_tokens=ends)
+    steps = decode(engine, text, proposer, Sampling(), Tally(proposer.width), limit=limit, end_tokens=())
     return [tokens.tolist() for tokens in steps]
 
 

@@ -64,9 +64,8 @@ def test_states_are_those_of_a_naive_implementation(scripted: Any, n: int, lengt
     text.open(PROMPT)
     text.prefill()
     recorder = Recorder(JacobiBlock(n, np.array([FILL], dtype=np.int32), seed=0))
-    ends = np.zeros(VOCABULARY, dtype=np.bool_)
     limit = len(PROMPT) + length
-    for _ in decode(engine, text, recorder, Sampling(), Tally(n), limit=limit, end_tokens=ends, width=n):
+    for _ in decode(engine, text, recorder, Sampling(), Tally(n), limit=limit, end_tokens=(), width=n):
         pass
     assert [block.states_SN.tolist() for block in recorder.blocks(length)] == naive_blocks(n, length)
 

@@ -203,8 +203,6 @@ class Decoding:
     ) -> list[int]:
         self.sequence.open(prompt)
         self.sequence.prefill()
-        ends = np.zeros(VOCABULARY, dtype=np.bool_)
-        ends[END] = True
         tree = HeadsTree(width, self.engine, self.sequence, sampling)
         steps = decode(
             self.engine,
@@ -213,7 +211,7 @@ class Decoding:
             sampling,
             self.tally,
             limit=limit,
-            end_tokens=ends,
+            end_tokens={END},
             width=width if padded else None,
             widths=widths,
             verify=verify_tree,
@@ -235,9 +233,7 @@ def autoregressive(scripted: Any, salt: int, prompt: AnySequence[int], sampling:
     sequence = Sequence(engine)
     sequence.open(prompt)
     sequence.prefill()
-    ends = np.zeros(VOCABULARY, dtype=np.bool_)
-    ends[END] = True
-    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), limit=limit, end_tokens=ends)
+    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), limit=limit, end_tokens={END})
     return [token for tokens in steps for token in tokens.tolist()]
 
 

@@ -74,8 +74,7 @@ def run(
     text.prefill()
     proposer = make(text)
     tally = Tally(width=proposer.width)
-    ends = np.zeros(VOCABULARY, dtype=np.bool_)
-    for _ in decode(engine, text, proposer, Sampling(), tally, limit=limit, end_tokens=ends, widths=widths):
+    for _ in decode(engine, text, proposer, Sampling(), tally, limit=limit, end_tokens=(), widths=widths):
         pass
     widths.finish()
     assert engine.cache == text.tokens[:-1].tolist()
@@ -188,8 +187,8 @@ def test_a_guess_outlasts_narrow_steps(scripted: Any, kind: Any, order: list[int
     text.open([6, 6, 6])
     text.prefill()
     proposer = kind(8, np.array([6], dtype=np.int32), 0)
-    tally, ends = Tally(width=8), np.zeros(VOCABULARY, dtype=np.bool_)
-    steps = decode(engine, text, proposer, Sampling(), tally, limit=60, end_tokens=ends, widths=Scripted(order))
+    tally = Tally(width=8)
+    steps = decode(engine, text, proposer, Sampling(), tally, limit=60, end_tokens=(), widths=Scripted(order))
     assert [len(next(steps)) for _ in order] == lengths
 
 
