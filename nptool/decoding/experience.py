@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from enum import Enum, auto
 from itertools import groupby
 from math import log
 from statistics import median
-from typing import NamedTuple
 
 from nptool.decoding.calibration import Calibration
 from nptool.decoding.learnt import Learnt
@@ -32,6 +30,7 @@ from nptool.decoding.policy import (
     exponent,
     foresee,
 )
+from nptool.decoding.steps import Drafts, Step
 
 # Times of one width that count, newest first: their median follows a change within half as many steps, and one
 # interrupted step does not move it.
@@ -61,30 +60,6 @@ _CARRIED_EXACT = 24.0
 # What trials may lose in another process, or have to win back there, as the share of so many steps of width 1 at most:
 # enough for a text of two rows a step that costs 2.9 times as much as one.
 _SAVED_STEPS = 8000
-
-
-class Drafts(Enum):
-    """What a step of one width tells of others."""
-
-    ITERATED = auto()
-    """Nothing: a window gets better by what it iterates, so a guess is worth what the step before could see of it."""
-    INDEPENDENT = auto()
-    """What narrower ones would have brought: the tokens of a line are the same however long it is."""
-    BRANCHING = auto()
-    """Nothing: a tree is made for its size."""
-
-
-class Step(NamedTuple):
-    """What one forward pass was and cost."""
-
-    length: int
-    """Tokens of the text before it."""
-    rows: int
-    drafted: int
-    accepted: int
-    seconds: float
-    drafting: float = 0.0
-    """The part of `seconds` spent in models that draft."""
 
 
 class Experience:
@@ -250,6 +225,7 @@ class Experience:
             long={width: shown for width, shown in self._long.evidence.items() if shown.steps > 0},
             ratios=dict(self._ratios),
             plain_ratios=dict(self._plain_ratios),
+            plain_stepped=self._plain_stepped,
             newest_ratio=self._newest_ratio,
             drafting=median(self._drafting) if self._drafting else None,
             saved=max(-bound, min(bound, self.allowance)),
@@ -323,7 +299,7 @@ class Experience:
             for width, ratio in learnt.ratios.items():
                 self._note_ratios(width, [ratio])
             self._plain_ratios = dict(learnt.plain_ratios)
-            self._plain_stepped = 1 in learnt.ratios
+            self._plain_stepped = learnt.plain_stepped
             self._newest_ratio, self._stepped = learnt.newest_ratio, bool(learnt.ratios)
         if learnt.drafting is not None:
             self._drafting = deque([learnt.drafting], maxlen=_TIMES)

@@ -27,6 +27,8 @@ class Learnt:
     """Width to what its steps took, as a multiple of what was calibrated."""
     plain_ratios: Mapping[int, float]
     """Width above 1 to what width 1's ratio was when a step of it was made last, where it was known."""
+    plain_stepped: bool
+    """Whether a step of width 1 was made, not only timed."""
     newest_ratio: float
     """The same of the width that was used last."""
     drafting: float | None
@@ -52,6 +54,7 @@ class Learnt:
             long=_evidence(value["long"]),
             ratios={int(width): float(ratio) for width, ratio in value["ratios"].items()},
             plain_ratios={int(width): float(ratio) for width, ratio in value["plain_ratios"].items()},
+            plain_stepped=value["plain_stepped"],
             newest_ratio=float(value["newest_ratio"]),
             drafting=None if value["drafting"] is None else float(value["drafting"]),
             saved=float(value["saved"]),
@@ -71,7 +74,7 @@ class Learnt:
             width > 1 and {1, width} <= self.ratios.keys() and 1 / _MOST <= ratio <= _MOST
             for width, ratio in self.plain_ratios.items()
         )
-        _require([1 / _MOST <= self.newest_ratio <= _MOST, isfinite(self.saved)])
+        _require([isinstance(self.plain_stepped, bool), 1 / _MOST <= self.newest_ratio <= _MOST, isfinite(self.saved)])
 
 
 def _evidence(value: Mapping[str, Any]) -> dict[int, Evidence]:

@@ -9,7 +9,7 @@ from typing import Any
 from nptool.decoding.kept_files import KeptFiles
 from nptool.decoding.learnt import Learnt
 
-_FILES = KeptFiles("experience", format=4)
+_FILES = KeptFiles("experience", format=5)
 
 
 def learnt_file(key: Mapping[str, Any], method: str) -> Path:

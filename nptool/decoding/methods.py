@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nptool.decoding.chain import HeadsChain, Lookahead
-from nptool.decoding.experience import Drafts
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.lookahead import LookaheadDecoding
 from nptool.decoding.prompt_lookup import PromptLookup
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
+from nptool.decoding.steps import Drafts
 from nptool.decoding.tree import HeadsTree
 from nptool.decoding.verification import Verify, verify_line, verify_tree
 from nptool.errors import UsageError

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.experience import Drafts
 from nptool.decoding.methods import JACOBI, JACOBI_BLOCK, LOOKAHEAD, find_method
 from nptool.decoding.policy import GUESSED, MEASURED, Prior, Reach
+from nptool.decoding.steps import Drafts
 from nptool.decoding.tree import Shares, assumed_shares, expected_tokens
 from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY
 from nptool.method_note import METHOD_KEY, measured_in

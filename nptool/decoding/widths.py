@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nptool.decoding.experience import Experience, Step
+from nptool.decoding.experience import Experience
 from nptool.decoding.plan import Plan
 from nptool.decoding.policy import PLAIN_BATCHES, TRIAL_STEPS
+from nptool.decoding.steps import Step
 
 # A choice costs a hundred microseconds, which would be felt in every step of a small model.
 _STEPS = 8

@@ -64,7 +64,7 @@ def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str
 
     Raises:
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved, the message says how to go on.
-        DiskFullError: no room for a checkpoint; the one before it is kept.
+        DiskFullError: no room for a checkpoint or the log; the checkpoint before is kept.
         UsageError: the loss became infinite or no number.
     """
     checkpoint = last_checkpoint(run)
@@ -73,7 +73,7 @@ def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(progress, step))
     trainer.add_callback(stop)
-    with _full_disk(run.log), _tensorboard(trainer, run), _sigint(stop), _full_disk(run.checkpoints), quiet():
+    with _full_disk(run.path), _tensorboard(trainer, run), _sigint(stop), quiet():
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.requested:
         at = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -211,7 +211,7 @@ def _sigint(stop: _Stop) -> Iterator[None]:
 
 @contextmanager
 def _full_disk(path: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint found no room, whatever writer says it how."""
+    """Say in one line that a checkpoint or the log found no room, whatever writer says it how."""
     try:
         with disk_errors(path):
             yield

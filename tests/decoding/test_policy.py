@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Drafts, Experience, Step
+from nptool.decoding.experience import Experience
 from nptool.decoding.learnt import Learnt
 from nptool.decoding.memory import Memory, Shown
 from nptool.decoding.plan import plan_text
@@ -32,6 +32,7 @@ from nptool.decoding.policy import (
     foresee,
     may_be_faster,
 )
+from nptool.decoding.steps import Drafts, Step
 from nptool.decoding.widths import AdaptiveWidth
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -607,6 +608,19 @@ class TestFromProcessToProcess:
         assert plan_text([second], TEXT, exact=exact) == plan_text([first], TEXT, exact=exact)
         for width in WIDTHS:
             assert second.choose(WIDTHS, TEXT, width) == first.choose(WIDTHS, TEXT, width)
+
+    def test_one_row_that_was_only_timed_is_still_to_be_stepped(self) -> None:
+        """The first plain text may lose more than others, in whichever process it is."""
+        calibration = World(lambda _: F32, lambda _: 0.7, F32).calibration
+        first = Experience(calibration, 64, Prior(0.45), drafts=Drafts.ITERATED)
+        start = first.plain_start
+        assert start > 0
+        first.time_plain(0, F32[1])
+        second = Experience(calibration, 64, Prior(0.45), drafts=Drafts.ITERATED, learnt=first.learnt())
+        assert second.plain_start == start
+        second.learn([Step(0, 1, 0, 0, F32[1])], None)
+        third = Experience(calibration, 64, Prior(0.45), drafts=Drafts.ITERATED, learnt=second.learnt())
+        assert third.plain_start == 0
 
     def test_multiples_of_another_calibration_s_times_are_not_taken_over(self) -> None:
         """What was accepted is: it does not depend on times."""

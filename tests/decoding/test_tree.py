@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Drafts, Experience
+from nptool.decoding.experience import Experience
 from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop import decode
 from nptool.decoding.plan import plan_text
@@ -22,6 +22,7 @@ from nptool.decoding.policy import MEASURED, Prior, choose
 from nptool.decoding.proposers import Autoregressive
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence
+from nptool.decoding.steps import Drafts
 from nptool.decoding.tally import Tally
 from nptool.decoding.tree import MAX_PATHS, HeadsTree, Shape, expected_tokens, grow
 from nptool.decoding.verification import verify_tree

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import nptool
 from nptool.decoding.answer import Answer
 from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Drafts, Experience
+from nptool.decoding.experience import Experience
 from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.loop import decode, time_plain
 from nptool.decoding.methods import METHODS, Task
@@ -25,6 +25,7 @@ from nptool.decoding.policy import Prior
 from nptool.decoding.proposers import Autoregressive, Proposer
 from nptool.decoding.sampling import Sampling
 from nptool.decoding.sequence import Sequence as Text
+from nptool.decoding.steps import Drafts
 from nptool.decoding.tally import Tally
 from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 
