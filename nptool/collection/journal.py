@@ -7,6 +7,7 @@ no model.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -24,10 +25,12 @@ from nptool.collection.store import (
     write_collected,
 )
 from nptool.collection.trajectories import TrajectoryStats
-from nptool.errors import UsageError
+from nptool.errors import DataError, UsageError
 from nptool.files import disk_errors, read_json, write_json
 from nptool.provenance import provenance
 from nptool.training.config import flag
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 # Two collections that differ only in these give the same rows.
@@ -140,10 +143,23 @@ class Journal:
         if not settings.is_file():
             return []
         _check_settings(read_json(settings), self._metadata, self._folder)
-        parts = [Part.from_json(read_json(path)) for path in self._folder.glob("part-*.json")]
+        found = (self._read_part(path) for path in sorted(self._folder.glob("part-*.json")))
+        parts = [part for part in found if part is not None]
         # What is in the output already was left behind when a merge was interrupted at its very end.
         known = self._finished[0].end if self._finished else 0
         return sorted((part for part in parts if part.first >= known), key=lambda part: part.first)
+
+    def _read_part(self, path: Path) -> Part | None:
+        """A part by its counts; None where they or its rows are damaged, as by a loss of power."""
+        try:
+            part = Part.from_json(read_json(path))
+            if read_collected(self._rows_path(part)).row_count == part.rows:
+                return part
+            cause = "it holds other rows than were counted"
+        except DataError as error:
+            cause = str(error)
+        logger.warning("a part of %s is collected again: %s", self._output, cause)
+        return None
 
     def _check_prompts(self, part: Part) -> None:
         place = self._output if part in self._finished else self._folder

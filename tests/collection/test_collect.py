@@ -112,6 +112,24 @@ def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pyte
     assert not parts_folder(config.output).exists()
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".json"])
+def test_a_damaged_part_is_collected_again(
+    config: CollectConfig, tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = replace(config, output=tmp_path / "whole.parquet")
+    collect(whole)
+    with pytest.raises(KeyboardInterrupt):
+        collect(config, InterruptAfter(100))
+    parts = sorted(parts_folder(config.output).glob(f"part-*{ending}"))
+    parts[0].write_bytes(parts[0].read_bytes()[:50])
+    result = collect(config)
+    assert 0 < result.done_before < 100
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"a part of {config.output} is collected again: {parts[0]} is not ")
+    assert rows_of(config) == rows_of(whole)
+    assert not parts_folder(config.output).exists()
+
+
 def test_responses_that_take_long_are_kept_one_by_one(
     config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
