@@ -143,20 +143,24 @@ class Journal:
         if not settings.is_file():
             return []
         _check_settings(read_json(settings), self._metadata, self._folder)
-        found = (self._read_part(path) for path in sorted(self._folder.glob("part-*.json")))
-        parts = [part for part in found if part is not None]
         # What is in the output already was left behind when a merge was interrupted at its very end.
-        known = self._finished[0].end if self._finished else 0
-        return sorted((part for part in parts if part.first >= known), key=lambda part: part.first)
+        end = self._finished[0].end if self._finished else 0
+        parts: list[Part] = []
+        for path in sorted(self._folder.glob("part-*.json")):
+            # A damaged part stays where it was, and what was collected instead of it may go further.
+            if _first(path) >= end and (part := self._read_part(path)) is not None:
+                parts.append(part)
+                end = part.end
+        return parts
 
     def _read_part(self, path: Path) -> Part | None:
-        """A part by its counts; None where they or its rows are damaged, as by a loss of power."""
+        """A part by its counts; None where they or its rows were cut short, as by a loss of power."""
         try:
             part = Part.from_json(read_json(path))
             if read_collected(self._rows_path(part)).row_count == part.rows:
                 return part
-            cause = "it holds other rows than were counted"
-        except DataError as error:
+            cause = f"{self._rows_path(part)} holds other rows than were counted"
+        except (DataError, KeyError, TypeError) as error:
             cause = str(error)
         logger.warning("a part of %s is collected again: %s", self._output, cause)
         return None
@@ -173,6 +177,11 @@ class Journal:
 
     def _rows_path(self, part: Part) -> Path:
         return self._folder / f"part-{part.first:09d}.parquet"
+
+
+def _first(path: Path) -> int:
+    """The first prompt of the part whose counts are in `path`."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def parts_folder(output: Path) -> Path:

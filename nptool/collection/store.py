@@ -135,17 +135,18 @@ class CollectedWriter:
             self._writer.write_table(_to_table(rows))
 
     def copy(self, paths: Iterable[Path]) -> None:
-        """Append the rows of other collected files, in groups of `READ_ROWS` whatever theirs are."""
-        import pyarrow.parquet as pq
+        """Append the rows of other collected files, in groups of `READ_ROWS` whatever theirs are.
 
+        Raises:
+            DataError: one is damaged.
+        """
         waiting: list[pa.RecordBatch] = []
         for path in paths:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=READ_ROWS):
-                    waiting.append(batch)
-                    if sum(map(len, waiting)) >= READ_ROWS:
-                        self._write_batches(waiting)
-                        waiting = []
+            for batch in _batches(path):
+                waiting.append(batch)
+                if sum(map(len, waiting)) >= READ_ROWS:
+                    self._write_batches(waiting)
+                    waiting = []
         if waiting:
             self._write_batches(waiting)
 
@@ -153,6 +154,19 @@ class CollectedWriter:
         import pyarrow as pa
 
         self._writer.write_table(pa.Table.from_batches(batches, schema=_schema()))
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=READ_ROWS)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); remove it, and the same command collects its prompts again"
+        ) from error
 
 
 def is_collected(path: str | Path) -> bool:

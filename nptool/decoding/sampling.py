@@ -158,7 +158,7 @@ class Sampling:
         total, exact = sum(weights), False
         if 0 < self.top_k <= len(weights):
             total, exact = sum(sorted(weights)[-self.top_k :]), True
-        while True:
+        while scores[winner] > -inf:
             level = logits[winner]
             if logits.count(level) > 1:
                 return None
@@ -176,6 +176,7 @@ class Sampling:
                 return ids[winner]
             scores[winner] = -inf
             winner = scores.index(max(scores))
+        return None
 
     def _total(self, logits_V: NDArray[np.float32], top: float) -> float:
         """The sum of all weights that top-k leaves, that of the likeliest token being 1."""

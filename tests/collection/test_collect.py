@@ -130,6 +130,70 @@ def test_a_damaged_part_is_collected_again(
     assert not parts_folder(config.output).exists()
 
 
+def test_a_part_with_a_damaged_page_is_named(config: CollectConfig, tmp_path: Path) -> None:
+    whole = replace(config, output=tmp_path / "whole.parquet")
+    collect(whole)
+    with pytest.raises(KeyboardInterrupt):
+        collect(config, InterruptAfter(100))
+    part = min(parts_folder(config.output).glob("part-*.parquet"))
+    content = part.read_bytes()
+    part.write_bytes(content[:4] + bytes(200) + content[204:])
+    with pytest.raises(DataError) as caught:
+        collect(config)
+    assert str(caught.value).startswith(f"{part} is damaged (")
+    assert str(caught.value).endswith("); remove it, and the same command collects its prompts again")
+    part.unlink()
+    collect(config)
+    assert rows_of(config) == rows_of(whole)
+
+
+def test_a_part_that_another_one_covers_is_left_out(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It could not be read for a while, and was collected again with its neighbours."""
+    small = replace(config, limit=12)
+    whole = replace(small, output=tmp_path / "whole.parquet")
+    collect(whole)
+
+    def interrupted(journal: Journal) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "merge", interrupted)
+        with monkeypatch.context() as one_by_one:
+            one_by_one.setattr(collect_module, "KEEP_SECONDS", -1.0)
+            with pytest.raises(KeyboardInterrupt):
+                collect(small)
+        first, second = (parts_folder(small.output) / f"part-00000000{number}.parquet" for number in range(2))
+        readable = second.read_bytes()
+        first.write_bytes(b"")
+        second.write_bytes(b"")
+        with pytest.raises(KeyboardInterrupt):
+            collect(small)
+    assert json.loads(first.with_suffix(".json").read_text())["prompts"] == 2
+    assert len(caplog.records) == 2
+    second.write_bytes(readable)
+    collect(small)
+    assert rows_of(small) == rows_of(whole)
+    assert len(caplog.records) == 2
+
+
+def test_parts_left_behind_by_an_interrupted_merge_are_no_concern(
+    config: CollectConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        collect(config, InterruptAfter(100))
+    copytree(parts_folder(config.output), tmp_path / "parts")
+    collect(config)
+    rows = rows_of(config)
+    copytree(tmp_path / "parts", parts_folder(config.output))
+    for path in parts_folder(config.output).glob("*.parquet"):
+        path.unlink()
+    assert collect(config).done_before == 150
+    assert rows_of(config) == rows
+    assert not caplog.records
+
+
 def test_responses_that_take_long_are_kept_one_by_one(
     config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from dataclasses import replace
-from math import exp, inf, log
+from math import exp, inf, log, nan
 
 import llama_cpp
 import numpy as np
@@ -148,6 +148,25 @@ def test_picks_are_those_of_filtering_every_row_in_full(
     assert sampling.pick_rows(rows, 9, NO_TOKENS).tolist() == [
         drawn_in_full(sampling, row, 9 + place) for place, row in enumerate(rows)
     ]
+
+
+@given(sampling_settings, st.lists(st.sampled_from([-inf, -1.0, 0.0, 1.5, inf, nan]), min_size=1, max_size=6))
+@settings(deadline=None)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_broken_row_is_picked_like_any_other(sampling: Sampling, values: list[float]) -> None:
+    """A model whose numbers overflowed: no error and no endless loop, and whatever comes is the same from a batch."""
+    sampling = replace(sampling, repeat_penalty=1.0)
+    row = np.array(values, dtype=np.float32)
+    pick = sampling.pick(row, 5)
+    assert 0 <= pick < len(row)
+    assert sampling.pick_rows(np.stack([np.zeros_like(row), row]), 4, NO_TOKENS)[1] == pick
+    assert pick == drawn_in_full(sampling, row, 5)
+
+
+def test_a_temperature_near_0_picks_the_likeliest() -> None:
+    """Scores overflow."""
+    with np.errstate(over="ignore"):
+        assert Sampling(1e-320).pick(np.array([-3.0, -1.0, -2.0], dtype=np.float32), 3) == 1
 
 
 @given(sampling_settings, st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 4.0]), st.integers(0, 3000))

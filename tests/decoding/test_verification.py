@@ -55,15 +55,14 @@ def test_picks_are_those_of_single_rows_as_far_as_the_draft_is_right(
     logits_RV = rng.normal(0, 2, (rows, VOCABULARY)).astype(np.float32)
     sampling = Sampling(temperature=temperature, seed=seed, repeat_penalty=penalty)
     greedy = Sampling(repeat_penalty=penalty)
-    # A draft that follows the single picks for `right` tokens, then one that does not, then anything.
+    # A draft that follows the single picks for `right` tokens, then one that does not, then some that do again.
     draft, picked = list[int](), list[int]()
     for row in range(rows):
         before = np.array(PROMPT + draft, dtype=np.int32)
         picked.append(sampling.pick(logits_RV[row], len(PROMPT) + row, before))
         if row + 1 < rows:
-            draft.append(
-                picked[-1] if row < right else (picked[-1] + 1 + int(rng.integers(VOCABULARY - 1))) % VOCABULARY
-            )
+            wrong = (picked[-1] + 1 + int(rng.integers(VOCABULARY - 1))) % VOCABULARY
+            draft.append(wrong if row == right or (row > right and rng.random() < 0.5) else picked[-1])
     sequence = Sequence(OneBatch(logits_RV))
     sequence.open(PROMPT)
     sequence.prefill()
