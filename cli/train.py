@@ -36,7 +36,7 @@ def train(context: typer.Context, as_json: AsJson = False) -> None:
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from nothing: examples, base model, trajectories, CLLM, scores. About 23 minutes on 2 cores; "
+        "text-to-SQL from nothing: examples, base model, trajectories, CLLM, scores. About 21 minutes on 2 cores; "
         "interrupted, the same command goes on.",
         err=True,
     )

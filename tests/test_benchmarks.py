@@ -81,6 +81,24 @@ def test_both_ways_of_attention_are_timed(tmp_path: Path) -> None:
     assert [line.split()[0] for line in shown[2:]] == ["8", "40"]
 
 
+def test_shapes_are_timed_side_by_side() -> None:
+    words = ["2x32x2x64", "1x32x2x128", "--vocabulary", "320", "--context", "8", "--rounds", "1", "-t", "1"]
+    command = [sys.executable, str(BENCHMARKS / "shapes.py"), *words, "--widths", "1,4"]
+    found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout)
+    # A matrix for the embedding and one for the unembedding, and of each layer four in attention and three behind it.
+    assert [(entry["shape"], entry["parameters"]) for entry in found["shapes"]] == [
+        ("2x32x2x64", 2 * 320 * 32 + 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32)),
+        ("1x32x2x128", 2 * 320 * 32 + 32 + 4 * 32 * 32 + 3 * 32 * 128 + 2 * 32),
+    ]
+    assert all(time > 0 for entry in found["shapes"] for time in entry["milliseconds_by_width"].values())
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["shape", "2x32x2x64", "1x32x2x128"]
+    assert shown[1].split()[3] == "1.00x"
+    wrong = subprocess.run([*command, "4x256"], check=False, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "a shape is four numbers such as 4x256x4x1280, got 4x256" in wrong.stderr
+
+
 class Kernels:
     """An engine whose last bits depend on the width of a batch, and perhaps on a row's place in it."""
 
