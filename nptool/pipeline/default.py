@@ -72,17 +72,17 @@ class DefaultConfig:
     )
     """Further settings of `nptool train base`. Few layers with wide feed-forwards: of 5.4M parameters more are in
     matrices then, of which a batch of 16 rows reads as much as one row, and less time goes to attention, which costs
-    every row the same. On random weights of each shape, in turns, t(16)/t(1) was 2.85 and 2.96 with these 4 layers, 3.14
-    and 3.43 with 5 of 976, 3.43 and 3.51 with 6 of 768, which the default had before. 400 steps took the three 144, 141
-    and 159 s and led to held-out losses of 0.90, 0.98 and 0.92; the whole training to 66 % right answers of the base
-    model and 89 % of the CLLM with 4 layers, and to 60 and 83 % with 6 in two minutes more.
+    every row the same. In two measurements t(16)/t(1) was 2.85 and 2.96 with these 4 layers, 3.14 and 3.43 with 5 of
+    976, 3.43 and 3.51 with 6 of 768, which the default had before (`benchmarks/shapes.py`). 400 steps took the three
+    144, 141 and 159 s and led to held-out losses of 0.90, 0.98 and 0.92; the whole training led to 66 % right answers
+    of the base model and 89 % of the CLLM with 4 layers, and to 60 and 83 % with 6, in two minutes more.
 
     At equal time, with earlier settings of consistency training, 3 layers of 512 (10.2M parameters) ended at 2.6 tokens
     per forward in blocks where 6 of 256 ended at 3.8, and were slower for it, although their weights lie beyond the
     processor's cache and a wide batch costs them less (DESIGN section 3).
 
-    With 6 layers, after 400 steps, the held-out loss was 0.96; with lr 8e-4 1.04, with 2e-3 1.37, with 8 attention heads
-    0.99."""
+    With 6 layers, after 400 steps, the held-out loss was 0.96; with lr 8e-4 1.04, with 2e-3 1.37, with 8 attention
+    heads 0.99."""
     collect: dict[str, Any] = field(default_factory=lambda: {"batch_size": 96})
     """Further settings of `nptool collect`. 192 prompts took 15.0 s, 18.4 and 19.2 with 32 sequences in flight."""
     cllm: dict[str, Any] = field(
