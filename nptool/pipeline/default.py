@@ -70,12 +70,13 @@ class DefaultConfig:
             "lr": 1.2e-3,
         }
     )
-    """Further settings of `nptool train base`. Few layers with wide feed-forwards: of 5.4M parameters more are in
+    """Further settings of `nptool train base`. Few layers with wide feed-forwards: of as many parameters more are in
     matrices then, of which a batch of 16 rows reads as much as one row, and less time goes to attention, which costs
-    every row the same. In two measurements t(16)/t(1) was 2.85 and 2.96 with these 4 layers, 3.14 and 3.43 with 5 of
-    976, 3.43 and 3.51 with 6 of 768, which the default had before (`benchmarks/shapes.py`). 400 steps took the three
-    144, 141 and 159 s and led to held-out losses of 0.90, 0.98 and 0.92; the whole training led to 66 % right answers
-    of the base model and 89 % of the CLLM with 4 layers, and to 60 and 83 % with 6, in two minutes more.
+    every row the same. A pass of 16 rows takes 4.53 ms with these 4 layers, 4.97 with 5 of 976 and 5.26 with 6 of 768,
+    which the default had before; one row 1.30, 1.39 and 1.46 (`benchmarks/shapes.py`). 400 steps took the three 144,
+    141 and 159 s and led to held-out losses of 0.90, 0.98 and 0.92; the whole training led to 66 % right answers of the
+    base model and 89 % of the CLLM with 4 layers, and to 60 and 83 % with 6, in two minutes more. The models by turns,
+    three times: t(16)/t(1) 2.91, 2.99 and 2.80 with 4 layers, 3.20, 3.17 and 3.51 with 6.
 
     At equal time, with earlier settings of consistency training, 3 layers of 512 (10.2M parameters) ended at 2.6 tokens
     per forward in blocks where 6 of 256 ended at 3.8, and were slower for it, although their weights lie beyond the
