@@ -144,7 +144,7 @@ class Sampling:
         """Which of a row's near tokens has the best score among those that pass all filters.
 
         Returns:
-            The token; None where rounding, or the order of equal logits, may decide.
+            The token; None where rounding, the order of equal logits or a score that overflowed may decide.
         """
         state = state_of(self.seed, position)
         scores = [value / self.temperature + gumbel(state, token) for token, value in zip(ids, logits, strict=True)]
