@@ -293,11 +293,19 @@ class Model:
             size = needed + 1
 
 
+# An empty list of devices, as llama.cpp wants it: the first pointer is NULL.
+_NO_DEVICES = (ctypes.c_void_p * 1)(None)
+
+
 def _parameters(gpu_layers: int, memory_map: bool) -> Any:
     initialise()
     if gpu_layers and not supports_gpu():
         logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
+    if not gpu_layers:
+        # With 0 layers on it, llama.cpp still computes on a GPU that it finds, even with op_offload off: logits of F32
+        # models moved by 1 % of their spread, so that `nptool convert` took right files for wrong ones.
+        parameters.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
     parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
     return parameters
