@@ -28,7 +28,7 @@ from nptool.collection.trajectories import TrajectoryStats, count, flaw, to_traj
 from nptool.data.rendering import end_token_ids, tokenizer_digest
 from nptool.errors import DataError, UsageError
 from nptool.progress import Progress, silent
-from nptool.training.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer
+from nptool.training.checkpoints import best_device, check_checkpoint, load_config, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -241,10 +241,10 @@ def device_of(config: CollectConfig) -> torch.device:
     Raises:
         UsageError: it asks for CUDA and there is none.
     """
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
+    best = best_device()
+    if config.device == "cuda" and best.type != "cuda":
         raise UsageError("--device is cuda, and no CUDA GPU can be used here; take cpu or auto")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    return torch.device("cpu") if config.device == "cpu" else best
 
 
 def precision_of(config: CollectConfig) -> torch.dtype:

@@ -15,7 +15,7 @@ from nptool.data.records import Record
 from nptool.data.rendering import end_token_ids, render
 from nptool.progress import Progress, silent
 from nptool.text_to_sql import Example, execution_match
-from nptool.training.checkpoints import load_model, load_tokenizer
+from nptool.training.checkpoints import best_device, load_model, load_tokenizer
 
 BATCH_SIZE = 96
 
@@ -47,6 +47,7 @@ def score(
 ) -> Scores:
     """Answer every held-out question by Jacobi decoding and execute the answers."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    model.to(best_device())  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     ends = end_token_ids(tokenizer, model)
     prompts = [
         Prompt(key, render(Record(prompt=example.prompt), tokenizer).prompt_ids) for key, example in enumerate(heldout)

@@ -5,6 +5,7 @@ Knows the Trainer's options, not the data and not the loss.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import fields
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import TrainingArguments
 from nptool.runs import Run
 from nptool.training.config import Precision, TrainingConfig
 from nptool.training.processes import process_count
+
+logger = logging.getLogger(__name__)
 
 # The one being written may be cut short; the one before it is whole.
 CHECKPOINTS_KEPT = 2
@@ -33,7 +36,7 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
     names = {field.name for field in fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     options: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=steps,
         per_device_train_batch_size=1,
@@ -66,6 +69,11 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
         log_level="error",
         **options,
     )
+    if arguments.n_gpu > 1:
+        # The Trainer would cut every batch into parts with DataParallel; a packed batch is one piece.
+        logger.warning("one of %d GPUs is used; `accelerate launch -m nptool ...` uses them all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def uses_bfloat16(precision: Precision) -> bool:

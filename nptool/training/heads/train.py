@@ -113,9 +113,10 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     rows = load_trajectories(collected, position_limit(described, config), references=False)
     train, heldout = split_heldout(rows.rows, config.heldout)
     model = start_model(config, source)
-    before = _evaluate(model, heldout, config, progress, "loss of head 1 before", heads=1)
     steps, plan = plan_steps(config, train)
+    # Puts the model on its device, where the figures before the training are fast too.
     trainer = _trainer(config, model, train, plan, tokenizer, run, source)
+    before = _evaluate(model, heldout, config, progress, "loss of head 1 before", heads=1)
     seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP).metrics["train_runtime"]
     trainer.log_rest()
     after = _evaluate(model, heldout, config, progress, "figures of the heads")
