@@ -1,13 +1,21 @@
-"""What every test gets: a cache folder of its own session, so that nothing is measured into the user's."""
+"""What every test gets: no GPU, and a cache folder of its own session, so that nothing is measured into the user's.
+
+Tests compare with references on the CPU, to the last bit where there are no other bits. What a GPU does,
+`benchmarks/cuda.py` measures.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nptool.cache_folder import OVERRIDE
+
+# Before torch or llama.cpp looks for one, and for the processes that tests start.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)
