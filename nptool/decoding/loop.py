@@ -51,6 +51,7 @@ def decode(
         The tokens that each forward pass added, an end token included.
     """
     chooser: Widths = widths or FixedWidth(width)
+    ends = frozenset(end_tokens)
     resumed = perf_counter()
     while (length := sequence.length) < limit:
         before, drafting = engine.seconds, proposer.seconds
@@ -59,7 +60,8 @@ def decode(
         draft = proposer.propose(min(room, chosen - 1))
         step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
         tokens = step.picks[: step.accepted + 1]
-        end = next((place for place, token in enumerate(tokens.tolist()) if token in end_tokens), None)
+        added = tokens.tolist()
+        end = None if ends.isdisjoint(added) else next(place for place, token in enumerate(added) if token in ends)
         drafted, right = step.drafted, step.accepted
         if end is not None:
             tokens = tokens[: end + 1]

@@ -57,11 +57,13 @@ def _judge(
     hold likeliest turns out right more often than one with the noise that the final pick will have. Measured on the
     embedded default, n = 16: 4.76 tokens per forward against 4.53 at temperature 0.8, 4.71 against 4.40 at 1.2.
     """
-    logits_RV = sampling.penalized(logits_RV, sequence.before(len(logits_RV)))
+    if sampling.repeat_penalty != 1.0:
+        logits_RV = sampling.penalized(logits_RV, sequence.before(len(logits_RV)))
     picks_R: NDArray[np.integer] = logits_RV.argmax(axis=1)
-    drafted = draft.tolist()
-    for row, likeliest in enumerate(picks_R.tolist()):
-        picks_R[row] = picked = sampling.draw(logits_RV[row], sequence.length + row, likeliest)
+    drafted, greedy = draft.tolist(), sampling.greedy
+    for row, picked in enumerate(picks_R.tolist()):
+        if not greedy:
+            picks_R[row] = picked = sampling.draw(logits_RV[row], sequence.length + row, picked)
         if row == len(drafted) or picked != drafted[row]:
             break
     return picks_R, row
