@@ -1,4 +1,4 @@
-"""What every test gets: no GPU, and a cache folder of its own session, so that nothing is measured into the user's.
+"""What every test gets: no CUDA GPU, and a cache folder of its session, so that nothing is measured into the user's.
 
 Tests compare with references on the CPU, to the last bit where there are no other bits. What a GPU does,
 `benchmarks/cuda.py` measures.

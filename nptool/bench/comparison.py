@@ -75,9 +75,16 @@ def compare(
 
 
 def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
-    """The order of one turn: rotated, so that none is always first or always behind the same other."""
-    first = turn % len(variants)
-    return [*variants[first:], *variants[:first]]
+    """The order of one turn, as in a Williams design (Australian Journal of Scientific Research A 2, 1949).
+
+    In as many turns as there are variants (twice as many, where these are odd in number) each one stands at each place
+    and directly behind each other one equally often: an answer finds the caches, and on a GPU the graph, that the one
+    before has left.
+    """
+    count = len(variants)
+    zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
+    order = [variants[(place + turn) % count] for place in zigzag]
+    return order[::-1] if count % 2 and turn // count % 2 else order
 
 
 def _references(

@@ -28,7 +28,8 @@ from nptool.collection.trajectories import TrajectoryStats, count, flaw, to_traj
 from nptool.data.rendering import end_token_ids, tokenizer_digest
 from nptool.errors import DataError, UsageError
 from nptool.progress import Progress, silent
-from nptool.training.checkpoints import best_device, check_checkpoint, load_config, load_model, load_tokenizer
+from nptool.training.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer
+from nptool.training.processes import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

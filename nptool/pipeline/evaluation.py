@@ -15,7 +15,8 @@ from nptool.data.records import Record
 from nptool.data.rendering import end_token_ids, render
 from nptool.progress import Progress, silent
 from nptool.text_to_sql import Example, execution_match
-from nptool.training.checkpoints import best_device, load_model, load_tokenizer
+from nptool.training.checkpoints import load_model, load_tokenizer
+from nptool.training.processes import best_device
 
 BATCH_SIZE = 96
 

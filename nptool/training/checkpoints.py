@@ -101,13 +101,6 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(str(ref), **options))
 
 
-def best_device() -> torch.device:
-    """A CUDA GPU if there is one, else the CPU."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_model(ref: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The checkpoint as a causal language model in evaluation mode, on the CPU.
 

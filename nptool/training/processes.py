@@ -1,4 +1,4 @@
-"""One process or several: who writes and prints, and who goes first.
+"""One process or several: who writes and prints, who goes first, and on what device.
 
 Under `accelerate launch` every process runs the same program; only the main one may write files or print.
 """
@@ -10,6 +10,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def process_count() -> int:
@@ -20,6 +24,13 @@ def process_count() -> int:
 def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def best_device() -> torch.device:
+    """A CUDA GPU if there is one, else the CPU; for work of one process."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

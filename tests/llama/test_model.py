@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +29,24 @@ from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, Shape, byte
 def model(tiny_gguf: Callable[..., Path]) -> Iterator[Model]:
     with Model.load(tiny_gguf("f16", metadata={"nptool.block_size": 16})) as model:
         yield model
+
+
+@pytest.mark.parametrize(("layers", "given"), [(0, [None]), (-1, None), (3, None)])
+def test_without_layers_on_a_gpu_llama_cpp_is_given_no_device(
+    layers: int, given: list[None] | None, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = llama_cpp.llama_model_load_from_file
+    lists: list[list[int | None] | None] = []
+
+    def spy(path: bytes, parameters: Any) -> Any:
+        devices = parameters.devices
+        # A list of devices ends with a NULL; none at all leaves the choice to llama.cpp.
+        lists.append(ctypes.cast(devices, ctypes.POINTER(ctypes.c_void_p))[:1] if devices else None)
+        return load(path, parameters)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", spy)
+    Model.load(tiny_gguf("f16"), layers).close()
+    assert lists == [given]
 
 
 def test_what_the_file_says(model: Model) -> None:

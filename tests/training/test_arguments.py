@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from nptool.runs import Run
@@ -19,10 +20,11 @@ from nptool.training.config import TrainingConfig
 def test_a_packed_batch_is_not_cut_among_gpus(
     found: int, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def of_a_machine(arguments: TrainingArguments) -> int:
-        return found if arguments._n_gpu == 0 else arguments._n_gpu
+    def look(arguments: TrainingArguments) -> torch.device:
+        arguments.__dict__.setdefault("_n_gpu", found)
+        return torch.device("cpu")
 
-    monkeypatch.setattr(TrainingArguments, "n_gpu", property(of_a_machine))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(look))
     with caplog.at_level(logging.WARNING, "nptool"):
         arguments = training_arguments(TrainingConfig(), Run(tmp_path), steps=3)
     # The Trainer puts a model into DataParallel where this is above 1.
