@@ -212,7 +212,11 @@ def _check_settings(before: dict[str, Any], metadata: CollectionMetadata, place:
 
 def _difference(name: str, old: object, new: object) -> str:
     """What differs, as the message says it: digests and templates mean nothing to a reader."""
-    named = {"model_digest": "model (its weights differ)", "tokenizer_digest": "tokenizer", "template": "chat template"}
+    named = {
+        "model_digest": "model (its weights or --precision differ)",
+        "tokenizer_digest": "tokenizer",
+        "template": "chat template",
+    }
     if name in named:
         return f"with another {named[name]}"
     option = {"n": "-n", "augmented": "--augment"}.get(name, flag(name))

@@ -275,8 +275,9 @@ def test_another_model_is_refused(config: CollectConfig, tmp_path: Path) -> None
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight += 1e-4
     save_model(model, tokenizer, tmp_path / "trained")
-    with pytest.raises(UsageError, match=r"was collected with another model \(its weights differ\)"):
-        collect(replace(config, model=str(tmp_path / "trained")))
+    for other in ({"model": str(tmp_path / "trained")}, {"precision": "bfloat16"}):
+        with pytest.raises(UsageError, match=r"was collected with another model \(its weights or --precision differ\)"):
+            collect(replace(config, **other))
 
 
 def test_other_data_and_other_files_are_refused(config: CollectConfig, questions: Path) -> None:
