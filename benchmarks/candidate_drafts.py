@@ -108,6 +108,7 @@ class Diagonals:
         return iter(self._pool.behind(before[-1]))
 
     def learn(self, text: Sequence[int], guess: Sequence[int], picks: Sequence[int]) -> None:
+        """Lengthen every position's n-gram by what was picked behind it, and keep it in the pool."""
         ending: dict[int, NGram] = {len(text) - 1: tuple(text[-self._length :])}
         for position, token in enumerate(guess, start=len(text)):
             known = self._ending.get(position, ())

@@ -63,7 +63,7 @@ class Sampling:
 
     @cached_property
     def _reach(self) -> float:
-        """How far from the likeliest a logit may be, surely, and the token pass min-p; below 0."""
+        """What to add to the likeliest logit: a token below that surely fails min-p. Not above 0."""
         return log(self.min_p) - ROUNDING if self.min_p > 0.0 else -inf
 
     def pick(self, logits_V: NDArray[np.float32], position: int, before: NDArray[np.int32] | None = None) -> int:

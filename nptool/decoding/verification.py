@@ -57,6 +57,7 @@ def _judge(
     hold likeliest turns out right more often than one with the noise that the final pick will have. Measured on the
     embedded default, n = 16: 4.76 tokens per forward against 4.53 at temperature 0.8, 4.71 against 4.40 at 1.2.
     """
+    # Asked here too: in a step without the penalty nothing is to be looked up for it.
     if sampling.repeat_penalty != 1.0:
         logits_RV = sampling.penalized(logits_RV, sequence.before(len(logits_RV)))
     picks_R: NDArray[np.integer] = logits_RV.argmax(axis=1)

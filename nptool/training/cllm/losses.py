@@ -78,6 +78,7 @@ class _WeightedSums(torch.autograd.Function):
     def forward(
         ctx: Any, logits_KV: Tensor, rows: Rows, recipe: Recipe, consistency_weight: Tensor, ar_weight: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The loss and the sums of `weighted_sums`; the gradient (K, V) is computed with them, chunk by chunk."""
         gradient_KV = torch.zeros_like(logits_KV)
         exact = torch.promote_types(logits_KV.dtype, torch.float32)
         sums = logits_KV.new_zeros(3, dtype=exact)

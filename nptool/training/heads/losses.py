@@ -93,6 +93,7 @@ class _PerHead(torch.autograd.Function):
     def forward(
         ctx: Any, batch: _Batch, parameters: list[nn.Parameter], z_BTD: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The loss, and the sums of every head and of the guard; head by head, so that one's logits exist at a time."""
         gradients = _Gradients(z_BTD, parameters)
         exact = torch.promote_types(z_BTD.dtype, torch.float32)
         sums = z_BTD.new_zeros(batch.model.count + 1, dtype=exact)

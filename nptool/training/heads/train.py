@@ -114,7 +114,6 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     train, heldout = split_heldout(rows.rows, config.heldout)
     model = start_model(config, source)
     steps, plan = plan_steps(config, train)
-    # Puts the model on its device, where the figures before the training are fast too.
     trainer = _trainer(config, model, train, plan, tokenizer, run, source)
     before = _evaluate(model, heldout, config, progress, "loss of head 1 before", heads=1)
     seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP).metrics["train_runtime"]
@@ -178,6 +177,7 @@ def _trainer(
     run: Run,
     source: Source,
 ) -> HeadsTrainer:
+    """The trainer, which puts the model on its device: figures of before the training are fast there too."""
     pad = int(tokenizer.pad_token_id or 0)
     return HeadsTrainer(
         model,
