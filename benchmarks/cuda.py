@@ -169,7 +169,7 @@ def write_examples(path: Path, split: str, count: int, skip: int = 0) -> None:
 
 def draw(folder: Path, sizes: dict[str, Any], kinds: list[str]) -> list[str]:
     """Files with random weights."""
-    from nptool.llama.random_model import Shape, write_random_model
+    from random_model import Shape, write_random_model
 
     names = [f"random-{kind}.gguf" for kind in kinds]
     for name, kind in zip(names, kinds, strict=True):

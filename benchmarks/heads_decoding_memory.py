@@ -35,7 +35,7 @@ def main() -> None:
     """Measure what the line names, and print it."""
     options = parse()
     with nptool.load(options.gguf, threads=1) as model:
-        heads = require_heads(model.engines.parts)
+        heads = require_heads(model.contexts.parts)
     resident = [measure(options, 1 + extra) for extra in range(len(heads) + 1)]
     found = {
         "model": str(options.gguf),

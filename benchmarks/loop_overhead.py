@@ -20,9 +20,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from random_model import Shape, write_random_model
 
-from nptool.decoding.generate import TextModel
-from nptool.llama.random_model import Shape, write_random_model
+from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine
 
 SHAPES = {
@@ -93,7 +93,7 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
     start = options.context
     settings = {"threads": options.threads, "flash_attention": options.flash_attention}
     with TextModel(path, context_length=start + 1, **settings) as model:
-        engine = model.engines.trunk(max(widths))
+        engine = model.contexts.trunk(max(widths))
         tokens = np.random.default_rng(0).integers(6, engine.vocabulary_size, start + max(widths), dtype=np.int32)
         engine.evaluate(tokens[:start], 0, outputs=False)
         for _ in range(options.rounds):

@@ -17,11 +17,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from random_model import Shape, write_random_model
 
-from nptool.decoding.step_times import prefill, time_in_turns
+from nptool.decoding.adaptive.step_times import prefill, time_in_turns
 from nptool.llama.context import Context
 from nptool.llama.model import Model
-from nptool.llama.random_model import Shape, write_random_model
 from nptool.provenance import machine
 
 # Tokens of a vocabulary's beginning are special ones.

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.calibration import CONTEXTS, GRID, fitting
-from nptool.decoding.engine import Engine
-from nptool.decoding.generate import TextModel
-from nptool.decoding.step_times import prefill
+from nptool.decoding.adaptive.calibration import CONTEXTS, GRID, fitting
+from nptool.decoding.adaptive.step_times import prefill
+from nptool.decoding.loop.engine import Engine
+from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine
 
 # Tokens of a vocabulary's beginning are special ones.
@@ -42,7 +42,7 @@ def main() -> None:
         threads=options.threads,
         flash_attention=options.flash_attention,
     ) as model:
-        engine = model.engines.trunk(max(widths))
+        engine = model.contexts.trunk(max(widths))
         found = compare_widths(engine, widths, fitting(engine, CONTEXTS), options.rows, options.repeats)
         found = {
             "gpu_layers": options.gpu_layers,

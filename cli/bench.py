@@ -95,7 +95,7 @@ def bench(
         return
     lengths = None if n is None else _numbers(n)
     from nptool.bench.benchmark import run_bench
-    from nptool.decoding.sampling import Sampling
+    from nptool.decoding.loop.sampling import Sampling
 
     config = BenchConfig(
         model=model_path(model),

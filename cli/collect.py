@@ -12,7 +12,7 @@ from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson, ConfigFile, DryRun, ModelCheckpoint
 from nptool.cli.training_options import DataFiles, MoreData, PromptField, ResponseField, data_paths, given_fields
 from nptool.collection.config import CollectConfig, run_defaults
-from nptool.training.config_file import read_mapping, resolve
+from nptool.settings import read_mapping, resolve
 
 if TYPE_CHECKING:
     from nptool.collection.collect import CollectResult

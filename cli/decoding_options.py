@@ -14,8 +14,8 @@ from nptool.errors import DataError, GgufError, UsageError
 if TYPE_CHECKING:
     from nptool.data.records import Record
     from nptool.decoding.answer import Answer, DecodeConfig
-    from nptool.decoding.generate import TextModel
-    from nptool.decoding.tally import Tally
+    from nptool.decoding.loop.tally import Tally
+    from nptool.decoding.text_model import TextModel
 
 BlockLengthOrModels = Annotated[
     str | None,
@@ -79,7 +79,7 @@ def open_model(
     path: Path, gpu_layers: int, context_length: int | None, threads: int | None, flash_attention: bool | None
 ) -> TextModel:
     """Load a GGUF with the given machine settings."""
-    from nptool.decoding.generate import load
+    from nptool.decoding.text_model import load
 
     return load(
         path,
@@ -113,8 +113,8 @@ def decode_config(
         UsageError, ContextError: one of them cannot be used.
     """
     from nptool.decoding.answer import DecodeConfig
-    from nptool.decoding.generate import method_names
-    from nptool.decoding.sampling import Sampling
+    from nptool.decoding.loop.sampling import Sampling
+    from nptool.decoding.text_model import method_names
 
     adapt, length = not fixed, _length(n)
     parallel = jacobi or block_mode or heads
@@ -164,7 +164,7 @@ def figures(tally: Tally) -> str:
 
 def widths_used(answer: Answer) -> str:
     """What an answer's steps were, where they were chosen: to follow the figures."""
-    from nptool.decoding.widths import AdaptiveWidth
+    from nptool.decoding.adaptive.widths import AdaptiveWidth
 
     if not isinstance(answer.widths, AdaptiveWidth):
         return ""
@@ -178,7 +178,7 @@ def widths_used(answer: Answer) -> str:
 
 def describe(config: DecodeConfig, n: int) -> str:
     """The methods in a few words."""
-    from nptool.decoding.methods import find_method
+    from nptool.decoding.proposers.methods import find_method
 
     method = find_method(config.method)
     if method.parallel and config.adapt:

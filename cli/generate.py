@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nptool.decoding.answer import Answer, DecodeConfig
-    from nptool.decoding.generate import TextModel
+    from nptool.decoding.text_model import TextModel
 
 COMPARE = Annotated[
     bool, typer.Option("--compare", help="decode autoregressively too and compare; without --heads implies --jacobi")

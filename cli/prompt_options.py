@@ -17,7 +17,7 @@ from nptool.cli.decoding_options import held_out, say, utf8_input
 from nptool.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from nptool.decoding.generate import Prompt
+    from nptool.decoding.text_model import Prompt
 
 PromptText = Annotated[
     str | None,

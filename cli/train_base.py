@@ -29,9 +29,9 @@ from nptool.cli.training_options import (
     given_fields,
 )
 from nptool.cli.training_output import print_base_result, print_estimate
+from nptool.processes import is_main_process
+from nptool.settings import resolve
 from nptool.training.base.config import BaseConfig
-from nptool.training.config_file import resolve
-from nptool.training.processes import is_main_process
 
 
 def train_base(

@@ -32,10 +32,10 @@ from nptool.cli.training_options import (
     given_fields,
 )
 from nptool.pipeline.rounds_config import RoundsConfig
+from nptool.processes import is_main_process
 from nptool.runs import Run
+from nptool.settings import read_mapping, resolve
 from nptool.training.cllm.curve import read_curve
-from nptool.training.config_file import read_mapping, resolve
-from nptool.training.processes import is_main_process
 from nptool.training.responses.config import BLOCK_SIZE, run_defaults
 
 DEFAULTS = RoundsConfig

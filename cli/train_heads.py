@@ -26,9 +26,9 @@ from nptool.cli.training_options import (
     given_fields,
 )
 from nptool.cli.training_output import print_estimate, print_head_figures, print_table
-from nptool.training.config_file import read_mapping, resolve
+from nptool.processes import is_main_process
+from nptool.settings import read_mapping, resolve
 from nptool.training.heads.config import HeadsConfig, heads_defaults
-from nptool.training.processes import is_main_process
 
 DEFAULTS = HeadsConfig
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from nptool.checkpoints import check_files, load_config, local_directory
 from nptool.convert.weights import StoredTensor, read_index
 from nptool.errors import CheckpointError, NptoolError
 from nptool.files import disk_errors, read_json
 from nptool.method_note import MethodNote, read_note
-from nptool.training.checkpoints import check_files, load_config, local_directory
 
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "additional_chat_templates/*")
 # llama.cpp changes how special tokens are cut for models with these in their name, and fails where one is missing.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
 from nptool.convert.file_types import FileType, file_type
 from nptool.convert.gguf_file import MATRIX_TYPES, Metadata, write_gguf
@@ -43,7 +44,6 @@ from nptool.heads import (
 )
 from nptool.llama.gguf_parts import part_start
 from nptool.progress import Progress
-from nptool.training.checkpoints import check_whole
 
 AGAIN = "train the heads again with `nptool train heads`"
 HEAD_LAYER = f"{LAYER_PREFIX}0."

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from nptool.checkpoints import INDEX, disk_full
 from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, listed, rope_row_order
 from nptool.convert.tokenizer_files import SENTENCE_PIECE_MODEL
 from nptool.errors import CheckpointError, DataError
 from nptool.files import read_json
 from nptool.heads import HEADS_WEIGHTS, HeadsInfo, head_tensor, trunk_digest, write_heads_info
-from nptool.training.checkpoints import INDEX, disk_full
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nptool.checkpoints import load_model, load_tokenizer
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE, TOKENIZER_JSON
 from nptool.data.rendering import end_token_ids
 from nptool.heads import HEADS_WEIGHTS, head_tensor
-from nptool.training.checkpoints import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

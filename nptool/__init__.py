@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nptool.decoding.generate import load as load
+    from nptool.decoding.text_model import load as load
 
-_LAZY = {"load": "nptool.decoding.generate"}
+_LAZY = {"load": "nptool.decoding.text_model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from random_model import Shape, write_random_model
 
 from nptool.llama.gguf_parts import find_parts
 from nptool.llama.library import supports_gpu
-from nptool.llama.random_model import Shape, write_random_model
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 

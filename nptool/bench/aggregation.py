@@ -15,7 +15,7 @@ import numpy as np
 
 from nptool.bench.decoder import Variant
 from nptool.bench.report import Difference, MethodReport
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.tally import Tally
 
 
 @dataclass(frozen=True)

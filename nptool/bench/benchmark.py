@@ -19,7 +19,7 @@ from nptool.bench.config import LENGTHS, BenchConfig
 from nptool.bench.decoder import ANY, Decoder, Variant, split_name, variants_of
 from nptool.bench.prompts import Prompt, find_prompts, read_prompts
 from nptool.bench.report import BenchReport, MethodReport
-from nptool.decoding.generate import TextModel
+from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, DataError
 from nptool.llama.context import DEFAULT_WIDTH
 from nptool.llama.gguf_check import check_gguf
@@ -50,14 +50,14 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         flash_attention=config.flash_attention,
     ) as model:
         variants = _variants(config, model)
-        engine = model.engines.trunk(max(n for variant in variants for _, n in variant.ways))
+        engine = model.contexts.trunk(max(n for variant in variants for _, n in variant.ways))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
         decoder = Decoder(
             engine,
             model.model.end_tokens,
             config.sampling,
             max_tokens=config.max_tokens,
-            open_heads=lambda rows, heads: model.engines.open(rows, model.engines.count_heads(heads)),
+            open_heads=lambda rows, heads: model.contexts.open(rows, model.contexts.count_heads(heads)),
             experience=model.knowledge.experience,
         )
         comparison = compare(decoder, ids, variants, config.rounds, progress)
@@ -93,13 +93,13 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
     heads = None
     methods = [split_name(name) for name in config.methods]
     if any(method.heads for method, _ in methods):
-        model.engines.count_heads()
+        model.contexts.count_heads()
     if any(method.counts_heads for method, _ in methods):
         # A longer block is one of other methods beside them.
-        count = model.engines.count_heads(None if config.n is None else min(config.n))
-        heads = [n for n in config.n or (count,) if n <= model.engines.count_heads()]
-    elif ANY in config.methods and model.engines.parts.heads:
-        heads = [model.engines.count_heads()]
+        count = model.contexts.count_heads(None if config.n is None else min(config.n))
+        heads = [n for n in config.n or (count,) if n <= model.contexts.count_heads()]
+    elif ANY in config.methods and model.contexts.parts.heads:
+        heads = [model.contexts.count_heads()]
     widest = DEFAULT_WIDTH
     if any(adapt for _, adapt in methods):
         widest = min(max(config.n or (DEFAULT_WIDTH,)), model.calibration.widths[-1])

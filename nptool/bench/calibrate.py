@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nptool.decoding.calibration import Calibration
-from nptool.decoding.generate import TextModel
-from nptool.decoding.methods import JACOBI
-from nptool.decoding.policy import expected_tokens
-from nptool.decoding.priors import prior_of
+from nptool.decoding.adaptive.calibration import Calibration
+from nptool.decoding.adaptive.policy import expected_tokens
+from nptool.decoding.adaptive.priors import prior_of
+from nptool.decoding.proposers.methods import JACOBI
+from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine, provenance
 
 
@@ -72,7 +72,7 @@ def run_calibration(
         flash_attention=flash_attention,
     ) as model:
         calibration = model.knowledge.calibrate()
-        engine = model.engines.trunk(1)
+        engine = model.contexts.trunk(1)
         return CalibrationReport(
             model=str(path),
             model_description=model.model.description,

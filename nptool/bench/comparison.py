@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nptool.bench.aggregation import Measurement, first_difference
 from nptool.bench.cost import StepCosts
 from nptool.bench.decoder import Decoder, Variant
-from nptool.decoding.methods import AUTOREGRESSIVE
+from nptool.decoding.proposers.methods import AUTOREGRESSIVE
 from nptool.progress import Progress, silent
 
 # The first answer of a method pays for page faults and graph building; this much of one is thrown away.

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from nptool.errors import UsageError
 
 if TYPE_CHECKING:
-    from nptool.decoding.sampling import Sampling
+    from nptool.decoding.loop.sampling import Sampling
 
 
 LENGTHS = (4, 8, 16)
 
 
 def _greedy() -> Sampling:
-    from nptool.decoding.sampling import Sampling
+    from nptool.decoding.loop.sampling import Sampling
 
     return Sampling()
 
@@ -30,7 +30,7 @@ class BenchConfig:
     prompts: Path | None = None
     """Data file of any known format; None is what the model's run held out."""
     methods: tuple[str, ...] = ("ar", "jacobi")
-    """Names of `nptool.decoding.methods.METHODS`; with `-auto` behind it a parallel method chooses the width of each
+    """Names of `METHODS`; with `-auto` behind it a parallel method chooses the width of each
     step within a class of widths, with `-free` without regard to bits; `auto` chooses the method of each text too."""
     n: tuple[int, ...] | None = None
     """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and all heads of the model

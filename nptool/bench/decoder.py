@@ -13,11 +13,17 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.engine import Engine
-from nptool.decoding.experience import Experience
+from nptool.decoding.adaptive.experience import Experience
+from nptool.decoding.adaptive.plan import plan_text
+from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.headed import Opened
-from nptool.decoding.loop import decode, time_plain
-from nptool.decoding.methods import (
+from nptool.decoding.loop.engine import Engine
+from nptool.decoding.loop.loop import decode, time_plain
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.steps import FixedWidth, Widths
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.methods import (
     AUTOREGRESSIVE,
     HEADS,
     HEADS_TREE,
@@ -27,11 +33,6 @@ from nptool.decoding.methods import (
     find_method,
     way_to_decode,
 )
-from nptool.decoding.plan import plan_text
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.tally import Tally
-from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
 from nptool.llama.context import DEFAULT_WIDTH
 
 _NO_DRAFT = np.empty(0, dtype=np.int32)

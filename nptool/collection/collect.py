@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from nptool.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer
 from nptool.collection.config import CollectConfig
 from nptool.collection.jacobi import JacobiRun, JacobiSettings, Prompt, jacobi_trajectories
 from nptool.collection.journal import Journal, discard
@@ -27,9 +28,8 @@ from nptool.collection.store import CollectionMetadata, Trajectory
 from nptool.collection.trajectories import TrajectoryStats, count, flaw, to_trajectory
 from nptool.data.rendering import end_token_ids, tokenizer_digest
 from nptool.errors import DataError, UsageError
+from nptool.processes import best_device
 from nptool.progress import Progress, silent
-from nptool.training.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer
-from nptool.training.processes import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from nptool.errors import UsageError
 from nptool.files import read_json
 from nptool.runs import Run, latest_run, run_of
-from nptool.training.config import Precision, check_choice, check_range
+from nptool.settings import Precision, check_choice, check_range
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
 from nptool.collection.collect import context_of, device_of, precision_of
 from nptool.collection.config import CollectConfig
 from nptool.collection.prompts import load_prompts
-from nptool.training.checkpoints import check_checkpoint, load_config, load_tokenizer
-from nptool.training.config import to_json
+from nptool.settings import to_json
 
 LOGIT_BYTES = 4
 

@@ -28,7 +28,7 @@ from nptool.collection.trajectories import TrajectoryStats
 from nptool.errors import DataError, UsageError
 from nptool.files import disk_errors, read_json, write_json
 from nptool.provenance import provenance
-from nptool.training.config import flag
+from nptool.settings import flag
 
 logger = logging.getLogger(__name__)
 

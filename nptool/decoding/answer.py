@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.headed import Opened
-from nptool.decoding.loop import decode, time_plain
-from nptool.decoding.methods import AUTOREGRESSIVE, Method, Task, find_method, way_to_decode
-from nptool.decoding.proposers import Proposer
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.loop import decode, time_plain
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.steps import Proposer, Widths
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.methods import AUTOREGRESSIVE, Method, Task, find_method, way_to_decode
 from nptool.decoding.text_stream import TextStream
-from nptool.decoding.widths import Widths
 from nptool.errors import ContextError, UsageError
 from nptool.llama.context import DEFAULT_BATCH
 from nptool.llama.model import Model
@@ -36,7 +35,7 @@ class DecodeConfig:
     exact: bool | None = None
     """Every batch padded to n rows, so that the text is bit for bit that of any other method at this n; None is yes
     for parallel methods and no for autoregressive decoding, whose fast form is one row wide. With `adapt`, padded to
-    widths of one class, see `nptool.decoding.widths`."""
+    widths of one class, see `nptool.decoding.adaptive.widths`."""
     max_tokens: int = DEFAULT_MAX_TOKENS
     """The longest answer in tokens."""
     stop: tuple[str, ...] = ()

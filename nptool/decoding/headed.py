@@ -1,7 +1,7 @@
 """A trunk and its extra heads as one engine: every position that stays in the text is read by the heads too.
 
 The loop sees an ordinary `Engine`. What the trunk shows of a batch (z) is held back until it is known which rows were
-right: the next batch begins behind them, or `lookahead` is asked. So junk and rejected drafts never reach a head, no
+right: the next batch begins behind them, or `draft_logits` is asked. So junk and rejected drafts never reach a head, no
 pass of the trunk is added, and the heads' caches stay in step with the trunk's from turn to turn.
 """
 
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.engine import Engine, HeadEngine, Trunk
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.tree import Shares
+from nptool.decoding.loop.engine import Engine, HeadEngine, Trunk
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.proposers.tree import Shares
 
 _TIMED_DRAFTS = 4
 
@@ -108,7 +108,7 @@ class HeadedEngine:
             self._uneven = True
             self._read = self._held_end = position
 
-    def lookahead(self) -> NDArray[np.float32] | None:
+    def draft_logits(self) -> NDArray[np.float32] | None:
         """What heads 2..n say (n-1, V) of the tokens behind the one that the text's last pass gave.
 
         None where no pass led there: behind an empty cache, or right after a rollback.
@@ -126,7 +126,7 @@ class HeadedEngine:
         for _ in range(_TIMED_DRAFTS):
             self.evaluate(np.zeros(1, dtype=np.int32), 0)
             before = self.heads_seconds
-            self.lookahead()
+            self.draft_logits()
             times.append(self.heads_seconds - before)
             self.rollback(0)
         # The first one builds graphs.

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from nptool.data.records import Message
 from nptool.decoding.answer import Answer, DecodeConfig, Token
-from nptool.decoding.generate import TextModel
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.text_model import TextModel
 
 # Between the turns of a model without a chat template, whose conversation is one growing text.
 TURN_SEPARATOR = "\n"

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from nptool.convergence import Mark, count_marks, mark_states
 from nptool.decoding.answer import DecodeConfig
-from nptool.decoding.generate import TextModel
-from nptool.decoding.proposers import Line, Proposer
+from nptool.decoding.loop.steps import Line, Proposer
+from nptool.decoding.text_model import TextModel
 
 NO_GUESS = -1
 """The last token of a block's first state: no row reads it, so it is not guessed."""

@@ -1,6 +1,6 @@
 """One extra head in llama.cpp: a one-layer model that reads z instead of tokens, with a KV cache of its own.
 
-Implements `nptool.decoding.engine.HeadEngine`. Knows neither the trunk nor the other heads.
+Implements `nptool.decoding.loop.engine.HeadEngine`. Knows neither the trunk nor the other heads.
 """
 
 from __future__ import annotations

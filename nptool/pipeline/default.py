@@ -23,7 +23,7 @@ from nptool.text_to_sql import Example, generate_examples
 
 if TYPE_CHECKING:
     from nptool.pipeline.evaluation import Scores
-    from nptool.training.config import Precision
+    from nptool.settings import Precision
 
 NAME = "text-to-sql"
 BASE_NAME = "text-to-sql-base"

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nptool.checkpoints import load_model, load_tokenizer
 from nptool.collection.jacobi import JacobiSettings, Prompt, jacobi_trajectories
 from nptool.collection.trajectories import TrajectoryStats, count
 from nptool.data.records import Record
 from nptool.data.rendering import end_token_ids, render
+from nptool.processes import best_device
 from nptool.progress import Progress, silent
 from nptool.text_to_sql import Example, execution_match
-from nptool.training.checkpoints import load_model, load_tokenizer
-from nptool.training.processes import best_device
 
 BATCH_SIZE = 96
 

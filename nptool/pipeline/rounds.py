@@ -18,12 +18,12 @@ from nptool.collection.store import CollectionMetadata, read_collected
 from nptool.errors import UsageError
 from nptool.files import read_json, write_json
 from nptool.pipeline.rounds_config import RoundsConfig
+from nptool.processes import process_count
 from nptool.progress import Progress, in_part, silent
 from nptool.runs import ROOT, Run
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.dry_run import dry_run
 from nptool.training.cllm.train import CllmResult, train_cllm
-from nptool.training.processes import process_count
 from nptool.training.responses.config import BLOCK_SIZE
 from nptool.training.responses.data import find_source
 

@@ -8,8 +8,8 @@ from itertools import count, takewhile
 
 from nptool.errors import UsageError
 from nptool.runs import LATEST, ROOT, Run, latest_run
+from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
-from nptool.training.config import check_range
 
 _ROUND = re.compile(r"-round-\d+$")
 GROWTH = 2

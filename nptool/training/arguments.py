@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from nptool.processes import process_count
 from nptool.runs import Run
-from nptool.training.config import Precision, TrainingConfig
-from nptool.training.processes import process_count
+from nptool.settings import Precision
+from nptool.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

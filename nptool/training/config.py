@@ -6,17 +6,11 @@ defaults.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 from nptool.errors import UsageError
-
-Precision = Literal["auto", "float32", "bfloat16"]
-DIGEST_BYTES = 4
+from nptool.settings import Precision, check_choice, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,65 +64,3 @@ class TrainingConfig:
     def learning_rate(self) -> float:
         """The highest learning rate, resolved."""
         return self.lr if self.lr is not None else 2e-5
-
-
-def check_range(
-    config: Any,
-    names: tuple[str, ...],
-    *,
-    low: float,
-    high: float | None = None,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> None:
-    """Check the fields `names` of `config` that are not None; an open end does not belong to the range.
-
-    Raises:
-        UsageError: one is outside.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if value is None:
-            continue
-        above = value > low if open_low else value >= low
-        below = high is None or (value < high if open_high else value <= high)
-        if not (above and below):
-            lower = f"above {low:.10g}" if open_low else f"at least {low:.10g}"
-            upper = "" if high is None else f" and {'below' if open_high else 'at most'} {high:.10g}"
-            raise UsageError(f"{flag(name)} is {value}; it must be {lower}{upper}")
-
-
-def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Check that a field has one of its values.
-
-    Raises:
-        UsageError: it has not.
-    """
-    value = getattr(config, name)
-    if value not in choices:
-        raise UsageError(f"{flag(name)} is {value!r}; expected one of {', '.join(choices)}")
-
-
-def flag(name: str) -> str:
-    """The option of a field: `min_lr_ratio` -> `--min-lr-ratio`."""
-    return "--" + name.replace("_", "-")
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """The configuration as JSON values: paths as text, tuples as lists."""
-    fields = dataclasses.asdict(config)
-    return {name: _plain(value) for name, value in fields.items()}
-
-
-def digest(values: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that tell one configuration from another."""
-    text = json.dumps(values, sort_keys=True)
-    return blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value

@@ -8,10 +8,10 @@ from typing import Any
 
 from nptool.errors import UsageError
 from nptool.files import read_json, write_json
+from nptool.processes import is_main_process, main_process_first
 from nptool.provenance import provenance
 from nptool.runs import ROOT, Run
-from nptool.training.config import flag, to_json
-from nptool.training.processes import is_main_process, main_process_first
+from nptool.settings import flag, to_json
 
 
 def open_run(

@@ -27,10 +27,10 @@ from transformers.trainer_utils import TrainOutput
 
 from nptool.errors import DiskFullError, UsageError
 from nptool.files import disk_errors, write_json
+from nptool.processes import is_main_process, process_count
 from nptool.progress import Progress
 from nptool.runs import Run
-from nptool.training.processes import is_main_process, process_count
-from nptool.training.silence import quiet
+from nptool.silence import quiet
 
 logger = logging.getLogger(__name__)
 

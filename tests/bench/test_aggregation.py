@@ -18,7 +18,7 @@ from nptool.bench.aggregation import (
 )
 from nptool.bench.decoder import Variant, variants_of
 from nptool.bench.report import Difference
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.tally import Tally
 from nptool.errors import UsageError
 
 AR = Variant("ar", 1)

@@ -8,15 +8,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from random_model import Shape, write_random_model
 
 from nptool.bench.benchmark import run_bench
 from nptool.bench.calibrate import CalibrationReport
 from nptool.bench.config import BenchConfig
 from nptool.cli.app import run
 from nptool.cli.calibration_output import print_calibration
-from nptool.decoding.calibration import Calibration
-from nptool.decoding.sampling import Sampling
-from nptool.llama.random_model import Shape, write_random_model
+from nptool.decoding.adaptive.calibration import Calibration
+from nptool.decoding.loop.sampling import Sampling
 from nptool.text_to_sql import generate_examples
 
 KEYS = {

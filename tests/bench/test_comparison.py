@@ -12,7 +12,7 @@ from nptool.bench.comparison import Comparison, compare, in_turn
 from nptool.bench.cost import StepCosts
 from nptool.bench.decoder import Answer, Decoder, Variant
 from nptool.bench.report import MethodReport
-from nptool.decoding.sampling import Sampling
+from nptool.decoding.loop.sampling import Sampling
 
 END = 15
 ANSWER = (5, 6, 7, 8, 9, 10, 11, 12, 13, END)
@@ -66,7 +66,7 @@ class ScriptedEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     scripted = ScriptedEngine()
-    monkeypatch.setattr("nptool.decoding.loop.perf_counter", scripted.clock)
+    monkeypatch.setattr("nptool.decoding.loop.loop.perf_counter", scripted.clock)
     return scripted
 
 
@@ -104,7 +104,7 @@ def test_jacobi_against_the_baseline_to_the_digit(engine: ScriptedEngine) -> Non
 
 def test_a_near_tie_of_width_1_is_reported_with_its_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = ScriptedEngine(tie=3)
-    monkeypatch.setattr("nptool.decoding.loop.perf_counter", scripted.clock)
+    monkeypatch.setattr("nptool.decoding.loop.loop.perf_counter", scripted.clock)
     comparison = compare(decoder_of(scripted), [PROMPT], [AR, JACOBI], rounds=2)
     report = report_of(comparison, JACOBI)
     assert comparison.references[4] == [ANSWER]

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nptool.training.checkpoints import save_model
+from nptool.checkpoints import save_model
 
 VOCABULARY = 61
 SIZES: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nptool.checkpoints import load_model, load_tokenizer, save_model
 from nptool.collection import collect as collect_module
 from nptool.collection.collect import collect
 from nptool.collection.config import CollectConfig, run_defaults
@@ -21,7 +22,6 @@ from nptool.collection.trajectories import UNFINISHED
 from nptool.data.records import read_records
 from nptool.data.rendering import render
 from nptool.errors import CheckpointError, ContextError, DataError, UsageError
-from nptool.training.checkpoints import load_model, load_tokenizer, save_model
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from nptool.checkpoints import load_model
 from nptool.convert.conversion import convert
 from nptool.llama.context import Context
 from nptool.llama.model import Model
-from nptool.training.checkpoints import load_model
 
 F32_TOLERANCE = 1e-3
 """Of the logits' spread."""

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from transformers.masking_utils import create_causal_mask
 
 import nptool
+from nptool.checkpoints import load_model, load_tokenizer
 from nptool.convert.conversion import convert
 from nptool.decoding.answer import DecodeConfig
-from nptool.decoding.sampling import Sampling
+from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import UsageError
 from nptool.heads import (
     ACCURACY_KEY,
@@ -39,7 +40,6 @@ from nptool.heads import (
 from nptool.llama.context import Context
 from nptool.llama.gguf_parts import find_parts
 from nptool.llama.model import Model
-from nptool.training.checkpoints import load_model, load_tokenizer
 from nptool.training.heads.checkpoint import load_heads, save_heads
 from nptool.training.heads.losses import IGNORE, heads_loss
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nptool.checkpoints import load_tokenizer
 from nptool.convert.conversion import convert
 from nptool.convert.pretokenizers import PRE_TOKENIZERS, detect_pre_tokenizer
 from nptool.convert.tokenizer_files import read_tokenizer_files
 from nptool.convert.vocabulary import TokenType, Vocabulary, read_vocabulary
 from nptool.errors import CheckpointError
 from nptool.llama.model import Model
-from nptool.training.checkpoints import load_tokenizer
 
 BYTE_LEVEL = (
     "gpt-2",

@@ -10,8 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-from nptool.llama.random_model import Shape, write_random_model
+from random_model import Shape, write_random_model
 
 
 class ScriptedEngine:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 import nptool
 from nptool.cache_folder import OVERRIDE, cache_folder
-from nptool.decoding.calibration import GRID, Calibration, calibrate, fitting
-from nptool.decoding.calibration_cache import calibration_file, load_calibration, store_calibration
+from nptool.decoding.adaptive.calibration import GRID, Calibration, calibrate, fitting
+from nptool.decoding.adaptive.calibration_cache import calibration_file, load_calibration, store_calibration
 from nptool.llama.digest import file_digest
 from nptool.llama.gguf_check import read_header
 
@@ -209,7 +209,7 @@ def test_a_model_is_calibrated_once(
         found = model.calibration
         assert found.widths == GRID[: len(found.widths)]
         assert found.class_of(1)[0] == 1
-    monkeypatch.setattr("nptool.decoding.knowledge.calibrate", lambda *_, **__: pytest.fail("measured twice"))
+    monkeypatch.setattr("nptool.decoding.adaptive.knowledge.calibrate", lambda *_, **__: pytest.fail("measured twice"))
     with nptool.load(tiny_gguf("f16"), threads=1) as model:
         assert model.calibration == found
 
@@ -227,9 +227,9 @@ def test_a_calibration_that_was_disturbed_is_measured_anew(
         made.append(Calibration((128,), (1, 2), seconds, ((1, 2),), complete=True, spent=1.0))
         return made[-1]
 
-    monkeypatch.setattr("nptool.decoding.knowledge.calibrate", slow)
+    monkeypatch.setattr("nptool.decoding.adaptive.knowledge.calibrate", slow)
     # Every step takes a millisecond.
-    monkeypatch.setattr("nptool.decoding.loop.perf_counter", (1e-3 * tick for tick in count()).__next__)
+    monkeypatch.setattr("nptool.decoding.loop.loop.perf_counter", (1e-3 * tick for tick in count()).__next__)
     for _ in range(2):
         with nptool.load(tiny_gguf("f16"), threads=1) as model:
             for _ in model.generate("once", jacobi=True, n="auto", max_tokens=60):

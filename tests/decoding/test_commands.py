@@ -21,9 +21,9 @@ import nptool
 from nptool.cache_folder import OVERRIDE
 from nptool.cli.app import run
 from nptool.cli.decoding_options import widths_used
-from nptool.decoding import knowledge
-from nptool.decoding.calibration import Calibration, calibrate
-from nptool.decoding.widths import AdaptiveWidth
+from nptool.decoding.adaptive import knowledge
+from nptool.decoding.adaptive.calibration import Calibration, calibrate
+from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.llama.context import Context
 
 FIGURES = r"\[[\d.]+ tokens/s, [\d.]+ tokens per forward, \d+ forward passes for \d+ tokens\]\n"

@@ -12,7 +12,7 @@ import pytest
 import nptool
 from nptool.data.records import Message
 from nptool.decoding.answer import Answer, DecodeConfig
-from nptool.decoding.generate import TextModel
+from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, DataError, UsageError
 
 SAMPLED = {"temperature": 0.8, "seed": 7}
@@ -117,8 +117,8 @@ def test_every_mode_leaves_the_same_text_and_cache_behind(model: TextModel) -> N
     kept = []
     for jacobi in (False, True):
         read(model.generate("d", max_tokens=60, n=N, exact=True, jacobi=jacobi, stop=[stop]))
-        assert model.engines.newest is not None
-        sequence = model.engines.newest.sequence
+        assert model.contexts.newest is not None
+        sequence = model.contexts.newest.sequence
         kept.append((sequence.tokens.tolist(), sequence.cached))
     assert kept[0] == kept[1]
 
@@ -182,8 +182,8 @@ def test_the_file_may_say_its_block_size(tiny_gguf: Callable[..., Path]) -> None
 
 def test_the_engine_is_made_anew_for_a_wider_block(model: TextModel) -> None:
     assert len(read(model.generate("h", jacobi=True, n=100, max_tokens=10)).tokens) == 10
-    assert model.engines.newest is not None
-    assert model.engines.newest.engine.width == 100
+    assert model.contexts.newest is not None
+    assert model.contexts.newest.engine.width == 100
 
 
 def test_what_cannot_be_asked(model: TextModel) -> None:

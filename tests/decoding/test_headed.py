@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nptool.decoding.chain import HeadsChain
 from nptool.decoding.headed import HeadedEngine
-from nptool.decoding.loop import decode
-from nptool.decoding.proposers import Autoregressive
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.loop import decode
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.steps import Autoregressive
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.chain import HeadsChain
 
 VOCABULARY = 8
 END = 7
@@ -81,7 +81,7 @@ class Decoding:
 
     def check(self) -> None:
         """Trunk and heads hold all tokens of the text but its last."""
-        self.engine.lookahead()
+        self.engine.draft_logits()
         known = self.sequence.tokens[:-1].tolist()
         assert self.trunk.cache == known
         assert [head.cache for head in self.heads] == [known] * len(self.heads)

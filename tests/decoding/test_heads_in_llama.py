@@ -13,8 +13,8 @@ import pytest
 import nptool
 from nptool.cache_folder import OVERRIDE
 from nptool.decoding.answer import Answer, DecodeConfig
-from nptool.decoding.generate import TextModel
-from nptool.decoding.sampling import Sampling
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.text_model import TextModel
 from nptool.errors import UsageError
 from nptool.llama.head import Head
 
@@ -65,8 +65,8 @@ def test_a_padded_head_reads_only_what_it_is_given(tiny_gguf: Callable[..., Path
     path = tiny_gguf("f16", heads=2)
     rng = np.random.default_rng(0)
     with nptool.load(path, threads=1, context_length=64) as model:
-        trunk = model.engines.trunk(1)
-        part = model.engines.parts.heads[0]
+        trunk = model.contexts.trunk(1)
+        part = model.contexts.parts.heads[0]
         one, other, plain = (Head(part.header, trunk) for _ in range(3))
         cells = trunk.capacity + trunk.width
         z_TD = rng.standard_normal((cells, one.size), dtype=np.float32)
@@ -131,8 +131,8 @@ def test_a_text_that_drafts_nothing_goes_without_heads(tiny_gguf: Callable[..., 
         for reuse in (False, True, False):
             plain = read(model.answer(prompt, config, reuse=reuse))
             assert plain.widths.members == (1,)
-            assert model.engines.newest is not None
-            assert (model.engines.newest.heads is not None) == reuse
+            assert model.contexts.newest is not None
+            assert (model.contexts.newest.heads is not None) == reuse
             expected = DecodeConfig("ar", 1, exact=True, max_tokens=20)
             assert plain.tokens == read(model.answer(prompt, expected)).tokens
             assert plain.method == method
@@ -160,7 +160,7 @@ def test_several_methods_need_a_choice() -> None:
 def test_the_time_of_a_draft_is_measured_and_leaves_nothing_behind(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
         before = answer(model, "heads", 4, Sampling())
-        assert model.engines.time_draft(4) > model.engines.time_draft(1) == 0.0
+        assert model.contexts.time_draft(4) > model.contexts.time_draft(1) == 0.0
         assert answer(model, "heads", 4, Sampling(), reuse=True).tokens == before.tokens
 
 

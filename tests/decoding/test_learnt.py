@@ -12,13 +12,13 @@ import pytest
 
 import nptool
 from nptool.cache_folder import OVERRIDE
-from nptool.decoding import knowledge
+from nptool.decoding.adaptive import knowledge
+from nptool.decoding.adaptive.learnt import Learnt
+from nptool.decoding.adaptive.learnt_cache import learnt_file, load_learnt, store_learnt
+from nptool.decoding.adaptive.policy import GUESSED, MEASURED, Evidence, Prior
+from nptool.decoding.adaptive.priors import TRAINED, UNTRAINED, prior_of
 from nptool.decoding.answer import Answer, DecodeConfig
-from nptool.decoding.generate import TextModel
-from nptool.decoding.learnt import Learnt
-from nptool.decoding.learnt_cache import learnt_file, load_learnt, store_learnt
-from nptool.decoding.policy import GUESSED, MEASURED, Evidence, Prior
-from nptool.decoding.priors import TRAINED, UNTRAINED, prior_of
+from nptool.decoding.text_model import TextModel
 
 KEY = {"model": "a", "threads": 2}
 LEARNT = Learnt(

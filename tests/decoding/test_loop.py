@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
-from nptool.decoding.loop import decode
-from nptool.decoding.methods import METHODS, Task
-from nptool.decoding.proposers import Autoregressive, Proposer
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.tally import Tally
-from nptool.decoding.widths import FixedWidth
+from nptool.decoding.loop.loop import decode
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.steps import Autoregressive, FixedWidth, Proposer
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
+from nptool.decoding.proposers.methods import METHODS, Task
 from nptool.errors import ContextError
 
 VOCABULARY = 8

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Experience
-from nptool.decoding.learnt import Learnt
-from nptool.decoding.memory import Memory, Shown
-from nptool.decoding.plan import plan_text
-from nptool.decoding.policy import (
+from nptool.decoding.adaptive.calibration import Calibration
+from nptool.decoding.adaptive.experience import Experience
+from nptool.decoding.adaptive.learnt import Learnt
+from nptool.decoding.adaptive.memory import Memory, Shown
+from nptool.decoding.adaptive.plan import plan_text
+from nptool.decoding.adaptive.policy import (
     GUESSED,
     MEASURED,
     PLAIN_BATCHES,
@@ -32,8 +32,8 @@ from nptool.decoding.policy import (
     foresee,
     may_be_faster,
 )
-from nptool.decoding.steps import Drafts, Step
-from nptool.decoding.widths import AdaptiveWidth
+from nptool.decoding.adaptive.widths import AdaptiveWidth
+from nptool.decoding.loop.steps import Drafts, Step
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 # t(w) / t(1) of 110M parameters on two cores (DESIGN section 3), and of a processor to which 64 rows are like one.

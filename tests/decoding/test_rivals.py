@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nptool.decoding.lookahead import LookaheadDecoding
-from nptool.decoding.loop import decode
-from nptool.decoding.prompt_lookup import PromptLookup
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.loop import decode
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.lookahead import LookaheadDecoding
+from nptool.decoding.proposers.prompt_lookup import PromptLookup
 
 FILL = 7
 VOCABULARY = 8

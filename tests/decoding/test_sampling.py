@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nptool.decoding.noise import gumbel, gumbel_of, state_of
-from nptool.decoding.sampling import Sampling
+from nptool.decoding.loop.noise import gumbel, gumbel_of, state_of
+from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import UsageError
 
 EVERYTHING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}

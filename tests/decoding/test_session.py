@@ -11,8 +11,8 @@ import pytest
 import nptool
 from nptool.data.records import Message
 from nptool.decoding.answer import DecodeConfig
-from nptool.decoding.generate import TextModel
 from nptool.decoding.session import Session
+from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, GgufError
 
 # Answers of the random model seldom tokenize back to the tokens they were made of; these of "a" and "b" bytes do.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from random_model import CHAT_TEMPLATE
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from nptool.data.records import Message
 from nptool.decoding.template import ChatTemplate
 from nptool.errors import GgufError, UsageError
-from nptool.llama.random_model import CHAT_TEMPLATE
 
 CONVERSATION = (
     Message("system", "Be <brief> & kind."),

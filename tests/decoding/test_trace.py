@@ -16,11 +16,11 @@ import nptool
 from nptool.cli.app import run
 from nptool.convergence import Mark
 from nptool.decoding.answer import DecodeConfig
-from nptool.decoding.jacobi import JacobiBlock
-from nptool.decoding.loop import decode
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence as Text
-from nptool.decoding.tally import Tally
+from nptool.decoding.loop.loop import decode
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence as Text
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.jacobi import JacobiBlock
 from nptool.decoding.trace import NO_GUESS, Recorder, trace_answer
 
 PROMPT = [1, 2, 3]

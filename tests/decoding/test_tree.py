@@ -13,20 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Experience
+from nptool.decoding.adaptive.calibration import Calibration
+from nptool.decoding.adaptive.experience import Experience
+from nptool.decoding.adaptive.plan import plan_text
+from nptool.decoding.adaptive.policy import MEASURED, Prior, choose
+from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.headed import HeadedEngine
-from nptool.decoding.loop import decode
-from nptool.decoding.plan import plan_text
-from nptool.decoding.policy import MEASURED, Prior, choose
-from nptool.decoding.proposers import Autoregressive
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.steps import Drafts
-from nptool.decoding.tally import Tally
-from nptool.decoding.tree import MAX_PATHS, HeadsTree, Shape, expected_tokens, grow
-from nptool.decoding.verification import verify_tree
-from nptool.decoding.widths import AdaptiveWidth, Widths
+from nptool.decoding.loop.loop import decode
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.steps import Autoregressive, Drafts, Widths
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.loop.verification import Shape, verify_tree
+from nptool.decoding.proposers.tree import MAX_PATHS, HeadsTree, expected_tokens, grow
 from nptool.errors import ContextError
 from nptool.llama import branches
 
@@ -222,7 +221,7 @@ class Decoding:
 
     def check(self) -> None:
         """The heads hold all tokens of the text but the last, the trunk a beginning of them."""
-        self.engine.lookahead()
+        self.engine.draft_logits()
         known = self.sequence.tokens[:-1].tolist()
         assert [head.cache for head in self.heads] == [known] * len(self.heads)
         assert self.trunk.cache == known[: self.sequence.cached]

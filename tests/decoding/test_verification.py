@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence
-from nptool.decoding.verification import verify_line
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.verification import verify_line
 
 PROMPT = [3, 1, 4, 1, 5]
 VOCABULARY = 12

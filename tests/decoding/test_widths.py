@@ -14,20 +14,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nptool
+from nptool.decoding.adaptive.calibration import Calibration
+from nptool.decoding.adaptive.experience import Experience
+from nptool.decoding.adaptive.plan import plan_text
+from nptool.decoding.adaptive.policy import Prior
+from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.answer import Answer
-from nptool.decoding.calibration import Calibration
-from nptool.decoding.experience import Experience
-from nptool.decoding.jacobi import JacobiBlock, JacobiWindow
-from nptool.decoding.loop import decode, time_plain
-from nptool.decoding.methods import METHODS, Task
-from nptool.decoding.plan import plan_text
-from nptool.decoding.policy import Prior
-from nptool.decoding.proposers import Autoregressive, Proposer
-from nptool.decoding.sampling import Sampling
-from nptool.decoding.sequence import Sequence as Text
-from nptool.decoding.steps import Drafts
-from nptool.decoding.tally import Tally
-from nptool.decoding.widths import AdaptiveWidth, FixedWidth, Widths
+from nptool.decoding.loop.loop import decode, time_plain
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence as Text
+from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Proposer, Widths
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
+from nptool.decoding.proposers.methods import METHODS, Task
 
 VOCABULARY = 8
 PROMPT = [1, 2, 3]

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from nptool.llama.random_model import Shape, write_random_model
+from random_model import Shape, write_random_model
 
 
 @pytest.fixture(scope="session")

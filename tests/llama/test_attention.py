@@ -47,7 +47,7 @@ def test_a_model_is_loaded_with_it_unless_told_otherwise(tiny_gguf: Callable[...
     path = tiny_gguf(heads=2)
     for told, used in ((None, True), (True, True), (False, False)):
         with nptool.load(path, threads=1, flash_attention=told) as model:
-            assert model.engines.trunk(1).settings.flash_attention is used
+            assert model.contexts.trunk(1).settings.flash_attention is used
 
 
 @pytest.mark.parametrize("gpu_layers", [0, -1])
@@ -58,5 +58,5 @@ def test_a_large_model_is_loaded_without_it(
     monkeypatch.setattr("nptool.llama.attention._LARGE_SHARE", 1.0)
     monkeypatch.setattr("nptool.llama.attention.supports_gpu", lambda: False)
     with nptool.load(tiny_gguf(heads=2), threads=1, gpu_layers=gpu_layers) as model:
-        assert model.engines.trunk(1).settings.flash_attention is False
-        model.engines.open(4, 2)
+        assert model.contexts.trunk(1).settings.flash_attention is False
+        model.contexts.open(4, 2)

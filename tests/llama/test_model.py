@@ -12,17 +12,17 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, Shape, byte_level_vocabulary
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nptool.errors import GgufError
-from nptool.llama import random_model
 from nptool.llama.context import Context
 from nptool.llama.gguf_check import read_header
 from nptool.llama.gguf_parts import Part, part_start
 from nptool.llama.model import Model
-from nptool.llama.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, Shape, byte_level_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nptool.checkpoints import save_model
 from nptool.training.base.config import SMALLEST_VOCABULARY
 from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.checkpoints import save_model
 
 
 @pytest.fixture(autouse=True)

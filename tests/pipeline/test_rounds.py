@@ -13,6 +13,7 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
+from nptool.checkpoints import load_model
 from nptool.cli.train_cllm import train_cllm as command
 from nptool.collection import collect as collect_module
 from nptool.collection.collect import collect
@@ -23,7 +24,6 @@ from nptool.errors import UsageError
 from nptool.pipeline.rounds import dry_run_rounds, train_rounds
 from nptool.pipeline.rounds_config import RoundsConfig, finished_rounds
 from nptool.runs import Run, latest_run
-from nptool.training.checkpoints import load_model
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.curve import read_curve
 from nptool.training.cllm.train import train_cllm

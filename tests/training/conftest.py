@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nptool.checkpoints import save_model
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.model import new_llama
 from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.checkpoints import save_model
 
 TEXT = "the cat sat on a mat and saw seven red birds in one tall tree near our house"
 WORDS = TEXT.split()
@@ -88,5 +88,5 @@ def checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test asks the network."""
-    monkeypatch.setattr("nptool.training.checkpoints.hub_has", lambda ref: False)
+    monkeypatch.setattr("nptool.checkpoints.hub_has", lambda ref: False)
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")

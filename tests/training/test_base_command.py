@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from nptool.checkpoints import load_model
 from nptool.cli.app import run
-from nptool.training.checkpoints import load_model
 
 SIZES = "--hidden-size 32 --layers 2 --attention-heads 2 --vocab-size 320 --context 128 --batch-tokens 256 --steps 4"
 SMALL = SIZES.split()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from nptool.checkpoints import check_checkpoint, load_model, load_tokenizer
 from nptool.data.records import read_records
 from nptool.errors import CheckpointError, ContextError, DataError, DiskFullError, UsageError
 from nptool.runs import Run
@@ -25,7 +26,6 @@ from nptool.training.base.corpus import load_corpus
 from nptool.training.base.model import new_llama
 from nptool.training.base.sequences import make_sequences
 from nptool.training.base.train import BaseResult, pad_id, plan_steps, train_base
-from nptool.training.checkpoints import check_checkpoint, load_model, load_tokenizer
 from nptool.training.trainer import COMPLETE, last_checkpoint
 
 TINY = Callable[..., BaseConfig]

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from nptool.errors import UsageError
 from nptool.runs import check_name
-from nptool.training.config import TrainingConfig, check_choice, check_range, digest, flag, to_json
+from nptool.settings import check_choice, check_range, digest, flag, to_json
+from nptool.training.config import TrainingConfig
 
 LossTokens = Literal["all", "response"]
 

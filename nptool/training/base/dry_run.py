@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
+from nptool.processes import process_count
+from nptool.settings import to_json
 from nptool.training.arguments import count_steps, uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import Unit, load_corpus, unit_texts
@@ -17,10 +20,7 @@ from nptool.training.base.multi_head import count_heads
 from nptool.training.base.sequences import make_sequences
 from nptool.training.base.train import check_context, new_tokenizer, tokenizer_source
 from nptool.training.batches import batches_in_pass
-from nptool.training.checkpoints import check_checkpoint, load_config, load_tokenizer
-from nptool.training.config import to_json
 from nptool.training.estimate import Shape, estimate_memory
-from nptool.training.processes import process_count
 
 # Characters that are tokenized to know how many tokens all of them are.
 SAMPLE_CHARS = 1_000_000

@@ -13,8 +13,17 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from nptool.checkpoints import (
+    check_checkpoint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+)
 from nptool.errors import ContextError, DataError
 from nptool.files import read_json, write_json
+from nptool.processes import is_main_process, main_process_first, process_count
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
@@ -27,21 +36,12 @@ from nptool.training.base.multi_head import count_heads, head_1, start_multi_hea
 from nptool.training.base.sequences import Sequences, make_sequences
 from nptool.training.base.tokenizer import train_tokenizer
 from nptool.training.batches import Rows, batches_in_pass, plan_batches
-from nptool.training.checkpoints import (
-    check_checkpoint,
-    load_config,
-    load_model,
-    load_tokenizer,
-    save_model,
-    save_tokenizer,
-)
 from nptool.training.continuation import open_run
 from nptool.training.heads.batching import heads_batch
 from nptool.training.heads.checkpoint import save_heads
 from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
 from nptool.training.heads.model import MultiHead
 from nptool.training.heads.trainer import HeadsTrainer
-from nptool.training.processes import is_main_process, main_process_first, process_count
 from nptool.training.trainer import BatchList, PlannedTrainer, remove_checkpoints, run_trainer, state_dict_of
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from nptool.settings import check_range
 from nptool.training.cllm.recipe import Recipe
-from nptool.training.config import check_range
 from nptool.training.responses.config import ResponsesConfig
 
 FULL_LR = 2e-5

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
 from nptool.collection.prompts import load_prompts
 from nptool.collection.store import Trajectory, read_collected
+from nptool.processes import process_count
 from nptool.runs import ROOT, Run
+from nptool.settings import to_json
 from nptool.training.arguments import count_steps, uses_bfloat16
 from nptool.training.base.dry_run import shape_of
 from nptool.training.batches import batches_in_pass
-from nptool.training.checkpoints import check_checkpoint, load_config, load_tokenizer
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.planning import draw
-from nptool.training.config import to_json
 from nptool.training.estimate import estimate_memory
-from nptool.training.processes import process_count
 from nptool.training.responses.config import BLOCK_SIZE
 from nptool.training.responses.data import (
     Source,

@@ -20,12 +20,12 @@ from nptool.collection.prompts import load_prompts
 from nptool.collection.store import CollectionMetadata
 from nptool.collection.trajectories import TrajectoryStats, count
 from nptool.errors import UsageError
+from nptool.processes import process_count
 from nptool.progress import Progress
 from nptool.runs import Run
+from nptool.settings import digest
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.curve import Curve, CurvePoint, read_checkpoints, read_curve, write_curve
-from nptool.training.config import digest
-from nptool.training.processes import process_count
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from nptool.errors import UsageError
-from nptool.training.config import check_choice, check_range
+from nptool.settings import check_choice, check_range
 
 Schedule = Literal["progressive", "uniform", "random", "reverse"]
 Context = Literal["noisy", "window", "clean"]

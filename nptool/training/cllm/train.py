@@ -13,22 +13,22 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from nptool.checkpoints import load_model, save_model
 from nptool.collection.store import Collected, CollectionMetadata
 from nptool.errors import CheckpointError, UsageError
 from nptool.files import read_json, write_json
 from nptool.method_note import MethodNote, write_note
+from nptool.processes import is_main_process, process_count
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
 from nptool.training.arguments import count_steps, training_arguments
-from nptool.training.checkpoints import load_model, save_model
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.measuring import CurveMeter, heldout_file, heldout_prompts
 from nptool.training.cllm.planning import Plan, plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
 from nptool.training.continuation import open_run
 from nptool.training.lora import add_adapters, merge_adapters
-from nptool.training.processes import is_main_process, process_count
 from nptool.training.responses.data import (
     Source,
     data_digest,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from nptool.checkpoints import check_whole, load_model, save_model
 from nptool.errors import CheckpointError
 from nptool.files import atomic_directory
 from nptool.heads import HEADS_WEIGHTS, HeadsInfo, head_tensor, read_heads_info, trunk_digest, write_heads_info
-from nptool.training.checkpoints import check_whole, load_model, save_model
 from nptool.training.heads.model import MultiHead, check_layers
 
 

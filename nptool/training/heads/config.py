@@ -10,7 +10,7 @@ from nptool.errors import UsageError
 from nptool.files import read_json
 from nptool.heads import read_heads_info
 from nptool.runs import Run, latest_run, run_of
-from nptool.training.config import check_range
+from nptool.settings import check_range
 from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
 
 KIND = "heads"

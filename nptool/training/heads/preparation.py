@@ -8,16 +8,16 @@ from hashlib import blake2b
 
 from transformers import PretrainedConfig
 
+from nptool.checkpoints import load_model, local_directory
 from nptool.collection.store import Trajectory
 from nptool.errors import DataError, UsageError
 from nptool.heads import read_heads_info
+from nptool.processes import process_count
 from nptool.training.base.sequences import Sequences
-from nptool.training.checkpoints import load_model, local_directory
 from nptool.training.heads.batching import response_sequences
 from nptool.training.heads.checkpoint import check_heads, load_heads
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.model import MultiHead, add_heads
-from nptool.training.processes import process_count
 from nptool.training.responses.data import Source, find_source
 
 

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from nptool.checkpoints import load_model
 from nptool.collection.store import Collected
 from nptool.files import read_json, write_json
 from nptool.method_note import MethodNote, read_note, write_note
+from nptool.processes import is_main_process, main_process_first, process_count
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
 from nptool.runs import Run
 from nptool.training.arguments import count_steps, training_arguments
 from nptool.training.base.sequences import Sequences
 from nptool.training.batches import Rows, batches_in_pass, plan_batches
-from nptool.training.checkpoints import load_model
 from nptool.training.continuation import open_run
 from nptool.training.heads.batching import heads_batch
 from nptool.training.heads.checkpoint import save_heads
@@ -34,7 +35,6 @@ from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
 from nptool.training.heads.model import MultiHead
 from nptool.training.heads.preparation import check_count, find_responses, split_heldout, start_model
 from nptool.training.heads.trainer import HeadsTrainer
-from nptool.training.processes import is_main_process, main_process_first, process_count
 from nptool.training.responses.data import (
     Source,
     data_digest,

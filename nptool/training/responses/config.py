@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from nptool.errors import UsageError
 from nptool.runs import check_name, latest_run, run_of
-from nptool.training.config import TrainingConfig, check_range, digest, to_json
+from nptool.settings import check_range, digest, to_json
+from nptool.training.config import TrainingConfig
 
 BLOCK_SIZE = 16
 """Block length of a collection made here; n = 16 in CLLM and in Jacobi Forcing's first round."""

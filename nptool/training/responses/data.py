@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nptool.checkpoints import check_vocabulary, load_config, load_tokenizer
 from nptool.collection.config import CollectConfig
 from nptool.collection.store import Collected, CollectionMetadata, Trajectory, is_collected, read_collected
 from nptool.data.records import read_records
 from nptool.data.rendering import tokenizer_digest
 from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.files import atomic_file
+from nptool.processes import is_main_process, main_process_first, process_count
 from nptool.progress import Progress
 from nptool.runs import Run, run_of
 from nptool.training.base.corpus import cut_texts, split_units, write_heldout
-from nptool.training.checkpoints import check_vocabulary, load_config, load_tokenizer
-from nptool.training.processes import is_main_process, main_process_first, process_count
 from nptool.training.responses.config import BLOCK_SIZE, ResponsesConfig
 
 if TYPE_CHECKING:

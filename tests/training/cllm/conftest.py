@@ -22,11 +22,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from nptool.checkpoints import load_tokenizer, save_model
 from nptool.collection.store import CollectionMetadata, Trajectory, write_collected
 from nptool.data.rendering import tokenizer_digest
 from nptool.training.base.config import SMALLEST_VOCABULARY
 from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.checkpoints import load_tokenizer, save_model
 
 VOCABULARY = 29
 SIZES: dict[str, Any] = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
+from nptool.checkpoints import load_config, load_model, load_tokenizer
 from nptool.collection.jacobi import Prompt, initial_guess
 from nptool.collection.store import CollectionMetadata, read_collected
 from nptool.data.records import read_records
@@ -18,7 +19,6 @@ from nptool.data.rendering import render
 from nptool.errors import DataError, UsageError
 from nptool.progress import silent
 from nptool.runs import Run
-from nptool.training.checkpoints import load_config, load_model, load_tokenizer
 from nptool.training.cllm import measuring
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.curve import Curve, CurvePoint, read_curve

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nptool.checkpoints import load_config, load_tokenizer
 from nptool.collection.store import Trajectory, read_collected, write_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.runs import Run
 from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.checkpoints import load_config, load_tokenizer
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.responses.data import (
     Source,

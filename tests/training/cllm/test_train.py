@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from nptool.checkpoints import load_model
 from nptool.errors import DataError, UsageError
 from nptool.progress import silent
 from nptool.runs import Run
-from nptool.training.checkpoints import load_model
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.train import CllmResult, merged_model, train_cllm
 from nptool.training.lora import add_adapters

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nptool.checkpoints import load_model, load_tokenizer
 from nptool.errors import UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
 from nptool.training.base.config import SMALLEST_VOCABULARY, BaseConfig
@@ -18,7 +19,6 @@ from nptool.training.base.dry_run import dry_run
 from nptool.training.base.evaluation import evaluate
 from nptool.training.base.sequences import make_sequences
 from nptool.training.base.train import train_base
-from nptool.training.checkpoints import load_model, load_tokenizer
 from nptool.training.heads.checkpoint import load_heads
 
 Tiny = Callable[..., BaseConfig]

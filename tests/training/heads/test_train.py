@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from nptool.checkpoints import load_model, load_tokenizer, save_model
 from nptool.collection.store import Trajectory, read_collected, write_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
 from nptool.method_note import NOTE_FILE, Measured, MethodNote, read_note, write_note
 from nptool.runs import Run
-from nptool.training.checkpoints import load_model, load_tokenizer, save_model
 from nptool.training.heads.batching import heads_batch, response_sequences
 from nptool.training.heads.checkpoint import load_heads
 from nptool.training.heads.config import HeadsConfig, heads_defaults

@@ -1,0 +1,1 @@
+"""The width of each step, chosen from what steps cost and bring."""

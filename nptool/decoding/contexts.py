@@ -1,0 +1,145 @@
+"""The contexts of one loaded model: the trunk's, and those of its heads from their first use on. Knows no decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nptool.decoding.headed import HeadedEngine, Opened
+from nptool.decoding.loop.sequence import Sequence
+from nptool.errors import UsageError
+from nptool.llama.context import DEFAULT_WIDTH, Context
+from nptool.llama.gguf_parts import Parts, find_parts, require_heads
+from nptool.llama.head import Head
+from nptool.llama.model import Model
+
+
+class Contexts:
+    """Makes contexts when they are first asked for, and anew when a step would be too wide for them."""
+
+    def __init__(self, model: Model, capacity: int | None = None, *, gpu_layers: int = 0, **settings: Any) -> None:
+        """
+        Args:
+            capacity: tokens of a text; None is the model's own context, at most 4096.
+            gpu_layers: not 0 puts the heads on the GPU.
+            settings: of `Context`: threads, kv_type, flash_attention.
+        """
+        self._model = model
+        self._capacity = capacity
+        self.gpu_layers = gpu_layers
+        self._settings = settings
+        self._trunk: Context | None = None
+        self._heads: list[Head] = []
+        self._opened: dict[int | None, Opened] = {}
+        self.newest: Opened | None = None
+        """What was opened last, whose text the caches hold."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of the model."""
+        return self._model.header.metadata
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The model and the heads in the file.
+
+        Raises:
+            GgufError: the file ends in a head, or what follows the model is no head of it.
+        """
+        return find_parts(self._model.path)
+
+    def count_heads(self, wanted: int | None = None) -> int:
+        """n, heads in all: `wanted`, or as many as there are.
+
+        Raises:
+            GgufError: there are none behind the model.
+            UsageError: there are fewer.
+        """
+        require_heads(self.parts)
+        count = self.parts.count
+        if wanted is not None and wanted > count:
+            raise UsageError(
+                f"{self._model.path} has {count} heads, and -n {wanted} asks for more; choose at most {count}"
+            )
+        return count if wanted is None else wanted
+
+    def open(self, width: int, heads: int | None = None) -> Opened:
+        """What decodes in batches of up to `width` rows.
+
+        The caches keep what they hold as long as the number of heads stays the same.
+
+        Args:
+            heads: n, the trunk's own included; None is without any.
+
+        Raises:
+            GgufError, UsageError: see `count_heads`.
+            ContextError: there is no memory for the caches.
+        """
+        if heads is not None:
+            heads = self.count_heads(heads)
+        trunk = self.trunk(width)
+        if heads not in self._opened:
+            self._opened[heads] = self._open(trunk, heads)
+        opened = self._opened[heads]
+        if self.newest is not opened:
+            # The caches hold what another way left there, and heads that it did not use know nothing of it.
+            opened.sequence.truncate(0)
+            self.newest = opened
+        return opened
+
+    def time_draft(self, heads: int) -> float:
+        """Seconds that a draft of `heads` heads in all takes; the texts in the caches are forgotten."""
+        engine = self.open(DEFAULT_WIDTH, heads).heads
+        assert engine is not None, "heads were opened"
+        self.scratch(DEFAULT_WIDTH)
+        engine.rollback(0)
+        return engine.time_draft()
+
+    def trunk(self, width: int) -> Context:
+        """The model's context, at least `width` rows wide."""
+        if self._trunk is None or self._trunk.width < width:
+            self.close()
+            self._trunk = Context(self._model, self._capacity, width=max(width, DEFAULT_WIDTH), **self._settings)
+            _warm_up(self._trunk, width)
+        return self._trunk
+
+    def scratch(self, width: int) -> Context:
+        """The model's context for another use: the texts in the caches are forgotten."""
+        trunk = self.trunk(width)
+        for opened in self._opened.values():
+            opened.sequence.truncate(0)
+        self.newest = None
+        return trunk
+
+    def close(self) -> None:
+        """Free everything. A second call does nothing."""
+        self._opened.clear()
+        self.newest = None
+        for head in self._heads:
+            head.close()
+        self._heads.clear()
+        if self._trunk is not None:
+            self._trunk.close()
+            self._trunk = None
+
+    def _open(self, trunk: Context, heads: int | None) -> Opened:
+        if heads is None:
+            return Opened(trunk, Sequence(trunk), None)
+        if self.parts.trunk_layer is not None:
+            trunk.choose_layer(self.parts.trunk_layer)
+        for part in self.parts.heads[len(self._heads) : heads - 1]:
+            self._heads.append(Head(part.header, trunk, gpu_layers=self.gpu_layers))
+        shares = self.parts.shares
+        engine = HeadedEngine(trunk, self._heads[: heads - 1], shares[: heads - 1] if shares else None)
+        return Opened(engine, Sequence(engine), engine)
+
+
+def _warm_up(engine: Context, width: int) -> None:
+    """The first batch of a context pays for page faults and graph building; let no answer pay for it."""
+    for rows in {1, width}:
+        engine.evaluate(np.zeros(rows, dtype=np.int32), 0)
+        engine.clear()
+    engine.seconds = 0.0

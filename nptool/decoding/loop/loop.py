@@ -1,0 +1,95 @@
+"""The one loop of every mode: propose tokens, evaluate them in one batch, keep what equals `pick`, plus one.
+
+DESIGN section 3. It never knows how sampling works, who proposes or how wide a step shall be. Exactness: a padded batch
+has the rows that were chosen for it, the missing ones filled with junk that is rolled back, because llama.cpp's kernels
+give a row the same bits only at equal width, or at widths of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nptool.decoding.adaptive.step_times import time_in_turns
+from nptool.decoding.loop.engine import Engine
+from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.steps import FixedWidth, Proposer, Widths
+from nptool.decoding.loop.tally import Tally
+from nptool.decoding.loop.verification import Verify, verify_line
+
+
+def decode(
+    engine: Engine,
+    sequence: Sequence,
+    proposer: Proposer[Any],
+    sampling: Sampling,
+    tally: Tally,
+    *,
+    limit: int,
+    end_tokens: Collection[int],
+    width: int | None = None,
+    widths: Widths | None = None,
+    verify: Verify = verify_line,
+) -> Iterator[NDArray[np.integer]]:
+    """Continue an opened and prefilled text until an end token or until it has `limit` tokens.
+
+    Args:
+        limit: tokens of the whole text, the prompt's included; at most the engine's capacity.
+        end_tokens: those that end the text.
+        width: rows of every batch; None lets a batch be as narrow as its draft.
+        widths: decides on the rows of each batch instead.
+        verify: judges a draft of the kind that `proposer` makes.
+
+    Yields:
+        The tokens that each forward pass added, an end token included.
+    """
+    chooser: Widths = widths or FixedWidth(width)
+    ends = frozenset(end_tokens)
+    resumed = perf_counter()
+    while (length := sequence.length) < limit:
+        before, drafting = engine.seconds, proposer.seconds
+        room = limit - length - 1
+        chosen = chooser.choose(length, room, sequence.pending + 1)
+        draft = proposer.propose(min(room, chosen - 1))
+        step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
+        tokens = step.picks[: step.accepted + 1]
+        added = tokens.tolist()
+        end = None if ends.isdisjoint(added) else next(place for place, token in enumerate(added) if token in ends)
+        drafted, right = step.drafted, step.accepted
+        if end is not None:
+            tokens = tokens[: end + 1]
+            if len(tokens) <= right:
+                # The draft went on behind the end token: what agrees there is no part of the text.
+                drafted = right = len(tokens)
+        sequence.extend(tokens, step.rows, step.path)
+        proposer.observe(step.picks, step.accepted)
+        tally.passes += 1
+        tally.tokens += len(tokens)
+        tally.passes_by_draft[drafted] += 1
+        tally.passes_by_accepted[right] += 1
+        tally.engine_seconds += engine.seconds - before
+        drafting = proposer.seconds - drafting
+        tally.heads_seconds += drafting
+        tally.widths[step.rows] = tally.widths.get(step.rows, 0) + 1
+        spent = perf_counter() - resumed
+        tally.decode_seconds += spent
+        chooser.observe(length, step.rows, step.drafted, len(tokens) - 1, spent, drafting)
+        yield tokens
+        resumed = perf_counter()
+        if end is not None:
+            return
+
+
+def time_plain(engine: Engine, sequence: Sequence, widths: Widths) -> None:
+    """Tell `widths` what one row takes behind a prefilled text, where they want to know it before the first step."""
+    if widths.wants_plain_time:
+        cached = sequence.tokens[: sequence.cached]
+        # Median of three: nothing of this text would correct one that was interrupted.
+        times = [seconds for _, seconds in time_in_turns(engine, cached, (1,), 3)]
+        widths.time_plain(len(cached), median(times))

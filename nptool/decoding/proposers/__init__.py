@@ -1,0 +1,1 @@
+"""Who drafts: one module each, and the registry `methods`."""

@@ -1,0 +1,192 @@
+"""Configuration dataclasses: from YAML and flags to one, range checks, JSON. Knows no configuration in particular.
+
+A configuration file is a flat mapping of the dataclass's fields, `-` and `_` being the same. A flag on the line wins
+over the file, the file over the dataclass's default. Combinations are the business of each `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from difflib import get_close_matches
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from nptool.errors import UsageError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+DIGEST_BYTES = 4
+
+T = TypeVar("T")
+
+# Fields whose flag has another long name.
+_LONG_FLAGS = {"block_length": "n"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+
+
+def resolve(cls: type[T], yaml_path: str | Path | None, flags: dict[str, Any]) -> T:
+    """Build `cls` from its defaults, then `yaml_path`, then `flags`.
+
+    Args:
+        cls: a configuration dataclass.
+        yaml_path: a YAML file with a flat mapping, or None.
+        flags: field name to value; None means that the flag was not given.
+
+    Raises:
+        UsageError: the file is missing, is no flat mapping, has an unknown key or a value of the wrong kind; a field
+            without default is given nowhere; or the dataclass itself refuses the values.
+    """
+    values = read_mapping(cls, yaml_path) if yaml_path is not None else {}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]  # T is a dataclass
+    if unknown := values.keys() - fields.keys():
+        raise TypeError(f"{cls.__name__} has no field {sorted(unknown)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UsageError(f"{flag(name)} is missing; give it on the line or as `{name}` in the configuration file")
+    return cls(**values)
+
+
+def read_mapping(cls: type[Any], path: str | Path) -> dict[str, Any]:
+    """Read a configuration file and check its keys and the kinds of its values against the fields of `cls`.
+
+    Raises:
+        UsageError: see `resolve`.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    values: dict[str, Any] = {}
+    for key, value in _read_yaml(Path(path)).items():
+        name = str(key).replace("-", "_")
+        name = _LONG_FLAGS.get(name, name) if name not in names else name
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            known = f"the nearest is `{close[0]}`" if close else f"known are {', '.join(names)}"
+            raise UsageError(f"{path}: unknown key `{key}`; {known}")
+        values[name] = _convert(value, hints[name], f"{path}: `{key}`")
+    return values
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file; expected YAML") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}; expected a flat mapping of option names to values")
+    return content
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Bring a YAML value to the type of its field."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, choices, where)
+    if origin is typing.Literal:
+        if value not in choices:
+            raise UsageError(f"{where} is {value!r}; expected one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(item, choices[0], where) for item in items)
+    return _convert_scalar(value, hint, where)
+
+
+def _convert_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    options = [choice for choice in choices if choice is not type(None)]
+    for choice in options[:-1]:
+        try:
+            return _convert(value, choice, where)
+        except UsageError:
+            continue
+    return _convert(value, options[-1], where)
+
+
+def _convert_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-4, without a point, as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise UsageError(f"{where} is {value!r}; expected {_KINDS.get(kind, kind.__name__)}")
+
+
+def check_range(
+    config: Any,
+    names: tuple[str, ...],
+    *,
+    low: float,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Check the fields `names` of `config` that are not None; an open end does not belong to the range.
+
+    Raises:
+        UsageError: one is outside.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        above = value > low if open_low else value >= low
+        below = high is None or (value < high if open_high else value <= high)
+        if not (above and below):
+            lower = f"above {low:.10g}" if open_low else f"at least {low:.10g}"
+            upper = "" if high is None else f" and {'below' if open_high else 'at most'} {high:.10g}"
+            raise UsageError(f"{flag(name)} is {value}; it must be {lower}{upper}")
+
+
+def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Check that a field has one of its values.
+
+    Raises:
+        UsageError: it has not.
+    """
+    value = getattr(config, name)
+    if value not in choices:
+        raise UsageError(f"{flag(name)} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def flag(name: str) -> str:
+    """The option of a field: `min_lr_ratio` -> `--min-lr-ratio`."""
+    return "--" + name.replace("_", "-")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The configuration as JSON values: paths as text, tuples as lists."""
+    fields = dataclasses.asdict(config)
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that tell one configuration from another."""
+    text = json.dumps(values, sort_keys=True)
+    return blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
