@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.step_times import prefill, time_in_turns
+from nptool.decoding.loop.timing import prefill, time_in_turns
 from nptool.llama.context import Context
 from nptool.llama.model import Model
 from nptool.provenance import machine

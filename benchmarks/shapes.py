@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from random_model import Shape, write_random_model
 
-from nptool.decoding.adaptive.step_times import prefill, time_in_turns
+from nptool.decoding.loop.timing import prefill, time_in_turns
 from nptool.llama.context import Context
 from nptool.llama.model import Model
 from nptool.provenance import machine

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.calibration import CONTEXTS, GRID, fitting
-from nptool.decoding.adaptive.step_times import prefill
+from nptool.decoding.adaptive.cost import CONTEXTS, GRID, fitting
 from nptool.decoding.loop.engine import Engine
+from nptool.decoding.loop.timing import prefill
 from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine
 

@@ -57,8 +57,8 @@ def _table(report: CalibrationReport) -> Table:
     heads = [f"ms behind\n{length} tokens" for length in measured.contexts]
     for head in ("width", *heads, "t(w)/\nt(1)", "speed-up\nforeseen"):
         table.add_column(head, justify="right", no_wrap=True)
-    for width in measured.widths:
-        times = (f"{1e3 * seconds:.2f}" for seconds in measured.times(width))
+    for width, *seconds in zip(measured.widths, *measured.seconds, strict=True):
+        times = (f"{1e3 * second:.2f}" for second in seconds)
         ratio, speed = report.cost_ratio(width), report.predicted_speedup(width)
         table.add_row(str(width), *times, f"{ratio:.2f}", f"{speed:.2f}")
     return table

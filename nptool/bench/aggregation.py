@@ -13,8 +13,8 @@ from statistics import median
 
 import numpy as np
 
-from nptool.bench.decoder import Variant
 from nptool.bench.report import Difference, MethodReport
+from nptool.bench.variants import Variant
 from nptool.decoding.loop.tally import Tally
 
 

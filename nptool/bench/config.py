@@ -52,7 +52,7 @@ class BenchConfig:
     """None is what is faster, see `nptool.llama.attention`."""
 
     def __post_init__(self) -> None:
-        from nptool.bench.decoder import split_name
+        from nptool.bench.variants import split_name
         from nptool.decoding.answer import DecodeConfig
 
         for name, value in (("--rounds", self.rounds), ("--count", self.count)):

@@ -8,8 +8,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.step_times import prefill, time_in_turns
 from nptool.decoding.loop.engine import Engine
+from nptool.decoding.loop.timing import prefill, time_in_turns
 
 # Batches of each width in one measurement; a comparison makes one measurement in each round.
 REPEATS = 10

@@ -15,7 +15,7 @@ from nptool.bench.calibrate import CalibrationReport
 from nptool.bench.config import BenchConfig
 from nptool.cli.app import run
 from nptool.cli.calibration_output import print_calibration
-from nptool.decoding.adaptive.calibration import Calibration
+from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.loop.sampling import Sampling
 from nptool.text_to_sql import generate_examples
 

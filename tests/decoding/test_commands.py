@@ -22,7 +22,7 @@ from nptool.cache_folder import OVERRIDE
 from nptool.cli.app import run
 from nptool.cli.decoding_options import widths_used
 from nptool.decoding.adaptive import knowledge
-from nptool.decoding.adaptive.calibration import Calibration, calibrate
+from nptool.decoding.adaptive.cost import Calibration, calibrate
 from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.llama.context import Context
 

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nptool
-from nptool.decoding.adaptive.calibration import Calibration
-from nptool.decoding.adaptive.experience import Experience
-from nptool.decoding.adaptive.plan import plan_text
-from nptool.decoding.adaptive.policy import Prior
+from nptool.decoding.adaptive.chooser import Chooser
+from nptool.decoding.adaptive.cost import Calibration
+from nptool.decoding.adaptive.gains import Gains
 from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.answer import Answer
-from nptool.decoding.loop.loop import decode, time_plain
+from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence as Text
 from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Proposer, Widths
 from nptool.decoding.loop.tally import Tally
+from nptool.decoding.loop.timing import time_plain
 from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.proposers.methods import METHODS, Task
 
@@ -82,14 +82,16 @@ def run(
     return text.tokens[len(prompt) :].tolist(), tally
 
 
-def experience(prior: float, widest: int = 8, flat: bool = True) -> Experience:
+def chooser_of(exponent: float, flat: bool = True) -> Chooser:
     widths = tuple(width for members in CLASSES for width in members)
     times = tuple(1e-3 * (1 + 0.01 * width if flat else width) for width in widths)
-    return Experience(Calibration((10,), widths, (times,), CLASSES), widest, Prior(prior), drafts=Drafts.ITERATED)
+    chooser = Chooser(Calibration((10,), widths, (times,), CLASSES))
+    chooser.add("method", Gains(exponent, drafts=Drafts.ITERATED))
+    return chooser
 
 
-def adaptive(known: Experience, *, exact: bool) -> AdaptiveWidth:
-    return AdaptiveWidth(known, plan_text([known], len(PROMPT), exact=exact), exact=exact)
+def adaptive(chooser: Chooser, *, exact: bool, widest: int = 8) -> AdaptiveWidth:
+    return AdaptiveWidth(chooser, chooser.plan({"method": widest}, len(PROMPT), exact=exact), exact=exact)
 
 
 class Scripted:
@@ -117,7 +119,7 @@ class Scripted:
 def test_exact_text_is_that_of_autoregressive_decoding_in_its_class(
     scripted: Any, name: str, prior: float, flat: bool
 ) -> None:
-    shared = experience(prior, flat=flat)
+    shared = chooser_of(prior, flat=flat)
     for _ in range(6):
         widths = adaptive(shared, exact=True)
         engine = Kernels(scripted(tangled))
@@ -132,29 +134,29 @@ def test_exact_text_is_that_of_autoregressive_decoding_in_its_class(
 
 
 def test_where_wide_steps_do_not_pay_the_class_is_that_of_width_1() -> None:
-    assert adaptive(experience(0.1, flat=False), exact=True).members == (1,)
-    assert adaptive(experience(0.5), exact=True).members == (6, 8)
-    assert adaptive(experience(0.5), exact=False).members == ()
+    assert adaptive(chooser_of(0.1, flat=False), exact=True).members == (1,)
+    assert adaptive(chooser_of(0.5), exact=True).members == (6, 8)
+    assert adaptive(chooser_of(0.5), exact=False).members == ()
 
 
 def test_one_row_is_timed_behind_the_prompt_and_leaves_nothing(scripted: Any) -> None:
     """Three times eight batches of it, of which the scripted engine says that each took a millisecond."""
-    known = experience(0.9)
+    chooser = chooser_of(0.9)
     engine = scripted(by_position)
     text = Text(engine)
     text.open(PROMPT)
     text.prefill()
     before = list(engine.cache)
     for _ in range(2):
-        time_plain(engine, text, adaptive(known, exact=True))
+        time_plain(engine, text, adaptive(chooser, exact=True))
         assert engine.widths == [1] * 24
         assert engine.cache == before == text.tokens[:-1].tolist()
-    assert known.seconds([1], 2) == {1: pytest.approx(1e-3)}
+    assert chooser.costs.seconds(1, 2) == pytest.approx(1e-3)
 
 
 def test_n_is_the_upper_bound(scripted: Any) -> None:
     for exact in (False, True):
-        widths = adaptive(experience(0.9, widest=4), exact=exact)
+        widths = adaptive(chooser_of(0.9), exact=exact, widest=4)
         engine = Kernels(scripted(by_position)) if exact else scripted(by_position)
         _, tally = run(engine, lambda text: JacobiWindow(4, text.tokens, 0), widths)
         assert max(tally.widths) == 4

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nptool.decoding.adaptive.calibration import Calibration
-from nptool.decoding.adaptive.experience import Experience
-from nptool.decoding.adaptive.plan import plan_text
-from nptool.decoding.adaptive.policy import MEASURED, Prior, choose
+from nptool.decoding.adaptive.chooser import Chooser
+from nptool.decoding.adaptive.cost import Calibration
+from nptool.decoding.adaptive.gains import Gains
 from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop.loop import decode
@@ -112,9 +111,11 @@ class TestSize:
         rows = (1, 2, 4, 8, 16, 32, 64)
         known, seconds = tuple(map(tuple, shares)), dict(zip(rows, times, strict=True))
         reach = partial(expected_tokens, known)
-        chosen = choose(seconds, {}, current=0, prior=Prior(1.0, MEASURED), reach=reach)
+        chooser = Chooser(Calibration((128,), tuple(rows), (tuple(times),), (tuple(rows),)))
+        chooser.add("tree", Gains(1.0, 1e9, drafts=Drafts.BRANCHING, reach=reach))
+        chosen, _ = chooser.choose("tree", rows, 100, 0)
         rates = {size: min(size, expected_tokens(known, size)) / seconds[size] for size in rows}
-        assert rates[chosen.width] == pytest.approx(max(rates.values()))
+        assert rates[chosen] == pytest.approx(max(rates.values()))
 
     def test_a_dear_machine_has_small_trees_and_a_flat_one_large_ones(self) -> None:
         reach = partial(expected_tokens, SHARES)
@@ -124,16 +125,20 @@ class TestSize:
             ((1, 1.17, 1.48, 1.92, 3.03), 4),
             ((1, 1.01, 1.02, 1.03, 1.04), 16),
         ):
-            seconds = dict(zip(rows, times, strict=True))
-            assert choose(seconds, {}, current=0, prior=Prior(1.0, MEASURED), reach=reach).width == best
+            calibration = Calibration((128,), rows, (tuple(times),), (rows,))
+            chooser = Chooser(calibration)
+            chooser.add("tree", Gains(1.0, 8.0, drafts=Drafts.BRANCHING, reach=reach))
+            assert chooser.choose("tree", rows, 100, 0)[0] == best
 
     def test_drafts_that_are_worse_than_foreseen_make_it_smaller(self) -> None:
         """The sizes on the way are not tried one by one: what is seen of one tells of all."""
         seconds = dict(zip((1, 2, 4, 8, 16), (1, 1.2, 1.3, 1.5, 1.6), strict=True))
         calibration = Calibration((128,), tuple(seconds), (tuple(seconds.values()),), (tuple(seconds),))
         reach = partial(expected_tokens, SHARES)
-        known = Experience(calibration, 16, Prior(1.0, MEASURED), drafts=Drafts.BRANCHING, reach=reach, drafting=0.1)
-        widths = AdaptiveWidth(known, plan_text([known], 100, exact=True), exact=True)
+        chooser = Chooser(calibration)
+        chooser.add("tree", Gains(1.0, 8.0, drafts=Drafts.BRANCHING, reach=reach))
+        chooser.drafting["tree"] = 0.1
+        widths = AdaptiveWidth(chooser, chooser.plan({"tree": 16}, 100, exact=True), exact=True)
         used = []
         for step in range(200):
             rows = widths.choose(100 + step, 99)
@@ -298,8 +303,9 @@ def test_sizes_that_change_leave_the_text_as_it_is(
 
 def test_an_adaptive_step_has_room_for_what_must_be_evaluated_again() -> None:
     calibration = Calibration((128,), (1, 2, 4, 8), ((1.0, 9.0, 9.1, 9.2),), ((1, 2, 4, 8),))
-    known = Experience(calibration, 8, Prior(0.0), drafts=Drafts.BRANCHING)
-    widths = AdaptiveWidth(known, plan_text([known], 10, exact=True), exact=True)
+    chooser = Chooser(calibration)
+    chooser.add("tree", Gains(0.0, drafts=Drafts.BRANCHING))
+    widths = AdaptiveWidth(chooser, chooser.plan({"tree": 8}, 10, exact=True), exact=True)
     assert [widths.choose(10, room, least) for room, least in ((9, 1), (9, 3), (0, 4), (0, 5))] == [1, 4, 4, 8]
 
 

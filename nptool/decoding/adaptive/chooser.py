@@ -1,0 +1,208 @@
+"""Which method and class of widths a text is decoded by, and how wide its next steps are.
+
+The best width has the largest y(w) / t(w); autoregressive decoding is w = 1. What is not tried is not known: now and
+then a width, or for a whole text a class or a method, is tried because an optimistic estimate says so, as long as all
+such trials have lost no more than a small share of the time. Deterministic, without a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import median
+from typing import Any, NamedTuple
+
+from nptool.decoding.adaptive.cost import Calibration, Costs
+from nptool.decoding.adaptive.gains import LONG, Gains, Shown
+from nptool.decoding.loop.steps import Step
+from nptool.decoding.loop.timing import SETTLED
+
+TRIAL_SHARE = 0.015
+"""Share of the time that trials may lose."""
+TRIAL_STEPS = 3
+"""Steps of one trial of a width: a Jacobi window needs some until its guess is as good as its width allows."""
+TEXT = 64
+"""Tokens that an answer is expected to have when it is planned."""
+MARGIN, BOUND = 1.02, 0.16
+"""How many times as much another width must promise than the one in use, and how much more by the doubt of the exponent
+where the text cannot leave it."""
+
+
+class Plan(NamedTuple):
+    """How one text is decoded."""
+
+    method: str
+    members: tuple[int, ...]
+    """Widths that its steps may have, ascending."""
+    best_rate: float | None = None
+    """Tokens per second of the best known plan, where this one is a trial."""
+    time_plain: bool = False
+    """Whether one row should be timed before the first step: nothing has shown it, and no step will."""
+
+
+class Chooser:
+    """What is known of one model on one machine, from text to text."""
+
+    def __init__(self, calibration: Calibration, learnt: Any = None) -> None:
+        """
+        Args:
+            learnt: what `to_json` of another process gave.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: `learnt` is something else.
+        """
+        self.costs = Costs(calibration)
+        self.gains: dict[str, Gains] = {}
+        """By method."""
+        self.drafting: dict[str, float] = {}
+        """Seconds of a draft, by method."""
+        self.used = False
+        self._reading: dict[str, float] = {}
+        """Seconds before a text's first draft, in which heads read the prompt; by method."""
+        self._known: dict[str, Any] = {}
+        """Learnt gains of methods that were not added yet."""
+        self._most = LONG * calibration.seconds[0][0]
+        self._allowance = TRIAL_SHARE * self._most
+        """Seconds that trials may lose now; at most LONG steps of one row."""
+        if learnt is not None:
+            self._resume(learnt)
+
+    def add(self, method: str, gains: Gains) -> None:
+        """Let a method be used; `gains` are replaced by what was learnt of it."""
+        if method in self._known:
+            gains.exponent, gains.weight, gains.long = self._known.pop(method)
+        self.gains[method] = gains
+
+    def knows(self, method: str) -> bool:
+        """Whether the method was used before, in this process or in another."""
+        return method in self._known or method in self.gains
+
+    def plan(self, widest: Mapping[str, int], length: int, *, exact: bool) -> Plan:
+        """Begin a text of `length` tokens.
+
+        Args:
+            widest: the methods that may be used, the usual one first, to the most rows of their steps.
+            exact: whether the text keeps to one class of widths.
+        """
+        rates, hopes, losses = {}, {}, {}
+        for number, (method, most) in enumerate(widest.items()):
+            self.gains[method].begin()
+            for members in self.classes(most) if exact else [self.widths(most)]:
+                # Plain autoregressive decoding is the same in every method.
+                if number == 0 or members != (1,):
+                    option = Plan(method, members)
+                    bound = number > 0 or 1 not in members
+                    rates[option], hopes[option], losses[option] = self._foresee(option, length, bound=bound)
+        best = max(rates, key=lambda option: rates[option][1])
+        rate = rates[best][0]
+        allowed = [o for o in rates if hopes[o] > rate * MARGIN and TEXT * (losses[o] - 1 / rate) <= self._allowance]
+        chosen = max(allowed, key=hopes.__getitem__, default=best)
+        timed = 1 not in chosen.members and self._times_one_row(rate, hopes)
+        return chosen._replace(best_rate=None if chosen is best else rate, time_plain=timed)
+
+    def choose(self, method: str, widths: Sequence[int], length: int, current: int) -> tuple[int, float | None]:
+        """The width of the next steps after `length` tokens and, where it is a trial, the rate of the best known one.
+
+        Args:
+            current: the width in use, which is kept at a tie.
+        """
+        rates, hopes = self._rates(method, widths, length, self.gains[method].recent)
+        best = max(rates, key=lambda width: rates[width] * (MARGIN if width == current else 1.0))
+        allowed = [
+            width
+            for width in widths
+            if hopes[width] > rates[best] * MARGIN
+            and TRIAL_STEPS * (self._seconds(method, width, length) - 1 / rates[best]) <= self._allowance
+        ]
+        chosen = max(allowed, key=hopes.__getitem__, default=best)
+        return (best, None) if chosen == best else (chosen, rates[best])
+
+    def learn(self, method: str, steps: Sequence[Step], best_rate: float | None) -> None:
+        """Take steps into account.
+
+        Args:
+            best_rate: tokens per second that the best known width would have brought, where these were a trial.
+        """
+        self.used = self.used or bool(steps)
+        for step in steps:
+            lost = 0.0 if best_rate is None else step.seconds - (step.accepted + 1) / best_rate
+            self._allowance = min(self._allowance + TRIAL_SHARE * step.seconds - lost, self._most)
+        for rows, run in groupby(steps, key=lambda step: step.rows):
+            self.costs.learn(rows, [(step.length, step.seconds - step.drafting) for step in run])
+        if drafting := [step.drafting for step in steps if step.drafting and step.drafted]:
+            self.drafting[method] = median(drafting)
+        if reading := [step.drafting for step in steps if step.drafting and not step.drafted]:
+            self._reading[method] = median(reading)
+        self.gains[method].learn(steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """What another process may go on from."""
+        gains = {name: [found.exponent, found.weight, found.long] for name, found in self.gains.items()}
+        return {
+            "shape": self.costs.shape,
+            "pace": self.costs.pace,
+            "allowance": self._allowance,
+            "drafting": self.drafting,
+            "gains": {**self._known, **gains},
+        }
+
+    def _resume(self, learnt: Any) -> None:
+        self.costs.shape = {int(width): _positive(factor) for width, factor in learnt["shape"].items()}
+        self.costs.pace = _positive(learnt["pace"])
+        self.drafting = {method: _positive(seconds) for method, seconds in learnt["drafting"].items()}
+        self._allowance = max(-self._most, min(self._most, float(learnt["allowance"])))
+        for name, (exponent, weight, long) in learnt["gains"].items():
+            shown = {int(width): (_positive(steps), _positive(tokens)) for width, (steps, tokens) in long.items()}
+            self._known[name] = max(0.0, float(exponent)), _positive(weight), shown
+
+    def _times_one_row(self, rate: float, hopes: Mapping[Plan, float]) -> bool:
+        """Whether a text of wide steps begins with timing one row: at first, and where a faster one may beat `rate`."""
+        if 1 not in self.costs.shape:
+            return True
+        hope = max((hope for option, hope in hopes.items() if option.members == (1,)), default=0.0)
+        if hope <= rate * MARGIN or (price := 3 * SETTLED / hope) > self._allowance:
+            return False
+        self._allowance -= price
+        return True
+
+    def widths(self, widest: int) -> tuple[int, ...]:
+        """Widths that may be chosen in steps of at most `widest` rows, ascending."""
+        known = self.costs.calibration.widths
+        return tuple(sorted({*(width for width in known if width <= widest), min(widest, known[-1])}))
+
+    def classes(self, widest: int) -> list[tuple[int, ...]]:
+        """The same by class."""
+        widths = self.widths(widest)
+        found = [tuple(w for w in members if w in widths) for members in self.costs.calibration.classes]
+        return [members for members in found if members] or [(1,)]
+
+    def _foresee(self, option: Plan, length: int, *, bound: bool) -> tuple[tuple[float, float], float, float]:
+        """Tokens per second of a text, and after its margin; the optimistic rate; seconds of a token without drafts."""
+        method, members, gains = option.method, option.members, self.gains[option.method]
+        rates, hopes = self._rates(method, members, length, gains.long)
+        start = self._reading.get(method, 0.0) / TEXT
+        started = {width: 1 / (1 / rate + start) if width > 1 else rate for width, rate in rates.items()}
+        times = [self._seconds(method, width, length) + start for width in members if width > 1 or not bound]
+        rate = max(started.values())
+        margin = MARGIN + BOUND * gains.curve(gains.long)[1] if bound else 1.0
+        return (rate, rate / margin), max(hopes.values()), min(times, default=self._seconds(method, 1, length))
+
+    def _rates(
+        self, method: str, widths: Sequence[int], length: int, shown: Shown
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Tokens per second by width: expected, and if all is as good as it may be."""
+        gains = self.gains[method]
+        exponent, doubt = gains.curve(shown)
+        tokens, hoped = (gains.tokens(widths, shown, a) for a in (exponent, exponent + doubt))
+        rates = {width: tokens[width] / self._seconds(method, width, length) for width in widths}
+        return rates, {width: hoped[width] / self.costs.least(width, length) for width in widths}
+
+    def _seconds(self, method: str, width: int, length: int) -> float:
+        return self.costs.seconds(width, length) + (self.drafting.get(method, 0.0) if width > 1 else 0.0)
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{value} is not a positive number")
+    return number
