@@ -14,6 +14,9 @@ import pytest
 
 from nptool.cache_folder import OVERRIDE
 
+# Fixtures that tests of several folders use; those of one folder are in its conftest.py.
+pytest_plugins = ["fixtures.base_models", "fixtures.checkpoints", "fixtures.gguf_files", "fixtures.trajectories"]
+
 # Before torch or llama.cpp looks for one, and for the processes that tests start.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -18,17 +18,12 @@ from nptool.errors import UsageError
 from nptool.training.cllm import train as training
 from nptool.training.cllm.curve import Curve, CurvePoint
 
+pytestmark = pytest.mark.usefixtures("wide")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def make(n: int, *values: float, every: float = 60.0) -> Curve:
     return Curve(n, 8, tuple(CurvePoint(100 * i, every * i, value) for i, value in enumerate(values)))
-
-
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture

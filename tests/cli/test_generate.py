@@ -1,11 +1,10 @@
-"""`nptool generate` and `nptool chat` as a user meets them: output, figures, exit codes, one line for every mistake."""
+"""`nptool generate`: output, figures, exit codes, one line for every mistake."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -27,21 +26,10 @@ from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.llama.context import Context
 
 FIGURES = r"\[[\d.]+ tokens/s, [\d.]+ tokens per forward, \d+ forward passes for \d+ tokens\]\n"
-# What prompt_toolkit writes when it begins to read a line.
-BRACKETED_PASTE_ON = b"\x1b[?2004h"
 
 
-@pytest.fixture(autouse=True)
-def _no_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-
-
-def lines(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-
-
-def command(name: str, path: Path, *words: str) -> int:
-    return run([name, "-m", str(path), "-t", "1", *words], debug=False)
+def generate(path: Path, *words: str) -> int:
+    return run(["generate", "-m", str(path), "-t", "1", *words], debug=False)
 
 
 @pytest.fixture
@@ -63,349 +51,246 @@ def costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable
     return pretend
 
 
-class TestGenerate:
-    def test_the_answer_and_its_figures(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
-        path = tiny_gguf("f16")
-        with nptool.load(path, threads=1) as model:
-            expected = model.generate("hello", jacobi=True, n=5, max_tokens=30)
-            for _ in expected:
-                pass
-        assert command("generate", path, "-p", "hello", "--jacobi", "-n", "5", "--fixed", "--max-tokens", "30") == 0
-        shown = capsys.readouterr()
-        assert shown.out == expected.text + "\n"
-        assert re.fullmatch(FIGURES, shown.err)
-        assert f" {expected.tally.passes} forward passes for 30 tokens]" in shown.err
+def test_the_answer_and_its_figures(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+    path = tiny_gguf("f16")
+    with nptool.load(path, threads=1) as model:
+        expected = model.generate("hello", jacobi=True, n=5, max_tokens=30)
+        for _ in expected:
+            pass
+    assert generate(path, "-p", "hello", "--jacobi", "-n", "5", "--fixed", "--max-tokens", "30") == 0
+    shown = capsys.readouterr()
+    assert shown.out == expected.text + "\n"
+    assert re.fullmatch(FIGURES, shown.err)
+    assert f" {expected.tally.passes} forward passes for 30 tokens]" in shown.err
 
-    def test_prompts_from_a_file_and_from_a_pipe(
-        self, tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        path = tiny_gguf("f16")
-        command("generate", path, "-p", "from elsewhere", "--max-tokens", "9")
-        expected = capsys.readouterr().out
-        monkeypatch.setattr(sys, "stdin", io.StringIO("from elsewhere"))
-        command("generate", path, "-f", "-", "--max-tokens", "9")
-        assert capsys.readouterr().out == expected
-        (tmp_path / "prompt.txt").write_text("from elsewhere")
-        command("generate", path, "-f", str(tmp_path / "prompt.txt"), "--max-tokens", "9")
-        assert capsys.readouterr().out == expected
-        piped = subprocess.run(
-            [sys.executable, "-m", "nptool", "generate", "-m", path, "-t", "1", "--max-tokens", "9"],
-            input="from elsewhere",
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert piped.stdout == expected
 
-    def test_a_pipe_that_brings_nothing_is_given_up(
-        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        monkeypatch.setattr("nptool.cli.prompt_options.PATIENCE", 0.1)
-        reading, writing = os.pipe()
-        with os.fdopen(reading) as pipe, os.fdopen(writing, "w"):
-            monkeypatch.setattr(sys, "stdin", pipe)
-            assert command("generate", tiny_gguf("f16")) == 2
-        shown = capsys.readouterr().err.splitlines()
-        assert shown[0] == "nptool: waiting 0.1 s for a prompt on standard input (-p TEXT gives it at once)"
-        assert "has no held-out prompts beside it" in shown[1]
-
-    @pytest.mark.parametrize("words", [("-p", "a\udcff"), ()], ids=["line", "pipe"])
-    def test_a_prompt_that_is_no_utf_8(
-        self, words: tuple[str, ...], tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xffc"), encoding="utf-8"))
-        assert command("generate", tiny_gguf("f16"), *(words or ("-f", "-"))) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        place = "the text has bytes that are not UTF-8" if words else "standard input is not UTF-8 text (byte 2)"
-        assert line == f"nptool: error: {place}; convert it first"
-
-    @pytest.mark.parametrize(("words", "name"), [(("-n", "8"), "-n"), (("--fixed",), "--fixed")])
-    def test_what_belongs_to_a_method_is_not_ignored_without_one(
-        self, words: tuple[str, ...], name: str, tiny_gguf: Callable[..., Path], capsys: Any
-    ) -> None:
-        assert command("generate", tiny_gguf("f16"), "-p", "x", *words) == 2
-        assert capsys.readouterr().err == (
-            f"nptool: error: {name} is for parallel decoding; add --jacobi or --heads (the length of the answer is "
-            "--max-tokens)\n"
-        )
-
-    def test_ctrl_c_begins_a_new_line(
-        self, tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        original, calls = Context.evaluate, iter(range(100))
-
-        def interrupted(self: Context, *arguments: Any, **options: Any) -> Any:
-            if next(calls) == 4:
-                raise KeyboardInterrupt
-            return original(self, *arguments, **options)
-
-        monkeypatch.setattr(Context, "evaluate", interrupted)
-        assert command("generate", tiny_gguf("f16"), "-p", "x") == 130
-        shown = capsys.readouterr()
-        assert shown.out.endswith("\n")
-        assert re.fullmatch(r"nptool: interrupted after \d tokens\n", shown.err)
-
-    def test_json(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
-        path = tiny_gguf("f16", metadata={"nptool.block_size": 6})
-        assert command("generate", path, "-p", "x", "--block-mode", "--fixed", "--json", "--max-tokens", "12") == 0
-        result = json.loads(capsys.readouterr().out)
-        assert result["model"] == str(path)
-        assert (result["method"], result["n"], result["tokens"], result["finish"]) == ("jacobi-block", 6, 12, "length")
-        assert result["tokens_per_forward"] == result["tokens"] / result["forward_passes"]
-
-    def test_compare_shows_both_speeds_and_whether_the_texts_agree(
-        self, tiny_gguf: Callable[..., Path], capsys: Any
-    ) -> None:
-        path = tiny_gguf("q8_0")
-        words = ("-p", "x", "--compare", "-n", "4", "--fixed", "--max-tokens", "20")
-        assert command("generate", path, *words) == 0
-        shown = capsys.readouterr()
-        assert re.search(r"ar, width 1: [\d.]+ tokens/s, 1\.00 tokens per forward, 20 forward passes", shown.err)
-        assert re.search(r"jacobi, n = 4: [\d.]+ tokens/s", shown.err)
-        assert re.search(r"[\d.]+ times as fast \(median of \d\); the texts are equal\n", shown.err)
-        command("generate", path, *words, "--json")
-        result = json.loads(capsys.readouterr().out)
-        assert result["identical_width_1"] is result["identical_equal_width"] is True
-        assert [answer["method"] for answer in result["answers"]] == ["jacobi", "ar"]
-        assert result["answers"][0]["text"] == result["answers"][1]["text"] == shown.out.removesuffix("\n")
-
-    @pytest.mark.parametrize(
-        ("used", "members", "words"),
-        [
-            ({8: 2, 1: 3}, (1, 8), "jacobi, passes by width 1: 3, 8: 2; AR's text at any width of 1, 8"),
-            ({2: 4, 3: 1}, (), "jacobi, passes by width 2: 4, 3: 1; free widths"),
-            ({1: 9}, (1,), "plain AR, which promised most for this text; --fixed gives every step n rows"),
-        ],
+def test_prompts_from_a_file_and_from_a_pipe(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = tiny_gguf("f16")
+    generate(path, "-p", "from elsewhere", "--max-tokens", "9")
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from elsewhere"))
+    generate(path, "-f", "-", "--max-tokens", "9")
+    assert capsys.readouterr().out == expected
+    (tmp_path / "prompt.txt").write_text("from elsewhere")
+    generate(path, "-f", str(tmp_path / "prompt.txt"), "--max-tokens", "9")
+    assert capsys.readouterr().out == expected
+    piped = subprocess.run(
+        [sys.executable, "-m", "nptool", "generate", "-m", path, "-t", "1", "--max-tokens", "9"],
+        input="from elsewhere",
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    def test_what_the_steps_were_in_words(self, used: dict[int, int], members: tuple[int, ...], words: str) -> None:
-        widths = object.__new__(AdaptiveWidth)
-        widths.members = members
-        answer: Any = SimpleNamespace(widths=widths, method="jacobi", tally=SimpleNamespace(widths=used))
-        assert widths_used(answer) == words
+    assert piped.stdout == expected
 
-    def test_by_default_every_step_chooses_its_width(self, tiny_gguf: Callable[..., Path], capsys: Any) -> None:
-        path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
-        for more, ending in (([], r"AR's text at any width of [\d, ]+"), (["--free-width"], "free widths")):
-            assert command("generate", path, "-p", "x", "--jacobi", "--max-tokens", "20", *more) == 0
-            chosen = rf"jacobi, passes by width [\d:, ]+; {ending}|plain AR, .*"
-            assert re.fullmatch(FIGURES + rf"\[({chosen})\]\n", capsys.readouterr().err)
-        assert command("generate", path, "-p", "x", "--jacobi", "-n", "auto", "--json", "--max-tokens", "20") == 0
-        result = json.loads(capsys.readouterr().out)
-        assert sum(result["passes_by_width"].values()) == result["forward_passes"]
-        assert {int(width) for width in result["passes_by_width"]} <= set(result["width_class"])
-        assert command("generate", path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
-        assert re.search(r"jacobi, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
 
-    def test_each_text_is_decoded_by_the_better_one_of_jacobi_and_heads(
-        self, tiny_gguf: Callable[..., Path], costs: Callable[..., None], capsys: Any
-    ) -> None:
-        path = tiny_gguf("q8_0", heads=4, counting=3.0, metadata={"nptool.method": "cllm"})
-        words = ("-p", "x", "--max-tokens", "30")
-        costs(lambda width: 1e-3 * (1 + width / 1000))
-        assert command("generate", path, *words, "--jacobi", "--heads") == 0
-        way = r"(jacobi|heads|heads-tree), passes by width [\d:, ]+; AR's text at any width of 2, [\d, ]+"
-        assert re.fullmatch(FIGURES + rf"\[{way}\]\n", capsys.readouterr().err)
-        assert command("generate", path, *words, "--jacobi", "--heads", "-n", "8", "--json") == 0
-        result = json.loads(capsys.readouterr().out)
-        assert (result["method"], result["n"]) in (("jacobi", 8), ("heads", 4), ("heads-tree", 8))
-        assert command("generate", path, *words, "--compare", "--heads") == 0
-        assert re.search(r"heads or heads-tree, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
-        assert command("generate", path, *words, "--jacobi", "--heads", "--fixed") == 2
-        assert "Jacobi iteration and heads are two methods, and steps of a fixed width" in capsys.readouterr().err
-        assert command("generate", tiny_gguf("q8_0"), *words, "--jacobi", "--heads") == 2
-        assert "is a model without extra heads; train some" in capsys.readouterr().err
+def test_a_pipe_that_brings_nothing_is_given_up(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("nptool.cli.prompt_options.PATIENCE", 0.1)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as pipe, os.fdopen(writing, "w"):
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert generate(tiny_gguf("f16")) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "nptool: waiting 0.1 s for a prompt on standard input (-p TEXT gives it at once)"
+    assert "has no held-out prompts beside it" in shown[1]
 
-    def test_where_wide_steps_cost_too_much_every_method_is_plain_ar(
-        self, tiny_gguf: Callable[..., Path], costs: Callable[..., None], capsys: Any
-    ) -> None:
-        path = tiny_gguf("q8_0", heads=4, counting=3.0, metadata={"nptool.method": "cllm"})
-        words = ("-p", "x", "--max-tokens", "30")
-        costs(lambda width: 1e-3 * width**2)
-        assert command("generate", path, *words) == 0
-        expected = capsys.readouterr().out
-        assert command("generate", path, *words, "--jacobi", "--heads") == 0
-        shown = capsys.readouterr()
-        assert shown.out == expected
-        ending = r"\[plain AR, which promised most for this text; --fixed gives every step n rows\]\n"
-        assert re.fullmatch(FIGURES + ending, shown.err)
-        assert " 30 forward passes for 30 tokens]" in shown.err
 
-    def test_without_a_prompt_it_takes_a_held_out_one_and_says_so(
-        self, tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        assert run(["generate"], debug=False) == 2
-        assert "no run in runs/ yet" in capsys.readouterr().err
-        folder = tmp_path / "runs" / "small"
-        folder.mkdir(parents=True)
-        (tmp_path / "runs" / "latest").write_text("small\n")
-        (folder / "config.json").write_text("{}")
-        assert run(["generate"], debug=False) == 2
-        assert "runs/small has no model.gguf yet; make it with `nptool convert`" in capsys.readouterr().err
-        (folder / "model.gguf").write_bytes(tiny_gguf("f16").read_bytes())
-        assert run(["generate", "-t", "1"], debug=False) == 2
-        assert "model.gguf has no held-out prompts beside it" in capsys.readouterr().err
-        (folder / "heldout.jsonl").write_text('{"prompt": "one", "response": "1"}\n{"prompt": "two"}\n')
-        assert run(["generate", "-t", "1", "--max-tokens", "5", "--seed", "1"], debug=False) == 0
-        held_out = capsys.readouterr()
-        assert re.match(r"prompt: .*runs/small/heldout\.jsonl:2 \(held out\)\ntwo\n", held_out.err)
-        assert run(["generate", "-t", "1", "--max-tokens", "5", "-p", "two"], debug=False) == 0
-        assert capsys.readouterr().out == held_out.out
+@pytest.mark.parametrize("words", [("-p", "a\udcff"), ()], ids=["line", "pipe"])
+def test_a_prompt_that_is_no_utf_8(
+    words: tuple[str, ...], tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xffc"), encoding="utf-8"))
+    assert generate(tiny_gguf("f16"), *(words or ("-f", "-"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    place = "the text has bytes that are not UTF-8" if words else "standard input is not UTF-8 text (byte 2)"
+    assert line == f"nptool: error: {place}; convert it first"
 
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["-n", "0", "--jacobi"], "-n must be at least 1, got 0"),
-            (["-n", "-3", "--jacobi"], "-n must be at least 1, got -3"),
-            (["-n", "600", "--jacobi"], "-n 600 is above the batch limit of 512 rows"),
-            (["-c", "20"], "the prompt has 44 tokens and the context holds 20; shorten it or raise -c"),
-            (["-c", "0"], "the context must be at least 1, got 0"),
-            (["-t", "0"], "the threads must be at least 1, got 0"),
-            (["--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
-            (["--temp", "-1"], "--temp must be 0 or more, got -1.0"),
-            (["--top-p", "2"], "--top-p must be from 0 to 1, got 2.0"),
-            (["-f", "prompt.txt"], "-p and -f are two prompts; give one of them"),
-            (["-n", "many"], "-n must be a whole number or auto, got 'many'"),
-        ],
+
+@pytest.mark.parametrize(("words", "name"), [(("-n", "8"), "-n"), (("--fixed",), "--fixed")])
+def test_what_belongs_to_a_method_is_not_ignored_without_one(
+    words: tuple[str, ...], name: str, tiny_gguf: Callable[..., Path], capsys: Any
+) -> None:
+    assert generate(tiny_gguf("f16"), "-p", "x", *words) == 2
+    assert capsys.readouterr().err == (
+        f"nptool: error: {name} is for parallel decoding; add --jacobi or --heads (the length of the answer is "
+        "--max-tokens)\n"
     )
-    def test_mistakes(self, tiny_gguf: Callable[..., Path], words: list[str], message: str, capsys: Any) -> None:
-        assert command("generate", tiny_gguf("f16"), "-p", "a bad idea " * 5, *words) == 2
-        shown = capsys.readouterr()
-        assert shown.out == ""
-        assert shown.err.startswith("nptool: error: ")
-        assert message in shown.err
-        assert shown.err.count("\n") == 1
-
-    def test_files_that_are_no_models(self, tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
-        (tmp_path / "text.gguf").write_text("hello")
-        (tmp_path / "cut.gguf").write_bytes(tiny_gguf("f16").read_bytes()[:-1000])
-        for name, message in (
-            ("none.gguf", "does not exist"),
-            ("text.gguf", "is not a GGUF file"),
-            ("cut.gguf", "is truncated"),
-        ):
-            for verb in ("generate", "chat"):
-                assert command(verb, tmp_path / name, *(["-p", "x"] if verb == "generate" else [])) == 2
-                shown = capsys.readouterr()
-                assert shown.out == ""
-                assert re.fullmatch(rf"nptool: error: .*{name} {message}.*\n", shown.err)
-
-    def test_prompt_files_that_cannot_be_read(
-        self, tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any
-    ) -> None:
-        (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-        assert command("generate", tiny_gguf("f16"), "-f", str(tmp_path / "bytes")) == 2
-        assert "bytes is not UTF-8 text (byte 0)" in capsys.readouterr().err
-        assert command("generate", tiny_gguf("f16"), "-f", str(tmp_path / "none")) == 2
-        assert "cannot read" in capsys.readouterr().err
 
 
-class TestChat:
-    def test_each_line_of_a_pipe_is_a_turn(
-        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        path = tiny_gguf("f16")
-        with nptool.load(path, threads=1) as model:
-            first = model.generate("hello", max_tokens=8)
-            texts = ["".join(token.text for token in first)]
-            turns = [
-                {"role": "user", "content": "hello"},
-                {"role": "assistant", "content": texts[0]},
-                {"role": "user", "content": "and now"},
-            ]
-            texts.append("".join(token.text for token in model.generate(turns, max_tokens=8)))
-        lines(monkeypatch, "hello\n\n\n  and now  \n")
-        assert command("chat", path, "--max-tokens", "8") == 0
-        shown = capsys.readouterr()
-        assert shown.out == "".join(text + "\n" for text in texts)
-        assert re.fullmatch(FIGURES * 2, shown.err)
+def test_ctrl_c_begins_a_new_line(tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Context.evaluate, iter(range(100))
 
-    def test_commands(self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        lines(monkeypatch, "a\n/stats\n/reset\na\n/help\n/exit\nnever asked\n")
-        assert command("chat", tiny_gguf("f16"), "--max-tokens", "4", "--jacobi", "--fixed") == 0
-        shown = capsys.readouterr()
-        answers = shown.out.split("\n")
-        assert answers[0] == answers[1]
-        assert len(answers) == 3
-        assert "turns: 1; " in shown.err
-        assert "for 4 tokens; 3 tokens prefilled\n" in shown.err
-        assert "the conversation is forgotten\n" in shown.err
-        assert shown.err.count("/reset  forget the conversation\n") == 1
+    def interrupted(self: Context, *arguments: Any, **options: Any) -> Any:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
 
-    def test_a_message_of_several_lines_from_a_pipe(
-        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        path, message = tiny_gguf("f16"), "player(id, city)\n/name is no command\nWhich city?"
-        with nptool.load(path, threads=1) as model:
-            text = "".join(token.text for token in model.generate(message, max_tokens=8))
-        lines(monkeypatch, message + "\n/stats\n")
-        assert command("chat", path, "--max-tokens", "8") == 0
-        shown = capsys.readouterr()
-        assert shown.out == text + "\n"
-        assert "turns: 1; " in shown.err
+    monkeypatch.setattr(Context, "evaluate", interrupted)
+    assert generate(tiny_gguf("f16"), "-p", "x") == 130
+    shown = capsys.readouterr()
+    assert shown.out.endswith("\n")
+    assert re.fullmatch(r"nptool: interrupted after \d tokens\n", shown.err)
 
-    def test_ctrl_c_stops_the_answer_and_not_the_chat(
-        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        evaluate, calls = Context.evaluate, []
 
-        def interrupted(*arguments: Any, **options: Any) -> Any:
-            calls.append(1)
-            result = evaluate(*arguments, **options)
-            if len(calls) == 10:
-                raise KeyboardInterrupt
-            return result
+def test_json(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+    path = tiny_gguf("f16", metadata={"nptool.block_size": 6})
+    assert generate(path, "-p", "x", "--block-mode", "--fixed", "--json", "--max-tokens", "12") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == str(path)
+    assert (result["method"], result["n"], result["tokens"], result["finish"]) == ("jacobi-block", 6, 12, "length")
+    assert result["tokens_per_forward"] == result["tokens"] / result["forward_passes"]
 
-        monkeypatch.setattr(Context, "evaluate", interrupted)
-        lines(monkeypatch, "a\n/stats\nb\n")
-        assert command("chat", tiny_gguf("f16"), "--max-tokens", "20") == 0
-        shown = capsys.readouterr()
-        # Warming up is one call, the prefill another; seven steps were whole when the interrupt came.
-        assert re.search(r"^\[stopped\]\n\[.* 7 forward passes for 7 tokens\]\nturns: 1; ", shown.err)
-        assert "20 forward passes for 20 tokens" in shown.err
 
-    def test_ctrl_c_between_answers_leaves(
-        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        class Interrupting(io.StringIO):
-            def __next__(self) -> str:
-                raise KeyboardInterrupt
+def test_compare_shows_both_speeds_and_whether_the_texts_agree(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+    path = tiny_gguf("q8_0")
+    words = ("-p", "x", "--compare", "-n", "4", "--fixed", "--max-tokens", "20")
+    assert generate(path, *words) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"ar, width 1: [\d.]+ tokens/s, 1\.00 tokens per forward, 20 forward passes", shown.err)
+    assert re.search(r"jacobi, n = 4: [\d.]+ tokens/s", shown.err)
+    assert re.search(r"[\d.]+ times as fast \(median of \d\); the texts are equal\n", shown.err)
+    generate(path, *words, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert result["identical_width_1"] is result["identical_equal_width"] is True
+    assert [answer["method"] for answer in result["answers"]] == ["jacobi", "ar"]
+    assert result["answers"][0]["text"] == result["answers"][1]["text"] == shown.out.removesuffix("\n")
 
-        monkeypatch.setattr(sys, "stdin", Interrupting())
-        assert command("chat", tiny_gguf("f16")) == 130
-        assert capsys.readouterr().err == "nptool: the chat was left\n"
 
-    def test_a_conversation_that_does_not_fit(
-        self, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        lines(monkeypatch, "far too long " * 30 + "\n")
-        assert command("chat", tiny_gguf("f16"), "-c", "64") == 2
-        assert re.search(r"error: the prompt has \d+ tokens and the context holds 64", capsys.readouterr().err)
+@pytest.mark.parametrize(
+    ("used", "members", "words"),
+    [
+        ({8: 2, 1: 3}, (1, 8), "jacobi, passes by width 1: 3, 8: 2; AR's text at any width of 1, 8"),
+        ({2: 4, 3: 1}, (), "jacobi, passes by width 2: 4, 3: 1; free widths"),
+        ({1: 9}, (1,), "plain AR, which promised most for this text; --fixed gives every step n rows"),
+    ],
+)
+def test_what_the_steps_were_in_words(used: dict[int, int], members: tuple[int, ...], words: str) -> None:
+    widths = object.__new__(AdaptiveWidth)
+    widths.members = members
+    answer: Any = SimpleNamespace(widths=widths, method="jacobi", tally=SimpleNamespace(widths=used))
+    assert widths_used(answer) == words
 
-    @pytest.mark.parametrize(
-        ("keys", "code", "words"),
-        [
-            (b"hello\r\x04", 0, [b"tokens per forward", b"/help lists the commands"]),
-            (b"two\\\rlines\r/stats\r/what\r\x04", 0, [b"turns: 1; ", b"unknown command /what", b"/reset  forget"]),
-            (b"\x03", 130, [b"the chat was left"]),
-        ],
-    )
-    def test_in_a_terminal(self, tiny_gguf: Callable[..., Path], keys: bytes, code: int, words: list[bytes]) -> None:
-        leader, follower = pty.openpty()
-        chat = [sys.executable, "-m", "nptool", "chat", "-m", str(tiny_gguf("f16")), "-t", "1", "--max-tokens", "5"]
-        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
-        with subprocess.Popen(chat, stdin=follower, stdout=follower, stderr=follower, env=environment) as process:
-            os.close(follower)
-            shown = b""
-            while BRACKETED_PASTE_ON not in shown:
-                shown += os.read(leader, 4096)
-            os.write(leader, keys)
-            try:
-                while chunk := os.read(leader, 4096):
-                    shown += chunk
-            except OSError:
-                pass  # Linux reports the end of the other side so.
-            assert process.wait(60) == code
-        os.close(leader)
-        for word in words:
-            assert word in shown
+
+def test_by_default_every_step_chooses_its_width(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+    path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
+    for more, ending in (([], r"AR's text at any width of [\d, ]+"), (["--free-width"], "free widths")):
+        assert generate(path, "-p", "x", "--jacobi", "--max-tokens", "20", *more) == 0
+        chosen = rf"jacobi, passes by width [\d:, ]+; {ending}|plain AR, .*"
+        assert re.fullmatch(FIGURES + rf"\[({chosen})\]\n", capsys.readouterr().err)
+    assert generate(path, "-p", "x", "--jacobi", "-n", "auto", "--json", "--max-tokens", "20") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert sum(result["passes_by_width"].values()) == result["forward_passes"]
+    assert {int(width) for width in result["passes_by_width"]} <= set(result["width_class"])
+    assert generate(path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
+    assert re.search(r"jacobi, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
+
+
+def test_each_text_is_decoded_by_the_better_one_of_jacobi_and_heads(
+    tiny_gguf: Callable[..., Path], costs: Callable[..., None], capsys: Any
+) -> None:
+    path = tiny_gguf("q8_0", heads=4, counting=3.0, metadata={"nptool.method": "cllm"})
+    words = ("-p", "x", "--max-tokens", "30")
+    costs(lambda width: 1e-3 * (1 + width / 1000))
+    assert generate(path, *words, "--jacobi", "--heads") == 0
+    way = r"(jacobi|heads|heads-tree), passes by width [\d:, ]+; AR's text at any width of 2, [\d, ]+"
+    assert re.fullmatch(FIGURES + rf"\[{way}\]\n", capsys.readouterr().err)
+    assert generate(path, *words, "--jacobi", "--heads", "-n", "8", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["method"], result["n"]) in (("jacobi", 8), ("heads", 4), ("heads-tree", 8))
+    assert generate(path, *words, "--compare", "--heads") == 0
+    assert re.search(r"heads or heads-tree, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
+    assert generate(path, *words, "--jacobi", "--heads", "--fixed") == 2
+    assert "Jacobi iteration and heads are two methods, and steps of a fixed width" in capsys.readouterr().err
+    assert generate(tiny_gguf("q8_0"), *words, "--jacobi", "--heads") == 2
+    assert "is a model without extra heads; train some" in capsys.readouterr().err
+
+
+def test_where_wide_steps_cost_too_much_every_method_is_plain_ar(
+    tiny_gguf: Callable[..., Path], costs: Callable[..., None], capsys: Any
+) -> None:
+    path = tiny_gguf("q8_0", heads=4, counting=3.0, metadata={"nptool.method": "cllm"})
+    words = ("-p", "x", "--max-tokens", "30")
+    costs(lambda width: 1e-3 * width**2)
+    assert generate(path, *words) == 0
+    expected = capsys.readouterr().out
+    assert generate(path, *words, "--jacobi", "--heads") == 0
+    shown = capsys.readouterr()
+    assert shown.out == expected
+    ending = r"\[plain AR, which promised most for this text; --fixed gives every step n rows\]\n"
+    assert re.fullmatch(FIGURES + ending, shown.err)
+    assert " 30 forward passes for 30 tokens]" in shown.err
+
+
+def test_without_a_prompt_it_takes_a_held_out_one_and_says_so(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["generate"], debug=False) == 2
+    assert "no run in runs/ yet" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (tmp_path / "runs" / "latest").write_text("small\n")
+    (folder / "config.json").write_text("{}")
+    assert run(["generate"], debug=False) == 2
+    assert "runs/small has no model.gguf yet; make it with `nptool convert`" in capsys.readouterr().err
+    (folder / "model.gguf").write_bytes(tiny_gguf("f16").read_bytes())
+    assert run(["generate", "-t", "1"], debug=False) == 2
+    assert "model.gguf has no held-out prompts beside it" in capsys.readouterr().err
+    (folder / "heldout.jsonl").write_text('{"prompt": "one", "response": "1"}\n{"prompt": "two"}\n')
+    assert run(["generate", "-t", "1", "--max-tokens", "5", "--seed", "1"], debug=False) == 0
+    held_out = capsys.readouterr()
+    assert re.match(r"prompt: .*runs/small/heldout\.jsonl:2 \(held out\)\ntwo\n", held_out.err)
+    assert run(["generate", "-t", "1", "--max-tokens", "5", "-p", "two"], debug=False) == 0
+    assert capsys.readouterr().out == held_out.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-n", "0", "--jacobi"], "-n must be at least 1, got 0"),
+        (["-n", "-3", "--jacobi"], "-n must be at least 1, got -3"),
+        (["-n", "600", "--jacobi"], "-n 600 is above the batch limit of 512 rows"),
+        (["-c", "20"], "the prompt has 44 tokens and the context holds 20; shorten it or raise -c"),
+        (["-c", "0"], "the context must be at least 1, got 0"),
+        (["-t", "0"], "the threads must be at least 1, got 0"),
+        (["--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
+        (["--temp", "-1"], "--temp must be 0 or more, got -1.0"),
+        (["--top-p", "2"], "--top-p must be from 0 to 1, got 2.0"),
+        (["-f", "prompt.txt"], "-p and -f are two prompts; give one of them"),
+        (["-n", "many"], "-n must be a whole number or auto, got 'many'"),
+    ],
+)
+def test_mistakes(tiny_gguf: Callable[..., Path], words: list[str], message: str, capsys: Any) -> None:
+    assert generate(tiny_gguf("f16"), "-p", "a bad idea " * 5, *words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("nptool: error: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_files_that_are_no_models(tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "text.gguf").write_text("hello")
+    (tmp_path / "cut.gguf").write_bytes(tiny_gguf("f16").read_bytes()[:-1000])
+    for name, message in (
+        ("none.gguf", "does not exist"),
+        ("text.gguf", "is not a GGUF file"),
+        ("cut.gguf", "is truncated"),
+    ):
+        for words in (["generate", "-p", "x"], ["chat"]):
+            assert run([*words, "-m", str(tmp_path / name)], debug=False) == 2
+            shown = capsys.readouterr()
+            assert shown.out == ""
+            assert re.fullmatch(rf"nptool: error: .*{name} {message}.*\n", shown.err)
+
+
+def test_prompt_files_that_cannot_be_read(tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    assert generate(tiny_gguf("f16"), "-f", str(tmp_path / "bytes")) == 2
+    assert "bytes is not UTF-8 text (byte 0)" in capsys.readouterr().err
+    assert generate(tiny_gguf("f16"), "-f", str(tmp_path / "none")) == 2
+    assert "cannot read" in capsys.readouterr().err
