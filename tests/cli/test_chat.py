@@ -61,7 +61,7 @@ def test_commands(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatc
     assert "turns: 1; " in shown.err
     assert "for 4 tokens; 3 tokens prefilled\n" in shown.err
     assert "the conversation is forgotten\n" in shown.err
-    assert shown.err.count("/reset  forget the conversation\n") == 1
+    assert shown.err.count("/reset  start a new conversation\n") == 1
 
 
 def test_a_message_of_several_lines_from_a_pipe(
@@ -122,7 +122,7 @@ def test_a_conversation_that_does_not_fit(
     ("keys", "code", "words"),
     [
         (b"hello\r\x04", 0, [b"tokens per forward", b"/help lists the commands"]),
-        (b"two\\\rlines\r/stats\r/what\r\x04", 0, [b"turns: 1; ", b"unknown command /what", b"/reset  forget"]),
+        (b"two\\\rlines\r/stats\r/what\r\x04", 0, [b"turns: 1; ", b"unknown command /what", b"/reset  start"]),
         (b"\x03", 130, [b"the chat was left"]),
     ],
 )

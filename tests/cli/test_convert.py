@@ -64,7 +64,7 @@ def test_heads(
     lines = capsys.readouterr().out.splitlines()
     size = (tmp_path / "mine-f32.gguf").stat().st_size
     assert f", {size / 2**20:.1f} MiB, " in lines[0]
-    assert lines[2].startswith("2 extra heads behind it: f32, 0.")
+    assert lines[2].startswith("2 extra heads after the model: f32, 0.")
     for number, line in enumerate(lines[3:5], start=2):
         assert line.startswith(f"head {number}: 52 tokens: logits differ by at most ")
         assert line.endswith(" of their spread), 100% with the same most likely token")
@@ -82,15 +82,15 @@ def test_heads(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 extra heads behind it: q8_0, " in done.stdout
+    assert "2 extra heads after the model: q8_0, " in done.stdout
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         (
             "convert",
-        ): "no checkpoint was named and there is no run to take it from; write `nptool convert DIR`, or train one "
-        "with `nptool train`",
+        ): "no checkpoint is given and there is no run to take it from; name one with `nptool convert DIR`, or "
+        "train one with `nptool train`",
         ("convert", "./none"): "./none does not exist; expected a Hugging Face directory or Hub id",
         ("convert", "--type", "q9", "./none"): "--type q9 is not known; choose one of ",
     }

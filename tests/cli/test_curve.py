@@ -11,8 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from nptool.cli.curve_output import duration, print_curves
-from nptool.cli.curve_picture import picture
+from nptool.cli.curve_output import duration, picture, print_curves
 from nptool.cli.train_cllm import train_cllm
 from nptool.errors import UsageError
 from nptool.training.cllm import train as training
@@ -77,26 +76,14 @@ def test_times_are_said_in_the_unit_that_reads_best(seconds: float, text: str) -
 
 def test_the_picture_joins_the_points_of_each_round() -> None:
     tree = ElementTree.fromstring(picture([make(16, 1.0, 2.0, 4.0), make(32, 3.0, 5.0)], "a < b"))
-    texts = [element.text for element in tree.iter(f"{SVG}text")]
-    for expected in ("a < b", "round 1, n = 16", "round 2, n = 32", "4.00", "5.00", "0", "6", "0 s", "3 min"):
+    texts = ["".join(element.itertext()) for element in tree.iter(f"{SVG}text")]
+    for expected in ("a < b", "● round 1, n = 16", "● round 2, n = 32", "training time without measuring, min", "3"):
         assert expected in texts
-    lines = [element.get("points", "").split() for element in tree.iter(f"{SVG}polyline")]
-    places = [[tuple(map(float, place.split(","))) for place in line] for line in lines]
-    assert [len(line) for line in places] == [3, 2]
-    # 180 seconds in all lie between x = 60 and 740; round 2 begins where round 1 ended.
-    assert [x for x, _ in places[0]] == pytest.approx([60, 60 + 680 / 3, 60 + 2 * 680 / 3], abs=0.1)
-    assert [x for x, _ in places[1]] == pytest.approx([60 + 2 * 680 / 3, 740], abs=0.1)
-    # Equal gains are equal distances upwards.
-    (_, one), (_, two), (_, four) = places[0]
-    assert (one - two) == pytest.approx((two - four) / 2, abs=0.2)
+    assert "too few measurements to say whether more training helps; give a smaller --curve" in texts
+    # Round 2 begins where round 1 ended, after 2 of 3 minutes.
     notes = [element.text for element in tree.iter(f"{SVG}title")]
-    assert notes == [
-        "step 0, 0.0 s: 1.00",
-        "step 100, 60.0 s: 2.00",
-        "step 200, 2.0 min: 4.00",
-        "step 0, 0.0 s: 3.00",
-        "step 100, 60.0 s: 5.00",
-    ]
+    assert sorted(notes) == ["0: 1", "1: 2", "2: 3", "2: 4", "3: 5"]
+    assert len(list(tree.iter(f"{SVG}polyline"))) == 2
 
 
 def test_one_measurement_is_a_picture_too() -> None:

@@ -183,7 +183,7 @@ def test_inspect(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].endswith(", 3 heads on the input of layer 1")
     assert lines[2].startswith(f"head 2: byte {summary['parts'][1]['offset']}, ")
     assert lines[2].endswith("architecture llama, 1 layer, 0.5M parameters (100.0% F32)")
-    assert lines[4] == "head 2 held out: first choice right 50.0%, one of 2 right 75.0%"
+    assert lines[4] == "head 2 held out: top-1 50.0%, top-2 75.0%"
     assert sum(line.startswith("  token_embd.weight ") for line in lines) == 3
 
 
