@@ -40,7 +40,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Interrupted(str(interrupt) or "interrupted; finished steps are kept") from interrupt
+            raise Interrupted(str(interrupt)) from interrupt
 
 
 app = typer.Typer(
@@ -100,7 +100,7 @@ def run(words: Sequence[str], debug: bool) -> int:
         result = app(args=list(words), prog_name="nptool", standalone_mode=False)
     except NptoolError as error:
         return _fail(str(error), debug)
-    except (Interrupted, KeyboardInterrupt) as interrupt:
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as interrupt:
         if debug:
             raise
         _say(str(interrupt) or "interrupted; finished steps are kept")
@@ -109,9 +109,6 @@ def run(words: Sequence[str], debug: bool) -> int:
         # The reader of the pipe (`| head`) has exited; without this, flushing stdout at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except typer.Abort:
-        _say("interrupted; finished steps are kept")
-        return INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             where = getattr(getattr(error, "ctx", None), "command_path", "nptool")
