@@ -1,4 +1,4 @@
-"""What every test of a command gets: its own folder, and an empty standard input."""
+"""Every test of a command runs in its own folder, with an empty standard input."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class TestCalibrate:
         assert sum(line.startswith("    1 █") for line in lines) == 2
 
     def test_the_table_shows_what_was_measured(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """A width may be faster behind the longer text, where llama.cpp takes another way; plans read it as flat."""
+        """Also where a width is faster after the longer prefix, as when llama.cpp switches kernels."""
         seconds = ((0.001, 0.0248), (0.003, 0.0202))
         measured = Calibration((128, 640), (1, 64), seconds, ((1,), (64,)), complete=True, spent=1.0)
         machine = {"processor": "one", "cores": 2}

@@ -19,7 +19,7 @@ from nptool.cli.app import run
 from nptool.llama.context import Context
 
 FIGURES = r"\[[\d.]+ tokens/s, [\d.]+ tokens per forward, \d+ forward passes for \d+ tokens\]\n"
-# What prompt_toolkit writes when it begins to read a line.
+# prompt_toolkit writes it before it reads a line.
 BRACKETED_PASTE_ON = b"\x1b[?2004h"
 
 
@@ -93,7 +93,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
     lines(monkeypatch, "a\n/stats\nb\n")
     assert chat(tiny_gguf("f16"), "--max-tokens", "20") == 0
     shown = capsys.readouterr()
-    # Warming up is one call, the prefill another; seven steps were whole when the interrupt came.
+    # Warm-up and prefill are one call each; seven steps were complete when the interrupt came.
     assert re.search(r"^\[stopped\]\n\[.* 7 forward passes for 7 tokens\]\nturns: 1; ", shown.err)
     assert "20 forward passes for 20 tokens" in shown.err
 
@@ -140,7 +140,7 @@ def test_in_a_terminal(tiny_gguf: Callable[..., Path], keys: bytes, code: int, w
             while chunk := os.read(leader, 4096):
                 shown += chunk
         except OSError:
-            pass  # Linux reports the end of the other side so.
+            pass  # On Linux, reading after the other side has closed fails.
         assert process.wait(60) == code
     os.close(leader)
     for word in words:

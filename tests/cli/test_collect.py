@@ -1,4 +1,4 @@
-"""`nptool collect` as it is typed."""
+"""`nptool collect`: table, JSON, exit codes, defaults of a run."""
 
 from __future__ import annotations
 

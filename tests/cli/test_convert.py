@@ -1,4 +1,4 @@
-"""`nptool convert` as it is typed."""
+"""`nptool convert`: output, errors, heavy imports, Hub ids."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_without_verification_torch_is_not_needed(tmp_path: Path, make_checkpoin
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
 
 
-def test_the_directory_one_stands_in(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_directory(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     directory = make_checkpoint()
     monkeypatch.chdir(directory)
     assert run(["convert", ".", "--no-verify"], debug=False) == 0

@@ -1,4 +1,4 @@
-"""The curve as bars in the terminal and as a picture."""
+"""Curves of `nptool train cllm`, as bars and as a picture."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_long_curve_is_thinned_but_keeps_its_ends(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0.0 s"), (119.9, "119.9 s"), (120.0, "2.0 min"), (7200.0, "2.0 h")]
 )
-def test_times_are_said_in_the_unit_that_reads_best(seconds: float, text: str) -> None:
+def test_durations_have_a_readable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -124,7 +124,7 @@ def test_a_finished_run_is_drawn_without_its_data(invoke: Callable[..., Result],
     assert drawn["run"] == "runs/one"
     assert drawn["curve"]["points"] == json.loads(Path("runs/one/curve.json").read_text())["points"]
     assert Path("c.svg").is_file()
-    # Two rounds are not done: there is something to train, and no data to train on.
+    # The second round is not done, and there is no data to train it on.
     error = CliRunner().invoke(app, ["--plot", "--rounds", "2", *words]).exception
     assert isinstance(error, UsageError)
     assert str(error).startswith("runs/one holds no collected.parquet; make trajectories")
@@ -140,7 +140,7 @@ def test_a_run_without_a_curve_says_so(invoke: Callable[..., Result]) -> None:
 
 
 def test_a_run_without_a_curve_is_not_trained_on_other_data(invoke: Callable[..., Result]) -> None:
-    """Named without data: it is that run's curve that is asked for."""
+    """--name without data asks for that run's curve."""
     assert invoke().exit_code == 0
     app = typer.Typer()
     app.command()(train_cllm)

@@ -34,9 +34,9 @@ def generate(path: Path, *words: str) -> int:
 
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[int], float]], None]:
-    """Lets a step of w rows seem to cost what a function says; nothing is known from elsewhere.
+    """Replaces the measured cost of a step of w rows by a function of w, with an empty cache.
 
-    What a tiny model really costs is a matter of the moment, and so is what the first text is then decoded by.
+    A tiny model's real costs vary from run to run, and with them the method of the first text.
     """
     monkeypatch.setenv(OVERRIDE, str(tmp_path / "costs"))
 
@@ -100,7 +100,7 @@ def test_a_pipe_that_brings_nothing_is_given_up(
 
 
 @pytest.mark.parametrize("words", [("-p", "a\udcff"), ()], ids=["line", "pipe"])
-def test_a_prompt_that_is_no_utf_8(
+def test_a_prompt_that_is_not_utf_8(
     words: tuple[str, ...], tiny_gguf: Callable[..., Path], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xffc"), encoding="utf-8"))
@@ -273,7 +273,7 @@ def test_mistakes(tiny_gguf: Callable[..., Path], words: list[str], message: str
     assert shown.err.count("\n") == 1
 
 
-def test_files_that_are_no_models(tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+def test_files_that_are_not_models(tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "text.gguf").write_text("hello")
     (tmp_path / "cut.gguf").write_bytes(tiny_gguf("f16").read_bytes()[:-1000])
     for name, message in (

@@ -1,4 +1,4 @@
-"""What every test of training gets: its own folder, and one thread."""
+"""Every test of training runs in its own folder, on one thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two-layer models are fastest on one thread; run directories and files belong into the test's own folder."""
+    """Two-layer models are fastest on one thread; run directories and files are written to the current folder."""
     monkeypatch.chdir(tmp_path)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a training takes from a run, how its own run is called, and what the estimate says before it."""
+"""What a training takes from the newest run, the name of its own, and its estimate."""
 
 from __future__ import annotations
 

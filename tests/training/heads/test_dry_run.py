@@ -1,4 +1,4 @@
-"""The estimate before a training of heads."""
+"""The estimate of a training of heads."""
 
 from __future__ import annotations
 
