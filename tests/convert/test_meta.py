@@ -171,7 +171,7 @@ def test_the_command(
         # As in Meta's own tokenizer: the beginning of a text, its end.
         assert (model.bos, model.eos, model.adds_bos) == (1, 2, True)
     assert run(["generate", "-m", "7b_1t_4-q8_0.gguf", "--heads", "-p", "the cat", "--max-tokens", "8"], False) == 0
-    assert "2 extra heads behind it: q8_0" in capsys.readouterr().out
+    assert "2 extra heads after the model: q8_0" in capsys.readouterr().out
 
 
 def refusal(directory: Path, capsys: pytest.CaptureFixture[str]) -> str:

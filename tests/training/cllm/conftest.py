@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from fixtures.trajectories import random_trajectories, random_trajectory, write_trajectories
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -22,9 +22,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nptool.checkpoints import load_tokenizer, save_model
-from nptool.collection.store import CollectionMetadata, Trajectory, write_collected
-from nptool.data.rendering import tokenizer_digest
+from nptool.checkpoints import save_model
+from nptool.collection.store import Trajectory
 from nptool.training.base.config import SMALLEST_VOCABULARY
 from nptool.training.base.tokenizer import train_tokenizer
 
@@ -96,30 +95,7 @@ def eager_llama() -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def make_trajectory() -> Callable[..., Trajectory]:
     """Makes a random trajectory from a seed and lengths."""
-    return _make_trajectory
-
-
-def _make_trajectory(seed: int, prompt: int = 5, response: int = 9, block: int = 4) -> Trajectory:
-    """A trajectory of random tokens: each state fixes the first wrong token, and by chance some behind it."""
-    rng = np.random.default_rng(seed)
-
-    def draw(count: int) -> np.ndarray:
-        return rng.integers(VOCABULARY, size=count).astype(np.int32)
-
-    response_ids = draw(response)
-    fixed = np.concatenate([response_ids, draw(-response % block)]).reshape(-1, block)
-    return Trajectory(draw(prompt), response_ids, draw(response + 2), tuple(_states(row, rng) for row in fixed))
-
-
-def _states(fixed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    state = rng.integers(VOCABULARY, size=len(fixed)).astype(np.int32)
-    states = [state]
-    while (state != fixed).any():
-        right = int(np.flatnonzero(state != fixed)[0]) + 1
-        state = np.where(rng.random(len(fixed)) < 0.3, fixed, rng.integers(VOCABULARY, size=len(fixed)))
-        state[:right] = fixed[:right]
-        states.append(state.astype(np.int32))
-    return np.stack(states)
+    return random_trajectory
 
 
 @pytest.fixture(scope="session")
@@ -137,21 +113,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def collected(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """A file of 30 random trajectories of the checkpoint's vocabulary, n = 4."""
-    tokenizer = load_tokenizer(checkpoint)
-    metadata = CollectionMetadata(
-        n=4,
-        model=str(checkpoint),
-        model_digest="0",
-        tokenizer_digest=tokenizer_digest(tokenizer),
-        vocab_size=len(tokenizer),
-        template=str(tokenizer.chat_template),
-        seed=0,
-        temperature=0.0,
-        max_new_tokens=32,
-        end_token_ids=(int(tokenizer.eos_token_id),),
-        pad_token_id=int(tokenizer.pad_token_id),
-        augmented=False,
-    )
     path = tmp_path_factory.mktemp("collected") / "trajectories.parquet"
-    write_collected(path, metadata, [_make_trajectory(seed, 3 + seed % 5, 5 + seed % 9) for seed in range(30)])
-    return path
+    return write_trajectories(path, checkpoint, random_trajectories(30))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.trajectories import write_trajectories
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -22,9 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nptool.checkpoints import load_tokenizer, save_model
-from nptool.collection.store import CollectionMetadata, Trajectory, write_collected
-from nptool.data.rendering import tokenizer_digest
+from nptool.checkpoints import save_model
+from nptool.collection.store import Trajectory
 from nptool.training.base.config import SMALLEST_VOCABULARY
 from nptool.training.base.tokenizer import train_tokenizer
 
@@ -103,24 +103,8 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture
 def collected(tmp_path: Path, checkpoint: Path) -> Path:
     """A file of 40 trajectories, n = 4, whose responses count, modulo 5, upwards from the prompt's last token."""
-    tokenizer = load_tokenizer(checkpoint)
-    metadata = CollectionMetadata(
-        n=4,
-        model=str(checkpoint),
-        model_digest="0",
-        tokenizer_digest=tokenizer_digest(tokenizer),
-        vocab_size=len(tokenizer),
-        template=str(tokenizer.chat_template),
-        seed=0,
-        temperature=0.0,
-        max_new_tokens=32,
-        end_token_ids=(int(tokenizer.eos_token_id),),
-        pad_token_id=int(tokenizer.pad_token_id),
-        augmented=False,
-    )
-    path = tmp_path / "collected" / "trajectories.parquet"
-    write_collected(path, metadata, [_counting(seed, 3 + seed % 5, 5 + seed % 9) for seed in range(40)])
-    return path
+    rows = [_counting(seed, 3 + seed % 5, 5 + seed % 9) for seed in range(40)]
+    return write_trajectories(tmp_path / "collected" / "trajectories.parquet", checkpoint, rows)
 
 
 def _counting(seed: int, prompt: int, response: int, block: int = 4) -> Trajectory:

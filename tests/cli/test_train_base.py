@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -165,15 +163,3 @@ def test_ctrl_c_says_what_was_kept(capsys: pytest.CaptureFixture[str], monkeypat
     assert capsys.readouterr().err == (
         "nptool: interrupted at step 2 of 4, which is saved in runs/cut; the same command goes on from there\n"
     )
-
-
-def test_help_loads_no_framework() -> None:
-    script = (
-        "import sys\n"
-        "from nptool.cli.app import run\n"
-        "run(['train', 'base', '--help'], debug=False)\n"
-        "print({'torch', 'transformers', 'numpy', 'llama_cpp'} & set(sys.modules), file=sys.stderr)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stderr == "set()\n"
-    assert "--attention-heads" in result.stdout

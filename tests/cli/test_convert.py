@@ -1,4 +1,4 @@
-"""`nptool convert` as it is typed."""
+"""`nptool convert`: output, errors, heavy imports, Hub ids."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from nptool.llama.gguf_check import read_header
 from nptool.runs import Run
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_newest_run(here: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_newest_run(tmp_path: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     made = Run.create("one")
     made.publish()
     (made.path / "config.json").write_text("{}")
@@ -40,37 +34,37 @@ def test_newest_run(here: Path, make_checkpoint: Callable[..., Path], capsys: py
     assert (metadata["nptool.method"], metadata["nptool.block_size"]) == ("cllm", 16)
 
 
-def test_a_directory(here: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    make_checkpoint().rename(here / "mine")
+def test_a_directory(tmp_path: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    make_checkpoint().rename(tmp_path / "mine")
     assert run(["convert", "mine/", "--type", "q8_0", "--no-verify"], debug=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("mine-q8_0.gguf: q8_0, ")
     assert lines[1:] == ["not verified", "next: nptool chat -m mine-q8_0.gguf"]
-    assert read_header(here / "mine-q8_0.gguf").metadata["general.name"] == "mine"
+    assert read_header(tmp_path / "mine-q8_0.gguf").metadata["general.name"] == "mine"
 
 
-def test_json(here: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json(tmp_path: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     source = str(make_checkpoint())
     assert run(["convert", source, "-o", "sub/x.gguf", "--type", "f32", "--json"], debug=False) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["source"], result["path"], result["file_type"]) == (source, "sub/x.gguf", "f32")
-    assert result["bytes"] == (here / "sub" / "x.gguf").stat().st_size
+    assert result["bytes"] == (tmp_path / "sub" / "x.gguf").stat().st_size
     assert result["verification"]["logits"]["relative"] < 1e-3
     assert (result["remarks"], result["block_size"]) == ([], None)
 
 
 def test_heads(
-    here: Path,
+    tmp_path: Path,
     make_checkpoint: Callable[..., Path],
     add_heads: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    add_heads(make_checkpoint(), 3).rename(here / "mine")
+    add_heads(make_checkpoint(), 3).rename(tmp_path / "mine")
     assert run(["convert", "mine", "--type", "f32", "--heads-type", "f32"], debug=False) == 0
     lines = capsys.readouterr().out.splitlines()
-    size = (here / "mine-f32.gguf").stat().st_size
+    size = (tmp_path / "mine-f32.gguf").stat().st_size
     assert f", {size / 2**20:.1f} MiB, " in lines[0]
-    assert lines[2].startswith("2 extra heads behind it: f32, 0.")
+    assert lines[2].startswith("2 extra heads after the model: f32, 0.")
     for number, line in enumerate(lines[3:5], start=2):
         assert line.startswith(f"head {number}: 52 tokens: logits differ by at most ")
         assert line.endswith(" of their spread), 100% with the same most likely token")
@@ -88,15 +82,15 @@ def test_heads(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 extra heads behind it: q8_0, " in done.stdout
+    assert "2 extra heads after the model: q8_0, " in done.stdout
 
 
-def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         (
             "convert",
-        ): "no checkpoint was named and there is no run to take it from; write `nptool convert DIR`, or train one "
-        "with `nptool train`",
+        ): "no checkpoint is given and there is no run to take it from; name one with `nptool convert DIR`, or "
+        "train one with `nptool train`",
         ("convert", "./none"): "./none does not exist; expected a Hugging Face directory or Hub id",
         ("convert", "--type", "q9", "./none"): "--type q9 is not known; choose one of ",
     }
@@ -108,7 +102,7 @@ def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_interrupt(
-    here: Path,
+    tmp_path: Path,
     make_checkpoint: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -119,10 +113,10 @@ def test_interrupt(
     monkeypatch.setattr("nptool.convert.gguf_file._quantized", interrupted)
     assert run(["convert", str(make_checkpoint()), "-o", "x.gguf", "--type", "q8_0"], debug=False) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "nptool: interrupted; finished steps are kept"
-    assert list(here.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_hub_id(here: Path, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id(tmp_path: Path, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
 
     def fetch(ref: str, allow_patterns: list[str]) -> str:
@@ -135,10 +129,10 @@ def test_hub_id(here: Path, make_checkpoint: Callable[..., Path], monkeypatch: p
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert run(["convert", "someone/model"], debug=False) == 0
     assert fetched == ["someone/model"]
-    assert read_header(here / "model-f16.gguf").metadata["general.name"] == "model"
+    assert read_header(tmp_path / "model-f16.gguf").metadata["general.name"] == "model"
 
 
-def test_without_verification_torch_is_not_needed(here: Path, make_checkpoint: Callable[..., Path]) -> None:
+def test_without_verification_torch_is_not_needed(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
     source = make_checkpoint(dtype=torch.bfloat16)
     program = (
         "import sys\n"
@@ -150,7 +144,7 @@ def test_without_verification_torch_is_not_needed(here: Path, make_checkpoint: C
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
 
 
-def test_the_directory_one_stands_in(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_directory(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     directory = make_checkpoint()
     monkeypatch.chdir(directory)
     assert run(["convert", ".", "--no-verify"], debug=False) == 0

@@ -1,4 +1,4 @@
-"""The curve as bars in the terminal and as a picture."""
+"""Curves of `nptool train cllm`, as bars and as a picture."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from nptool.cli.curve_output import duration, print_curves
-from nptool.cli.curve_picture import picture
+from nptool.cli.curve_output import duration, picture, print_curves
 from nptool.cli.train_cllm import train_cllm
 from nptool.errors import UsageError
 from nptool.training.cllm import train as training
 from nptool.training.cllm.curve import Curve, CurvePoint
 
+pytestmark = pytest.mark.usefixtures("wide")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def make(n: int, *values: float, every: float = 60.0) -> Curve:
     return Curve(n, 8, tuple(CurvePoint(100 * i, every * i, value) for i, value in enumerate(values)))
-
-
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture
@@ -76,32 +70,20 @@ def test_a_long_curve_is_thinned_but_keeps_its_ends(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0.0 s"), (119.9, "119.9 s"), (120.0, "2.0 min"), (7200.0, "2.0 h")]
 )
-def test_times_are_said_in_the_unit_that_reads_best(seconds: float, text: str) -> None:
+def test_durations_have_a_readable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 def test_the_picture_joins_the_points_of_each_round() -> None:
     tree = ElementTree.fromstring(picture([make(16, 1.0, 2.0, 4.0), make(32, 3.0, 5.0)], "a < b"))
-    texts = [element.text for element in tree.iter(f"{SVG}text")]
-    for expected in ("a < b", "round 1, n = 16", "round 2, n = 32", "4.00", "5.00", "0", "6", "0 s", "3 min"):
+    texts = ["".join(element.itertext()) for element in tree.iter(f"{SVG}text")]
+    for expected in ("a < b", "● round 1, n = 16", "● round 2, n = 32", "training time without measuring, min", "3"):
         assert expected in texts
-    lines = [element.get("points", "").split() for element in tree.iter(f"{SVG}polyline")]
-    places = [[tuple(map(float, place.split(","))) for place in line] for line in lines]
-    assert [len(line) for line in places] == [3, 2]
-    # 180 seconds in all lie between x = 60 and 740; round 2 begins where round 1 ended.
-    assert [x for x, _ in places[0]] == pytest.approx([60, 60 + 680 / 3, 60 + 2 * 680 / 3], abs=0.1)
-    assert [x for x, _ in places[1]] == pytest.approx([60 + 2 * 680 / 3, 740], abs=0.1)
-    # Equal gains are equal distances upwards.
-    (_, one), (_, two), (_, four) = places[0]
-    assert (one - two) == pytest.approx((two - four) / 2, abs=0.2)
+    assert "too few measurements to say whether more training helps; give a smaller --curve" in texts
+    # Round 2 begins where round 1 ended, after 2 of 3 minutes.
     notes = [element.text for element in tree.iter(f"{SVG}title")]
-    assert notes == [
-        "step 0, 0.0 s: 1.00",
-        "step 100, 60.0 s: 2.00",
-        "step 200, 2.0 min: 4.00",
-        "step 0, 0.0 s: 3.00",
-        "step 100, 60.0 s: 5.00",
-    ]
+    assert sorted(notes) == ["0: 1", "1: 2", "2: 3", "2: 4", "3: 5"]
+    assert len(list(tree.iter(f"{SVG}polyline"))) == 2
 
 
 def test_one_measurement_is_a_picture_too() -> None:
@@ -142,7 +124,7 @@ def test_a_finished_run_is_drawn_without_its_data(invoke: Callable[..., Result],
     assert drawn["run"] == "runs/one"
     assert drawn["curve"]["points"] == json.loads(Path("runs/one/curve.json").read_text())["points"]
     assert Path("c.svg").is_file()
-    # Two rounds are not done: there is something to train, and no data to train on.
+    # The second round is not done, and there is no data to train it on.
     error = CliRunner().invoke(app, ["--plot", "--rounds", "2", *words]).exception
     assert isinstance(error, UsageError)
     assert str(error).startswith("runs/one holds no collected.parquet; make trajectories")
@@ -158,7 +140,7 @@ def test_a_run_without_a_curve_says_so(invoke: Callable[..., Result]) -> None:
 
 
 def test_a_run_without_a_curve_is_not_trained_on_other_data(invoke: Callable[..., Result]) -> None:
-    """Named without data: it is that run's curve that is asked for."""
+    """--name without data asks for that run's curve."""
     assert invoke().exit_code == 0
     app = typer.Typer()
     app.command()(train_cllm)

@@ -1,4 +1,4 @@
-"""`nptool collect` as it is typed."""
+"""`nptool collect`: table, JSON, exit codes, defaults of a run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from nptool.cli.app import run
 from nptool.collection.store import read_collected
 
 
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    lines = (json.dumps({"question": f"What is {number}?", "answer": f"It is {number}."}) for number in range(20))
+    path.write_text("\n".join(lines))
+    return path
+
+
 def test_table_json_and_exit_codes(
     checkpoint: Path,
     questions: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     words = ["collect", "-m", str(checkpoint), "--data", str(questions), "--limit", "9", "--max-new-tokens", "24"]
     assert run([*words, "--keep-degenerate", "-n", "8", "-o", "a.parquet"], debug=False) == 0
     shown = capsys.readouterr().out
@@ -44,10 +50,8 @@ def test_newest_run_is_the_default(
     checkpoint: Path,
     questions: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert run(["collect"], debug=False) == 2
     assert "no run in runs/ yet" in capsys.readouterr().err
     place = tmp_path / "runs" / "first"

@@ -1,4 +1,4 @@
-"""Line charts: well-formed SVG with every point where its values say."""
+"""Line charts are well-formed SVG, with every point at the place of its values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def texts(root: ElementTree.Element) -> list[str]:
     return ["".join(text.itertext()) for text in root.iter(f"{NAMESPACE}text")]
 
 
-def test_points_lie_where_their_values_say() -> None:
+def test_points_are_at_the_place_of_their_values() -> None:
     chart = Chart("t", "tokens", "speed", {"a": [(10, 0), (15, 2.5), (20, 5)], "b": [(20, 1)]})
     root = ElementTree.fromstring(svg(chart))
     second, first = lines(root)
@@ -52,7 +52,7 @@ def test_every_doubling_has_the_same_length() -> None:
     assert texts(root) == ["t", "0", "0.2", "0.4", "0.6", "0.8", "1", "1", "2", "4", "8", "16", "width", "ratio"]
 
 
-def test_charts_stand_one_below_the_other_and_names_are_escaped() -> None:
+def test_charts_are_stacked_and_names_are_escaped() -> None:
     charts = [Chart(f"<{name}> & co", "x", "y", {"one": [(0, -1), (0, -1)]}) for name in "ab"]
     root = ElementTree.fromstring(svg(*charts))
     assert root.attrib["height"] == str(2 * HEIGHT)

@@ -1,4 +1,4 @@
-"""`nptool quantize` and `nptool inspect`: model and heads, their types, what is kept and what is refused."""
+"""`nptool quantize` and `nptool inspect`: model and heads, their types, what is kept and what is an error."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_types(
 def test_heads_give_what_convert_gives(
     converted: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """F16 by llama.cpp's quantizer is F16 by nptool, byte for byte in every head."""
+    """llama.cpp's quantizer and nptool give the same F16, byte for byte in every head."""
     output(["quantize", str(converted), str(tmp_path / "f16.gguf"), "f16", "--heads-type", "f16", "--json"], capsys)
     found = find_parts(tmp_path / "f16.gguf")
     for part, old in zip(found.heads, find_parts(converted).heads, strict=True):
@@ -102,7 +102,7 @@ def test_heads_give_what_convert_gives(
 
 
 def tensor_values(part: Part, name: str) -> np.ndarray[Any, Any]:
-    """A tensor's bytes, by gguf's own reader of the part alone."""
+    """A tensor's bytes, read by gguf from the part alone."""
     alone = part.header.path.with_suffix(".part")
     alone.write_bytes(part.header.path.read_bytes()[part.offset : part.offset + part.size])
     tensor = next(tensor for tensor in gguf.GGUFReader(alone).tensors if tensor.name == name)
@@ -183,14 +183,14 @@ def test_inspect(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].endswith(", 3 heads on the input of layer 1")
     assert lines[2].startswith(f"head 2: byte {summary['parts'][1]['offset']}, ")
     assert lines[2].endswith("architecture llama, 1 layer, 0.5M parameters (100.0% F32)")
-    assert lines[4] == "head 2 held out: first choice right 50.0%, one of 2 right 75.0%"
+    assert lines[4] == "head 2 held out: top-1 50.0%, top-2 75.0%"
     assert sum(line.startswith("  token_embd.weight ") for line in lines) == 3
 
 
 def test_inspect_and_quantize_when_the_tail_is_gone(
     converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """llama.cpp's quantizer, like any tool that rewrites the file, knows the model only."""
+    """llama.cpp's quantizer, like any tool that rewrites the file, drops the heads."""
     from nptool.convert.file_types import FILE_TYPES
     from nptool.convert.quantize import quantize_gguf
     from nptool.progress import silent

@@ -1,4 +1,4 @@
-"""`nptool train heads` on the command line, and what it would do without doing it."""
+"""`nptool train heads`: options, output, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -15,14 +15,9 @@ from nptool.collection.store import read_collected
 from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.runs import Run
 from nptool.training.heads.config import HeadsConfig
-from nptool.training.heads.dry_run import dry_run
 from nptool.training.heads.preparation import split_heldout
-from nptool.training.heads.train import train_heads
 
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("wide")
 
 
 @pytest.fixture
@@ -112,8 +107,8 @@ def test_as_many_heads_as_the_model_has(invoke: Callable[..., Result], collected
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("heads.json", {"hidden_size": 8}, "are for a model with hidden_size 8, the one beside them has 16"),
-        ("heads.json", {"trunk_layer": 1}, "are for a model with trunk_layer 1, the one beside them has 2"),
+        ("heads.json", {"hidden_size": 8}, "are for a model with hidden_size 8, the one beside them has 32"),
+        ("heads.json", {"trunk_layer": 0}, "are for a model with trunk_layer 0, the one beside them has 1"),
         ("heads.json", {"count": "4"}, "heads.json is damaged: count is '4'"),
         ("heads.safetensors", None, "heads.safetensors is truncated or no safetensors file; copy it again"),
     ],
@@ -130,16 +125,3 @@ def test_an_estimate_of_damaged_heads_fails_as_the_training_would(
     ]
     assert text in messages[0]
     assert messages[0] == messages[1]
-
-
-def test_the_estimate_counts_what_the_training_will_do(collected: Path) -> None:
-    config = HeadsConfig(data=(collected,), epochs=3.0, batch_tokens=150, heldout=0.2, name="one")
-    estimate = dry_run(config)
-    result = train_heads(config)
-    assert estimate["steps"] == result.steps
-    assert estimate["trained_parameters"] == result.trained_parameters
-    assert estimate["parameters"] == result.parameters + result.trained_parameters
-    assert estimate["memory"]["gradients"] == 4 * result.trained_parameters
-    joint = dry_run(HeadsConfig(data=(collected,), joint=True, name="two"))
-    assert joint["trained_parameters"] == estimate["parameters"]
-    assert joint["memory"]["total"] > estimate["memory"]["total"]
