@@ -13,13 +13,7 @@ from random_model import Shape, write_random_model
 from nptool.bench.calibrate import CalibrationReport
 from nptool.cli.app import run
 from nptool.cli.calibration_output import print_calibration
-<<<<<<< HEAD:tests/bench/test_bench_command.py
 from nptool.decoding.adaptive.cost import Calibration
-from nptool.decoding.loop.sampling import Sampling
-from nptool.text_to_sql import generate_examples
-=======
-from nptool.decoding.adaptive.cost import Calibration
->>>>>>> wt-cli:tests/cli/test_bench.py
 
 KEYS = {
     "name": str,

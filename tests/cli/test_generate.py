@@ -20,7 +20,6 @@ import nptool
 from nptool.cache_folder import OVERRIDE
 from nptool.cli.app import run
 from nptool.cli.decoding_options import widths_used
-from nptool.decoding.adaptive import knowledge
 from nptool.decoding.adaptive.cost import Calibration, calibrate
 from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.llama.context import Context
@@ -46,7 +45,7 @@ def costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable
             times = tuple(tuple(map(seconds, found.widths)) for _ in found.contexts)
             return replace(found, seconds=times, classes=((1,), found.widths[1:]))
 
-        monkeypatch.setattr(knowledge, "calibrate", scripted)
+        monkeypatch.setattr("nptool.decoding.text_model.calibrate", scripted)
 
     return pretend
 

@@ -13,14 +13,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from nptool.decoding.adaptive.cost import Calibration, Costs
-from nptool.decoding.adaptive.gains import LONG, Gains, Shown
+from nptool.decoding.adaptive.gains import LONG, TRIAL_STEPS, Gains, Shown
 from nptool.decoding.loop.steps import Step
 from nptool.decoding.loop.timing import SETTLED
 
 TRIAL_SHARE = 0.015
 """Share of the time that trials may lose."""
-TRIAL_STEPS = 3
-"""Steps of one trial of a width: a Jacobi window needs some until its guess is as good as its width allows."""
 TEXT = 64
 """Tokens that an answer is expected to have when it is planned."""
 MARGIN, BOUND = 1.02, 0.16

@@ -22,12 +22,16 @@ from nptool.method_note import METHOD_KEY, measured_in
 TRAINED = 0.5
 """Exponent of a model that was trained to draft, before its first step; of any other it is 0. While nothing has been
 seen, the exponent may be off by as much."""
-GUESSED = 2.0
-"""Weight of a guess against what was seen, in steps."""
+TRIAL_STEPS = 3
+"""Steps of one trial of a width, which a Jacobi window needs until its guess is as good as its width allows. An
+expectation that was not measured weighs as much as one trial."""
 SHORT, LONG = 20.0, 96.0
 """Steps that the memories for the next step and for the next text reach back."""
 BEND = 16.0
 """Rows up to which the power holds; beyond, y(w) has diminishing returns."""
+
+WINDOW_GAIN = 1.36
+"""Tokens that a sliding window of n adds to one, relative to a block of n, which is nearly done at its end."""
 
 Reach = Callable[[int], float]
 """The base of the power: the tokens of a step of w rows if its drafts are as right as they can be."""
@@ -38,7 +42,7 @@ Shown = dict[int, tuple[float, float]]
 class Gains:
     """y(w) of one method: from the steps of the current text, and from the last few texts."""
 
-    def __init__(self, exponent: float, weight: float = GUESSED, *, drafts: Drafts, reach: Reach = float) -> None:
+    def __init__(self, exponent: float, weight: float = TRIAL_STEPS, *, drafts: Drafts, reach: Reach = float) -> None:
         """Args: `exponent` is expected before the first step, as if `weight` steps of 8 rows had shown it."""
         self.exponent, self.weight = exponent, weight
         self.recent, self.long = Shown(), Shown()
@@ -54,7 +58,7 @@ class Gains:
                 size = log(self._reach(width))
                 total += steps * size * log(max(1.0, tokens / steps))
                 seen += steps * size**2
-        known = seen + max(0.0, self.weight - GUESSED) * self._unit
+        known = seen + max(0.0, self.weight - TRIAL_STEPS) * self._unit
         # Drafts that cannot be right have no curve.
         best = total / (weight + seen) if weight + seen else self.exponent
         return best, TRAINED / sqrt(1.0 + known)
@@ -66,7 +70,7 @@ class Gains:
             if width > 1:
                 (steps, brought), before = shown.get(width, (0.0, 0.0)), curve
                 curve = power_with_bend(self._reach(width), exponent)
-                estimate = (brought + GUESSED * tokens * curve / before) / (steps + GUESSED)
+                estimate = (brought + TRIAL_STEPS * tokens * curve / before) / (steps + TRIAL_STEPS)
                 tokens = max(1.0, min(float(width), estimate))
             found[width] = tokens
         return found
@@ -93,7 +97,7 @@ class Gains:
             self.long = dict(self.recent)
         # The expectation moves to what was learnt as the steps that showed it fade.
         self.exponent = learnt + (self.exponent - learnt) * kept
-        self.weight = GUESSED + max(0.0, self.weight - GUESSED) * kept
+        self.weight = TRIAL_STEPS + max(0.0, self.weight - TRIAL_STEPS) * kept
 
     def _told_by(self, step: Step) -> Sequence[int]:
         """Widths that a step tells of."""
@@ -130,11 +134,12 @@ def first_gains(metadata: Mapping[str, Any], method: Method, heads: int = 1, sha
         firsts = np.asarray(accuracy, dtype=np.float64)[::ranks]
         tokens, rows = 1.0 + float(np.cumprod(firsts).sum()), len(firsts) + 1
     elif measured is not None:
-        tokens, rows = measured.tokens_per_forward, measured.block_size
+        gain = WINDOW_GAIN if method.name == JACOBI else 1.0
+        tokens, rows = 1.0 + gain * (measured.tokens_per_forward - 1.0), measured.block_size
     if method.drafts is Drafts.BRANCHING:
         # The curve is what the accuracies foresee, so they are the 1 in the exponent.
         reach = partial(expected_tokens, shares or assumed_shares(heads - 1))
-        return Gains(1.0, GUESSED if tokens is None else SHORT / 2, drafts=method.drafts, reach=reach)
+        return Gains(1.0, TRIAL_STEPS if tokens is None else SHORT / 2, drafts=method.drafts, reach=reach)
     if tokens is not None and rows > 1:
         return Gains(log(max(1.0, min(tokens, rows))) / log(rows), SHORT / 2, drafts=method.drafts)
     trained = method.heads or metadata.get(METHOD_KEY) == "cllm"

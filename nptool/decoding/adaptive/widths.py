@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from nptool.decoding.adaptive.chooser import TRIAL_STEPS, Chooser, Plan
-from nptool.decoding.adaptive.gains import SHORT
+from nptool.decoding.adaptive.chooser import Chooser, Plan
+from nptool.decoding.adaptive.gains import SHORT, TRIAL_STEPS
 from nptool.decoding.loop.steps import Step
 
 

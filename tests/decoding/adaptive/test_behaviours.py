@@ -11,7 +11,7 @@ import pytest
 
 from nptool.decoding.adaptive.chooser import Chooser
 from nptool.decoding.adaptive.cost import Calibration
-from nptool.decoding.adaptive.gains import GUESSED, SHORT, Gains
+from nptool.decoding.adaptive.gains import SHORT, TRIAL_STEPS, Gains
 from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.loop.steps import Drafts
 
@@ -84,7 +84,7 @@ class World:
 
 class Prior(NamedTuple):
     exponent: float
-    weight: float = GUESSED
+    weight: float = TRIAL_STEPS
 
 
 def chooser_of(
