@@ -35,7 +35,20 @@ class Plan(NamedTuple):
     best_rate: float | None = None
     """Tokens per second of the best known plan, where this one is a trial."""
     time_plain: bool = False
-    """Whether one row should be timed before the first step: nothing has shown it, and no step will."""
+    """Whether one row should be timed before the first step, as no step will show it."""
+
+
+class _Promise(NamedTuple):
+    """Of a width, or of the best one of a plan."""
+
+    rate: float
+    """Tokens per second."""
+    hope: float
+    """The same if all is as good as it may be."""
+    seconds: float
+    """Of a step; of a plan, of the cheapest one that drafts."""
+    margin: float = 1.0
+    """How many times as much as another plan it must promise."""
 
 
 class Chooser:
@@ -44,7 +57,7 @@ class Chooser:
     def __init__(self, calibration: Calibration, learnt: Any = None) -> None:
         """
         Args:
-            learnt: what `to_json` of another process gave.
+            learnt: `to_json` of another process.
 
         Raises:
             ValueError, TypeError, KeyError, AttributeError: `learnt` is something else.
@@ -66,7 +79,7 @@ class Chooser:
             self._resume(learnt)
 
     def add(self, method: str, gains: Gains) -> None:
-        """Let a method be used; `gains` are replaced by what was learnt of it."""
+        """Let a method be used; what was learnt of it takes the place of `gains`."""
         if method in self._known:
             gains.exponent, gains.weight, gains.long = self._known.pop(method)
         self.gains[method] = gains
@@ -75,6 +88,17 @@ class Chooser:
         """Whether the method was used before, in this process or in another."""
         return method in self._known or method in self.gains
 
+    def widths(self, widest: int) -> tuple[int, ...]:
+        """Widths that steps of at most `widest` rows may have, ascending."""
+        known = self.costs.calibration.widths
+        return tuple(sorted({*(width for width in known if width <= widest), min(widest, known[-1])}))
+
+    def classes(self, widest: int) -> list[tuple[int, ...]]:
+        """The same by class."""
+        widths = self.widths(widest)
+        found = [tuple(width for width in members if width in widths) for members in self.costs.calibration.classes]
+        return [members for members in found if members] or [(1,)]
+
     def plan(self, widest: Mapping[str, int], length: int, *, exact: bool) -> Plan:
         """Begin a text of `length` tokens.
 
@@ -82,20 +106,24 @@ class Chooser:
             widest: the methods that may be used, the usual one first, to the most rows of their steps.
             exact: whether the text keeps to one class of widths.
         """
-        rates, hopes, losses = {}, {}, {}
+        options = dict[Plan, _Promise]()
         for number, (method, most) in enumerate(widest.items()):
             self.gains[method].begin()
             for members in self.classes(most) if exact else [self.widths(most)]:
                 # Plain autoregressive decoding is the same in every method.
                 if number == 0 or members != (1,):
-                    option = Plan(method, members)
-                    bound = number > 0 or 1 not in members
-                    rates[option], hopes[option], losses[option] = self._foresee(option, length, bound=bound)
-        best = max(rates, key=lambda option: rates[option][1])
-        rate = rates[best][0]
-        allowed = [o for o in rates if hopes[o] > rate * MARGIN and TEXT * (losses[o] - 1 / rate) <= self._allowance]
-        chosen = max(allowed, key=hopes.__getitem__, default=best)
-        timed = 1 not in chosen.members and self._times_one_row(rate, hopes)
+                    plan = Plan(method, members)
+                    options[plan] = self._promise(plan, length, bound=number > 0 or 1 not in members)
+        best = max(options, key=lambda plan: options[plan].rate / options[plan].margin)
+        rate = options[best].rate
+        trials = [
+            plan
+            for plan, promise in options.items()
+            if promise.hope > rate * MARGIN and TEXT * (promise.seconds - 1 / rate) <= self._allowance
+        ]
+        chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
+        plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
+        timed = 1 not in chosen.members and self._times_one_row(plain > rate * MARGIN, plain)
         return chosen._replace(best_rate=None if chosen is best else rate, time_plain=timed)
 
     def choose(self, method: str, widths: Sequence[int], length: int, current: int) -> tuple[int, float | None]:
@@ -104,27 +132,27 @@ class Chooser:
         Args:
             current: the width in use, which is kept at a tie.
         """
-        rates, hopes = self._rates(method, widths, length, self.gains[method].recent)
-        best = max(rates, key=lambda width: rates[width] * (MARGIN if width == current else 1.0))
-        allowed = [
+        found = self._promises(method, widths, length, self.gains[method].recent)
+        best = max(found, key=lambda width: found[width].rate * (MARGIN if width == current else 1.0))
+        rate = found[best].rate
+        trials = [
             width
-            for width in widths
-            if hopes[width] > rates[best] * MARGIN
-            and TRIAL_STEPS * (self._seconds(method, width, length) - 1 / rates[best]) <= self._allowance
+            for width, promise in found.items()
+            if promise.hope > rate * MARGIN and TRIAL_STEPS * (promise.seconds - 1 / rate) <= self._allowance
         ]
-        chosen = max(allowed, key=hopes.__getitem__, default=best)
-        return (best, None) if chosen == best else (chosen, rates[best])
+        chosen = max(trials, key=lambda width: found[width].hope, default=best)
+        return (best, None) if chosen == best else (chosen, rate)
 
     def learn(self, method: str, steps: Sequence[Step], best_rate: float | None) -> None:
-        """Take steps into account.
+        """Take the steps of one segment into account.
 
         Args:
             best_rate: tokens per second that the best known width would have brought, where these were a trial.
         """
         self.used = self.used or bool(steps)
-        for step in steps:
-            lost = 0.0 if best_rate is None else step.seconds - (step.accepted + 1) / best_rate
-            self._allowance = min(self._allowance + TRIAL_SHARE * step.seconds - lost, self._most)
+        spent = sum(step.seconds for step in steps)
+        lost = 0.0 if best_rate is None else spent - (sum(step.accepted for step in steps) + len(steps)) / best_rate
+        self._allowance = min(self._allowance + TRIAL_SHARE * spent - lost, self._most)
         for rows, run in groupby(steps, key=lambda step: step.rows):
             self.costs.learn(rows, [(step.length, step.seconds - step.drafting) for step in run])
         if drafting := [step.drafting for step in steps if step.drafting and step.drafted]:
@@ -136,13 +164,8 @@ class Chooser:
     def to_json(self) -> dict[str, Any]:
         """What another process may go on from."""
         gains = {name: [found.exponent, found.weight, found.long] for name, found in self.gains.items()}
-        return {
-            "shape": self.costs.shape,
-            "pace": self.costs.pace,
-            "allowance": self._allowance,
-            "drafting": self.drafting,
-            "gains": {**self._known, **gains},
-        }
+        costs = {"shape": self.costs.shape, "pace": self.costs.pace, "drafting": self.drafting}
+        return {**costs, "allowance": self._allowance, "gains": {**self._known, **gains}}
 
     def _resume(self, learnt: Any) -> None:
         self.costs.shape = {int(width): _positive(factor) for width, factor in learnt["shape"].items()}
@@ -153,50 +176,38 @@ class Chooser:
             shown = {int(width): (_positive(steps), _positive(tokens)) for width, (steps, tokens) in long.items()}
             self._known[name] = max(0.0, float(exponent)), _positive(weight), shown
 
-    def _times_one_row(self, rate: float, hopes: Mapping[Plan, float]) -> bool:
-        """Whether a text of wide steps begins with timing one row: at first, and where a faster one may beat `rate`."""
+    def _promise(self, plan: Plan, length: int, *, bound: bool) -> _Promise:
+        """What a text by a plan promises; `bound` if it cannot fall back on plain autoregressive decoding."""
+        gains, start = self.gains[plan.method], self._reading.get(plan.method, 0.0) / TEXT
+        found = self._promises(plan.method, plan.members, length, gains.long)
+        rates = [1 / (1 / one.rate + start) if width > 1 else one.rate for width, one in found.items()]
+        seconds = [one.seconds + start for width, one in found.items() if width > 1 or not bound]
+        return _Promise(
+            rate=max(rates),
+            hope=max(one.hope for one in found.values()),
+            seconds=min(seconds, default=found[plan.members[0]].seconds),
+            margin=MARGIN + BOUND * gains.curve(gains.long)[1] if bound else 1.0,
+        )
+
+    def _promises(self, method: str, widths: Sequence[int], length: int, shown: Shown) -> dict[int, _Promise]:
+        gains, drafting = self.gains[method], self.drafting.get(method, 0.0)
+        exponent, doubt = gains.curve(shown)
+        tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
+        found = {}
+        for width in widths:
+            now, least = self.costs.seconds(width, length)
+            seconds = now + drafting if width > 1 else now
+            found[width] = _Promise(tokens[width] / seconds, hoped[width] / least, seconds)
+        return found
+
+    def _times_one_row(self, may_pay: bool, hope: float) -> bool:
+        """Whether a text of wide steps begins with timing one row: the first time, and where that may pay."""
         if 1 not in self.costs.shape:
             return True
-        hope = max((hope for option, hope in hopes.items() if option.members == (1,)), default=0.0)
-        if hope <= rate * MARGIN or (price := 3 * SETTLED / hope) > self._allowance:
+        if not may_pay or (price := 3 * SETTLED / hope) > self._allowance:
             return False
         self._allowance -= price
         return True
-
-    def widths(self, widest: int) -> tuple[int, ...]:
-        """Widths that may be chosen in steps of at most `widest` rows, ascending."""
-        known = self.costs.calibration.widths
-        return tuple(sorted({*(width for width in known if width <= widest), min(widest, known[-1])}))
-
-    def classes(self, widest: int) -> list[tuple[int, ...]]:
-        """The same by class."""
-        widths = self.widths(widest)
-        found = [tuple(w for w in members if w in widths) for members in self.costs.calibration.classes]
-        return [members for members in found if members] or [(1,)]
-
-    def _foresee(self, option: Plan, length: int, *, bound: bool) -> tuple[tuple[float, float], float, float]:
-        """Tokens per second of a text, and after its margin; the optimistic rate; seconds of a token without drafts."""
-        method, members, gains = option.method, option.members, self.gains[option.method]
-        rates, hopes = self._rates(method, members, length, gains.long)
-        start = self._reading.get(method, 0.0) / TEXT
-        started = {width: 1 / (1 / rate + start) if width > 1 else rate for width, rate in rates.items()}
-        times = [self._seconds(method, width, length) + start for width in members if width > 1 or not bound]
-        rate = max(started.values())
-        margin = MARGIN + BOUND * gains.curve(gains.long)[1] if bound else 1.0
-        return (rate, rate / margin), max(hopes.values()), min(times, default=self._seconds(method, 1, length))
-
-    def _rates(
-        self, method: str, widths: Sequence[int], length: int, shown: Shown
-    ) -> tuple[dict[int, float], dict[int, float]]:
-        """Tokens per second by width: expected, and if all is as good as it may be."""
-        gains = self.gains[method]
-        exponent, doubt = gains.curve(shown)
-        tokens, hoped = (gains.tokens(widths, shown, a) for a in (exponent, exponent + doubt))
-        rates = {width: tokens[width] / self._seconds(method, width, length) for width in widths}
-        return rates, {width: hoped[width] / self.costs.least(width, length) for width in widths}
-
-    def _seconds(self, method: str, width: int, length: int) -> float:
-        return self.costs.seconds(width, length) + (self.drafting.get(method, 0.0) if width > 1 else 0.0)
 
 
 def _positive(value: Any) -> float:

@@ -1,9 +1,9 @@
 """What a model costs on a machine: t(w), the seconds of a batch of w rows, and which widths share their bits.
 
-One calibration measures both: batches of every width over the same tokens are timed, and their rows compared bit for
-bit. Two widths are of one *class* when every row that both computed is equal to the last bit; within a class a step may
-have any width and the text stays the same. The comparison is a self-test on a few tokens, not a proof. While decoding,
-`Costs` corrects the calibrated times by what steps really take.
+One calibration measures both: batches of every width over the same tokens are timed, and their rows are compared bit
+for bit. Two widths are of one *class* when every row that both computed is equal to the last bit; within a class a step
+may have any width and the text stays the same. The comparison is a self-test on a few tokens, not a proof. While
+decoding, `Costs` corrects the calibrated times by what steps really take.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import blake2b
 from math import sqrt
 from statistics import median, median_low
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,10 @@ CONTEXTS = (128, 640)
 """Tokens in the cache; llama.cpp computes the attention of one row in another way from 512 tokens on."""
 BUDGET = 2.0
 """Seconds that a calibration may take."""
-_POSITIONS = 8
+POSITIONS = 8
 """Positions at which the rows of all widths are compared."""
+
+Classes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Calibration:
     """Ascending, from 1."""
     seconds: tuple[tuple[float, ...], ...]
     """t(w): for each context, a median for each of `widths`."""
-    classes: tuple[tuple[int, ...], ...]
+    classes: Classes
     """Widths that give the same bits. A width that does not even agree with itself is in none."""
     complete: bool = True
     """Whether the whole grid was measured before the budget was spent."""
@@ -68,28 +70,20 @@ class Calibration:
     def from_json(cls, value: Any) -> Self:
         """
         Raises:
-            ValueError, TypeError, KeyError: `value` is no calibration.
+            ValueError, TypeError, AttributeError: `value` is no calibration.
         """
-        found = cls(
-            contexts=tuple(int(length) for length in value["contexts"]),
-            widths=tuple(int(width) for width in value["widths"]),
-            seconds=tuple(tuple(float(time) for time in row) for row in value["seconds"]),
-            classes=tuple(tuple(int(width) for width in members) for members in value["classes"]),
-            complete=bool(value["complete"]),
-            spent=float(value["spent"]),
-        )
+        found = cls(**{name: _frozen(part) for name, part in value.items()})
+        times = np.array(found.seconds, dtype=np.float64)
         members = [width for group in found.classes for width in group]
-        sound = (
+        if not (
             found.widths[:1] == (1,)
-            and list(found.widths) == sorted(set(found.widths))
-            and 0 < len(found.seconds) == len(found.contexts) <= len(CONTEXTS)
-            and list(found.contexts) == sorted(found.contexts)
-            and all(len(row) == len(found.widths) for row in found.seconds)
-            and all(0 < time < np.inf for row in found.seconds for time in row)
+            and times.shape == (len(found.contexts), len(found.widths))
+            and bool(np.isfinite(times).all() and (times > 0).all())
+            and all(list(values) == sorted(set(values)) for values in (found.contexts, found.widths))
             and len(members) == len(set(members))
             and set(members) <= set(found.widths)
-        )
-        if not sound:
+            and found.spent >= 0
+        ):
             raise ValueError("no calibration")
         return found
 
@@ -109,13 +103,11 @@ class Costs:
         self._width: int | None = None
         self._lines: dict[int, tuple[float, float]] = {}
 
-    def seconds(self, width: int, length: int) -> float:
-        """t(w) after `length` tokens."""
-        return self._calibrated(width, length) * self.shape.get(width, 1.0) * self.pace
-
-    def least(self, width: int, length: int) -> float:
-        """The same if the width has become as fast as it was calibrated."""
-        return min(self.seconds(width, length), self._calibrated(width, length))
+    def seconds(self, width: int, length: int) -> tuple[float, float]:
+        """t(w) after `length` tokens, and the same if the width has become as fast as it was calibrated."""
+        calibrated = self._calibrated(width, length)
+        now = calibrated * self.shape.get(width, 1.0) * self.pace
+        return now, min(now, calibrated)
 
     def learn(self, width: int, steps: Sequence[tuple[int, float]]) -> None:
         """Take successive steps of one width into account, given as (tokens before the step, seconds)."""
@@ -135,6 +127,15 @@ class Costs:
         return near + slope * max(0, length - self.calibration.contexts[0])
 
 
+class _Found(NamedTuple):
+    """What batches after one text have shown."""
+
+    seconds: dict[int, list[float]]
+    """By width."""
+    rows: dict[int, dict[int, set[bytes]]]
+    """Width and position to digests of the logits: one where the row does not depend on its place in the batch."""
+
+
 def calibrate(
     engine: Engine,
     *,
@@ -151,111 +152,93 @@ def calibrate(
         budget: seconds. Half of it bounds the widening at the first context.
         clock: gives seconds.
     """
-    began = clock()
-    lengths = fitting(engine, contexts)
+    began, lengths = clock(), fitting(engine, contexts)
     possible = [width for width in widths if width <= engine.width]
-    count = lengths[-1] + 2 * engine.width + _POSITIONS
+    count = lengths[-1] + 2 * engine.width + POSITIONS
     tokens = np.random.default_rng(0).integers(0, engine.vocabulary_size, count, dtype=np.int32)
-    near = _Measurement(engine, tokens, lengths[0])
-    for width in possible:
-        if near.seconds and clock() + near.foreseen(width) > began + budget / len(lengths):
-            break
-        near.measure(width)
-    near.repeat(began + budget / len(lengths), clock)
-    found = [near]
-    if lengths[1:] and clock() + near.foreseen_at(lengths[1]) < began + budget:
-        found.append(_Measurement(engine, tokens, lengths[1]))
-        for width in near.seconds:
-            found[1].measure(width)
-        found[1].repeat(began + budget, clock)
+    found = [_measure(engine, tokens, lengths[0], possible, began + budget / len(lengths), clock)]
+    reached, times = list(found[0].seconds), found[0].seconds
+    foreseen = lengths[-1] * min(times[reached[-1]]) / reached[-1]
+    foreseen += sum(len(_starts(width)) * min(times[width]) for width in reached)
+    if len(lengths) > 1 and clock() + foreseen < began + budget:
+        found.append(_measure(engine, tokens, lengths[1], reached, began + budget, clock, widen=False))
     engine.rollback(0)
     return Calibration(
-        contexts=tuple(measured.length for measured in found),
-        widths=tuple(near.seconds),
-        seconds=tuple(tuple(map(median_low, measured.seconds.values())) for measured in found),
-        classes=_classes(found),
-        complete=len(found) == len(lengths) and len(near.seconds) == len(possible),
+        contexts=lengths[: len(found)],
+        widths=tuple(reached),
+        seconds=tuple(tuple(map(median_low, one.seconds.values())) for one in found),
+        classes=_classes(reached, [one.rows for one in found]),
+        complete=len(found) == len(lengths) and len(reached) == len(possible),
         spent=clock() - began,
     )
 
 
 def fitting(engine: Engine, contexts: Sequence[int] = CONTEXTS) -> tuple[int, ...]:
     """The context lengths that a small engine has room for: shorter ones then."""
-    longest = max(1, engine.capacity - _POSITIONS)
+    longest = max(1, engine.capacity - POSITIONS)
     return tuple(sorted({min(length, longest) for length in contexts}))
 
 
-class _Measurement:
-    """Times and rows of batches after `length` tokens."""
-
-    def __init__(self, engine: Engine, tokens: NDArray[np.int32], length: int) -> None:
-        self.length = length
-        self.seconds: dict[int, list[float]] = {}
-        self.rows: dict[int, dict[int, bytes]] = {}
-        """Width and position to the digest of the logits."""
-        self.unsteady: set[int] = set()
-        """Widths whose rows depend on their place in the batch."""
-        self._engine, self._tokens = engine, tokens
-        prefill(engine, tokens[:length])
-
-    def foreseen(self, width: int) -> float:
-        """Seconds that `measure` will take at most, from the widest batch so far."""
-        widest = max(self.seconds)
-        return len(_starts(width)) * min(self.seconds[widest]) * width / widest
-
-    def foreseen_at(self, length: int) -> float:
-        """Seconds that prefilling `length` tokens and measuring the same widths will take there."""
-        widest = max(self.seconds)
-        batches = sum(len(_starts(width)) * min(times) for width, times in self.seconds.items())
-        return length * min(self.seconds[widest]) / widest + batches
-
-    def measure(self, width: int) -> None:
-        """Time overlapping batches, so that a row is seen at several places of a batch."""
-        times, rows = [], self.rows.setdefault(width, {})
-        for start in _starts(width):
-            position, before = self.length + start, self._engine.seconds
-            self._engine.rollback(position)
-            logits_RV = self._engine.evaluate(self._tokens[position : position + width], position)
-            times.append(self._engine.seconds - before)
-            for row, logits_V in enumerate(logits_RV):
-                digest = blake2b(logits_V.tobytes(), digest_size=16).digest()
-                if rows.setdefault(position + row, digest) != digest:
-                    self.unsteady.add(width)
-        self._engine.rollback(self.length)
-        # The first batch of a width builds a new graph.
-        self.seconds[width] = times[1:]
-
-    def repeat(self, end: float, clock: Callable[[], float]) -> None:
-        """Replace the times by those of settled batches, as many as there is time for."""
-        settled: dict[int, list[float]] = {}
-        for width, seconds in time_in_turns(self._engine, self._tokens[: self.length], list(self.seconds), 3):
-            settled.setdefault(width, []).append(seconds)
-            if clock() >= end:
+def _measure(
+    engine: Engine,
+    tokens: NDArray[np.int32],
+    length: int,
+    widths: Sequence[int],
+    end: float,
+    clock: Callable[[], float],
+    widen: bool = True,
+) -> _Found:
+    """Batches after `length` tokens: of each width, with `widen` as long as there is time, then settled ones."""
+    prefill(engine, tokens[:length])
+    found, widest = _Found({}, {}), 0
+    for width in widths:
+        if widen and widest:
+            expected = len(_starts(width)) * min(found.seconds[widest]) * width / widest
+            if clock() + expected > end:
                 break
-        if len(settled) == len(self.seconds):
-            self.seconds = settled
+        times, rows = [], found.rows.setdefault(width, {})
+        for start in range(length, length + _starts(width).stop, _starts(width).step):
+            engine.rollback(start)
+            before = engine.seconds
+            logits_RV = engine.evaluate(tokens[start : start + width], start)
+            times.append(engine.seconds - before)
+            for row, logits_V in enumerate(logits_RV):
+                rows.setdefault(start + row, set()).add(blake2b(logits_V.tobytes(), digest_size=16).digest())
+        engine.rollback(length)
+        # The first batch of a width builds a new graph.
+        found.seconds[width], widest = times[1:], width
+    settled: dict[int, list[float]] = {}
+    for width, seconds in time_in_turns(engine, tokens[:length], list(found.seconds), 3):
+        settled.setdefault(width, []).append(seconds)
+        if clock() >= end:
+            break
+    return found._replace(seconds=settled) if len(settled) == len(found.seconds) else found
 
 
 def _starts(width: int) -> range:
-    """Where the batches of one width begin: all widths see the same positions, and three batches at least."""
-    advance = max(1, min(width, _POSITIONS) // 2)
-    return range(0, max(3, 1 - (width - _POSITIONS) // advance) * advance, advance)
+    """Where batches of one width begin: they overlap, and all widths see the same positions."""
+    advance = max(1, min(width, POSITIONS) // 2)
+    return range(0, max(3, 1 - (width - POSITIONS) // advance) * advance, advance)
 
 
-def _classes(found: Sequence[_Measurement]) -> tuple[tuple[int, ...], ...]:
-    """Widths whose rows are equal wherever both were seen, at every context."""
+def _classes(
+    widths: Sequence[int], contexts: Sequence[dict[int, dict[int, set[bytes]]]]
+) -> tuple[tuple[int, ...], ...]:
+    """Widths whose rows are equal wherever both were seen, in every context."""
+
+    def same(one: int, other: int) -> bool:
+        pairs = [(rows[one], rows[other]) for rows in contexts]
+        return all(len(a[position] | b[position]) == 1 for a, b in pairs for position in a.keys() & b.keys())
+
     groups: list[list[int]] = []
-    for width in found[0].seconds:
-        if any(width in measured.unsteady for measured in found):
-            continue
-        home = next((group for group in groups if all(_same(width, member, found) for member in group)), None)
-        if home is None:
-            groups.append([width])
-        else:
+    for width in widths:
+        home = next((group for group in groups if all(same(width, member) for member in group)), None)
+        if home is not None:
             home.append(width)
-    return tuple(tuple(group) for group in groups)
+        elif same(width, width):
+            groups.append([width])
+    return tuple(map(tuple, groups))
 
 
-def _same(width: int, other: int, found: Sequence[_Measurement]) -> bool:
-    pairs = [(measured.rows[width], measured.rows[other]) for measured in found]
-    return all(one[position] == two[position] for one, two in pairs for position in one.keys() & two.keys())
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

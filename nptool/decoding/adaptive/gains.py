@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import log, sqrt
+from math import exp, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ seen, the exponent may be off by as much."""
 TRIAL_STEPS = 3
 """Steps of one trial of a width, which a Jacobi window needs until its guess is as good as its width allows. An
 expectation that was not measured weighs as much as one trial."""
-SHORT, LONG = 20.0, 96.0
+SHORT, LONG = 24.0, 128.0
 """Steps that the memories for the next step and for the next text reach back."""
 BEND = 16.0
 """Rows up to which the power holds; beyond, y(w) has diminishing returns."""
@@ -84,13 +84,18 @@ class Gains:
         }
 
     def learn(self, steps: Sequence[Step]) -> None:
-        """Take steps into account."""
-        told = []
+        """Take the steps of one segment into account."""
+        gained, drafting = Shown(), 0
         for step in steps:
-            told.append((step, self._told_by(step)))
+            drafting += step.drafted > 0
+            for width in self._told_by(step):
+                count, tokens = gained.get(width, (0.0, 0.0))
+                gained[width] = count + 1, tokens + 1 + min(step.accepted, width - 1)
             self._rows_before = step.rows
-        self.long, _ = _remember(self.long, told, LONG)
-        self.recent, kept = _remember(self.recent, told, SHORT)
+        # A step that drafts nothing fades older ones a quarter as much.
+        worth = (3 * drafting + len(steps)) / 4
+        kept = exp(-worth / SHORT)
+        self.recent, self.long = _joined(self.recent, kept, gained), _joined(self.long, exp(-worth / LONG), gained)
         (learnt, doubt), (of_texts, doubt_of_texts) = self.curve(self.recent), self.curve(self.long)
         if abs(learnt - of_texts) > doubt + doubt_of_texts:
             # Texts are of another kind now.
@@ -146,18 +151,10 @@ def first_gains(metadata: Mapping[str, Any], method: Method, heads: int = 1, sha
     return Gains(TRAINED if trained else 0.0, drafts=method.drafts)
 
 
-def _remember(old: Shown, told: Sequence[tuple[Step, Sequence[int]]], reach_back: float) -> tuple[Shown, float]:
-    """Old steps and new ones with the widths that they tell of, and what is left of the old ones.
-
-    A step that drafts nothing fades older ones a quarter as much.
-    """
-    kept, gained = 1.0, Shown()
-    for step, widths in reversed(told):
-        for width in widths:
-            count, tokens = gained.get(width, (0.0, 0.0))
-            gained[width] = count + kept, tokens + kept * (1 + min(step.accepted, width - 1))
-        kept *= 1 - 1 / reach_back if step.drafted else 1 - 1 / (4 * reach_back)
-    for width, (steps, tokens) in old.items():
-        count, brought = gained.get(width, (0.0, 0.0))
-        gained[width] = kept * steps + count, kept * tokens + brought
-    return gained, kept
+def _joined(old: Shown, kept: float, gained: Shown) -> Shown:
+    """A share of the old steps, and new ones. What is left of less than a tenth of a step is forgotten."""
+    found = {width: (kept * steps, kept * tokens) for width, (steps, tokens) in old.items() if kept * steps > 0.1}
+    for width, (count, tokens) in gained.items():
+        steps, before = found.get(width, (0.0, 0.0))
+        found[width] = steps + count, before + tokens
+    return found
