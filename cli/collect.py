@@ -40,7 +40,13 @@ def collect(
     batch_size: Annotated[
         int | None, typer.Option(help=f"sequences in flight [{DEFAULTS.batch_size}]", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of everything random [0]", show_default=False)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="seed of everything random; prompt i (from 0) is sampled as by `generate --seed SEED+i` [0]",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float | None,
         typer.Option("--temp", "--temperature", help="of sampled responses; 0 is greedy [0]", show_default=False),

@@ -24,7 +24,7 @@ from nptool.collection.config import CollectConfig
 from nptool.collection.jacobi import JacobiRun, JacobiSettings, Prompt, jacobi_trajectories
 from nptool.collection.journal import Journal, discard
 from nptool.collection.prompts import CollectionPrompt, PromptSet, load_prompts
-from nptool.collection.store import CollectionMetadata, Trajectory
+from nptool.collection.store import FORMAT_VERSION, SAMPLED_VERSION, CollectionMetadata, Trajectory
 from nptool.collection.trajectories import TrajectoryStats, count, flaw, to_trajectory
 from nptool.data.rendering import end_token_ids, tokenizer_digest
 from nptool.errors import DataError, UsageError
@@ -288,6 +288,7 @@ def _metadata(
         keep_degenerate=config.keep_degenerate,
         max_prompt_tokens=config.max_prompt_tokens,
         text_prompt_tokens=config.text_prompt_tokens if prompts.has_text else 0,
+        version=SAMPLED_VERSION if config.temperature else FORMAT_VERSION,
     )
 
 

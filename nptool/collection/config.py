@@ -30,7 +30,7 @@ class CollectConfig:
     batch_size: int = 32
     """Sequences in flight."""
     seed: int = 0
-    """Of guesses, sampling and augmentation."""
+    """Of guesses, sampling and augmentation. Response i is sampled as decoding does with seed + i, without filters."""
     temperature: float = 0.0
     """0 is greedy."""
     limit: int | None = None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from nptool.collection.packed import PackedModel, packed_attention
-from nptool.collection.picking import Picker
+from nptool.collection.picking import pick_rows
 
 # Prompts join once one slot in so many is free.
 ADMIT_SHARE = 8
@@ -123,7 +123,6 @@ class _Batch:
         self.runs: list[JacobiRun] = []
         self._settings = settings
         self._packed = PackedModel(model, settings.batch_size)
-        self._pick = Picker(settings.temperature, settings.seed)
         self._ends = np.array(sorted(settings.end_token_ids), dtype=np.int64)
         size, n = settings.batch_size, settings.n
         self._start = np.zeros(size, dtype=np.int64)  # position of the block's first token
@@ -177,9 +176,9 @@ class _Batch:
     def _picks(
         self, logits_TV: torch.Tensor, slots_T: NDArray[np.int64], positions_T: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        device = logits_TV.device
-        keys_T = np.array([run.prompt.key for run in self.runs], dtype=np.int64)[slots_T]
-        picks_T = self._pick(logits_TV, torch.from_numpy(keys_T).to(device), torch.from_numpy(positions_T).to(device))
+        seeds = [self._settings.seed + run.prompt.key for run in self.runs]
+        seeds_T = [seeds[slot] for slot in slots_T.tolist()]
+        picks_T = pick_rows(logits_TV, self._settings.temperature, seeds_T, positions_T.tolist())
         return picks_T.cpu().numpy()
 
     def _close(self, ended_A: NDArray[np.bool_]) -> list[JacobiRun]:

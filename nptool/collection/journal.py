@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 # Two collections that differ only in these give the same rows.
-FREE_FIELDS = frozenset({"model", "version"})
+FREE_FIELDS = frozenset({"model"})
 REMEDY = "choose another -o, or begin anew with --overwrite"
 
 
@@ -216,6 +216,7 @@ def _difference(name: str, old: object, new: object) -> str:
         "model_digest": "model (its weights or --precision differ)",
         "tokenizer_digest": "tokenizer",
         "template": "chat template",
+        "version": "version of nptool, whose sampling noise differs",
     }
     if name in named:
         return f"with another {named[name]}"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
+# Of files whose responses were sampled with `nptool.noise`.
+SAMPLED_VERSION = 2
 METADATA_KEY = b"nptool"
 REPORT_KEY = b"nptool.report"
 READ_ROWS = 512
@@ -78,6 +80,7 @@ class CollectionMetadata:
     text_prompt_tokens: int = 0
     """Length of the prompts cut from plain text; 0 if there was none."""
     version: int = FORMAT_VERSION
+    """`SAMPLED_VERSION`, or `FORMAT_VERSION` of greedy responses and those that an older nptool sampled."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,11 @@ def read_collected(path: str | Path) -> Collected:
 
 def _parse_metadata(values: dict[str, Any], path: Path) -> CollectionMetadata:
     version = values.get("version")
-    if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format version {version}, this nptool reads {FORMAT_VERSION}; collect again")
+    if version not in (FORMAT_VERSION, SAMPLED_VERSION):
+        raise DataError(
+            f"{path} has format version {version}, this nptool reads {FORMAT_VERSION} and {SAMPLED_VERSION}; "
+            "collect again"
+        )
     known = {field.name for field in fields(CollectionMetadata)}
     if set(values) != known:
         wrong = ", ".join(sorted(set(values) ^ known))

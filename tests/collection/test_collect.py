@@ -21,6 +21,7 @@ from nptool.collection.store import Trajectory, read_collected
 from nptool.collection.trajectories import UNFINISHED
 from nptool.data.records import read_records
 from nptool.data.rendering import render
+from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import CheckpointError, ContextError, DataError, UsageError
 
 
@@ -85,6 +86,38 @@ def test_sampled_rows_depend_on_the_seed_alone(config: CollectConfig, tmp_path: 
     for each in (sampled, other_batch, other_seed):
         collect(each)
     assert rows_of(sampled) == rows_of(other_batch) != rows_of(other_seed)
+
+
+def test_sampled_rows_are_what_decoding_gives(config: CollectConfig) -> None:
+    """Response i with seed + i, token by token, without cache or batch."""
+    config = replace(config, temperature=0.8, seed=5, limit=20)
+    collect(config)
+    model = load_model(config.model)
+    for number, (prompt, response, *_) in enumerate(rows_of(config)):
+        sampling = Sampling(0.8, top_k=0, top_p=1.0, min_p=0.0, seed=5 + number)
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 24 and ids[-1] != 1:
+            with torch.inference_mode():
+                row = model(torch.tensor([ids]), use_cache=False).logits[0, -1].numpy()
+            ids.append(sampling.pick(row, len(ids)))
+        assert response == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_sampled_parts_of_an_older_version_are_refused(config: CollectConfig, temperature: float) -> None:
+    """Their noise was another one. Greedy parts have none and are continued."""
+    config = replace(config, temperature=temperature)
+    with pytest.raises(KeyboardInterrupt):
+        collect(config, InterruptAfter(100))
+    path = parts_folder(config.output) / "settings.json"
+    stored = json.loads(path.read_text())
+    assert stored["version"] == (2 if temperature else 1)
+    path.write_text(json.dumps(stored | {"version": 1}))
+    if temperature:
+        with pytest.raises(UsageError, match=r"was collected with another version of nptool, whose sampling noise"):
+            collect(config)
+    else:
+        assert collect(config).done_before == 100
 
 
 def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

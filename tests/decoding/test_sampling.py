@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.noise import gumbel, gumbel_of, state_of
 from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import UsageError
+from nptool.noise import gumbel, gumbel_of, state_of
 
 EVERYTHING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 NO_TOKENS = np.empty(0, dtype=np.int32)

@@ -15,8 +15,8 @@ from math import exp, inf, log
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.noise import gumbel, gumbel_of, state_of
 from nptool.errors import UsageError
+from nptool.noise import gumbel, gumbel_of, state_of
 
 # What float32 may lose in comparing two logits; a row this close to one candidate is drawn in full.
 ROUNDING = 1e-3
