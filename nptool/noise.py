@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 # Weyl increment, shifts and multipliers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
 WEYL = 0x9E3779B97F4A7C15
-ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_MULTIPLY_1, _MULTIPLY_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+ROUNDS = ((30, _MULTIPLY_1), (27, _MULTIPLY_2))
 LAST_SHIFT = 31
 # The upper 53 bits of a hash become a double between 0 and 1.
 LOW_BITS = 11
@@ -60,8 +61,8 @@ def gumbel_of(state: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
 def _mix(value: int) -> int:
     """splitmix64's finalizer on the lowest 64 bits: every bit of the input flips half of the output's."""
     value &= _MASK
-    for shift, multiplier in ROUNDS:
-        value = (value ^ value >> shift) * multiplier & _MASK
+    value = (value ^ value >> 30) * _MULTIPLY_1 & _MASK
+    value = (value ^ value >> 27) * _MULTIPLY_2 & _MASK
     return value ^ value >> LAST_SHIFT
 
 
