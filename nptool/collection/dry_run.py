@@ -1,4 +1,4 @@
-"""What a collection would do: its resolved configuration, and how much there is to do. No weights are read."""
+"""The resolved configuration of a collection and an estimate of its work and memory. Reads no weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dry_run(config: CollectConfig) -> dict[str, Any]:
         "parameters": parameters,
         "prompts": len(prompts.prompts),
         "left_out": dict(prompts.left_out),
-        "prompt_tokens": prompts.tokens,
+        "prompt_tokens": sum(len(prompt.ids) for prompt in prompts.prompts),
         "most_new_tokens": sum(prompt.limit for prompt in prompts.prompts),
         "memory": {**memory, "total": sum(memory.values())},
     }

@@ -125,7 +125,7 @@ def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pyte
     collect(whole)
     with pytest.raises(KeyboardInterrupt) as caught:
         collect(config, InterruptAfter(100))
-    assert str(caught.value) == "interrupted with 100 of 150 prompts done; the same command goes on from there"
+    assert str(caught.value) == "interrupted with 100 of 150 prompts done; the same command continues from there"
     assert not config.output.exists()
     # The killer came while a part was written: rows without their counts are no part.
     (parts_folder(config.output) / "part-000000149.parquet").write_bytes(b"PAR1")
@@ -266,7 +266,7 @@ def test_finished_collection_is_not_repeated_but_extended(config: CollectConfig,
 
 
 OTHER_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"n": 8}, "was collected with -n 6, now it is 8; choose another -o, or begin anew with --overwrite"),
+    ({"n": 8}, "was collected with -n 6, now it is 8; choose another -o, or start over with --overwrite"),
     ({"temperature": 0.5}, "was collected with --temperature 0.0, now it is 0.5"),
     ({"seed": 2}, "was collected with --seed 0, now it is 2"),
     ({"max_new_tokens": 30}, "was collected with --max-new-tokens 24, now it is 30"),
@@ -294,7 +294,7 @@ def test_an_interrupted_overwrite_says_how_to_go_on(config: CollectConfig) -> No
     config = replace(config, limit=80)
     collect(config)
     anew = replace(config, n=8, overwrite=True)
-    with pytest.raises(KeyboardInterrupt, match="the same command without --overwrite goes on from there"):
+    with pytest.raises(KeyboardInterrupt, match="the same command without --overwrite continues from there"):
         collect(anew, InterruptAfter(75))
     assert collect(replace(anew, overwrite=False)).done_before > 0
     assert read_collected(config.output).metadata.n == 8

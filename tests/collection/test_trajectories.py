@@ -84,7 +84,7 @@ def test_augmentation_copies_right_tokens_into_half_of_the_wrong_places() -> Non
 
 def test_stored_form() -> None:
     run = make_run([[[9, 9, 9, 9], [1, 9, 9, 9], [1, 2, 3, 4]]], [1, 2, 3])
-    plain = to_trajectory(run, [5, 6], None)
+    plain = to_trajectory(run, np.array([5, 6], dtype=np.int32), None)
     assert plain.reference_ids is not None
     assert (plain.prompt_ids.tolist(), plain.reference_ids.tolist()) == ([1, 2], [5, 6])
     assert plain.states[0].tolist() == [[9, 9, 9, 9], [1, 9, 9, 9], [1, 2, 3, 4]]
