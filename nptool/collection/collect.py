@@ -13,7 +13,7 @@ from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -109,14 +109,6 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     )
 
 
-class _Response(NamedTuple):
-    """Either the trajectory, or the reason why the response was dropped."""
-
-    trajectory: Trajectory | None
-    dropped: str | None
-    stats: TrajectoryStats
-
-
 @dataclass
 class _Session:
     """The work of one call: runs the missing prompts through the model, and writes the responses into the journal."""
@@ -129,8 +121,8 @@ class _Session:
     progress: Progress
     waiting: dict[int, range] = field(default_factory=dict)
     """Keys of the prompts without a response, and the part that each belongs to."""
-    responses: dict[int, _Response] = field(default_factory=dict)
-    """Those that are not in the journal, by key."""
+    responses: dict[int, tuple[Trajectory, TrajectoryStats] | str] = field(default_factory=dict)
+    """Responses that are not in the journal, by key; of a dropped one, the reason."""
     kept_at: float = field(default_factory=monotonic)
 
     def run(self, model: PreTrainedModel) -> None:
@@ -170,10 +162,10 @@ class _Session:
         text = str(self.tokenizer.decode(run.response_ids, skip_special_tokens=True))
         reason = flaw(run, text, open_ended=prompt.open_ended)
         if reason is not None and not config.keep_degenerate:
-            self.responses[key] = _Response(None, reason, TrajectoryStats())
+            self.responses[key] = reason
         else:
             trajectory = to_trajectory(run, prompt.reference_ids, config.seed if config.augment else None)
-            self.responses[key] = _Response(trajectory, None, count(run))
+            self.responses[key] = (trajectory, count(run))
         part = self.waiting.pop(key)
         if not any(other in self.waiting for other in part):
             self._write([other for other in part if other in self.responses])
@@ -185,9 +177,10 @@ class _Session:
         for _, run in groupby(enumerate(keys), lambda pair: pair[1] - pair[0]):
             stretch = [key for _, key in run]
             responses = [self.responses[key] for key in stretch]
-            rows = [one.trajectory for one in responses if one.trajectory is not None]
-            dropped = Counter(one.dropped for one in responses if one.dropped is not None)
-            stats = sum((one.stats for one in responses), TrajectoryStats())
+            kept = [response for response in responses if not isinstance(response, str)]
+            dropped = Counter(response for response in responses if isinstance(response, str))
+            stats = sum((stats for _, stats in kept), TrajectoryStats())
+            rows = [trajectory for trajectory, _ in kept]
             self.journal.add(range(stretch[0], stretch[-1] + 1), rows, dropped, stats)
             # Only now: an interruption must not lose them.
             for key in stretch:

@@ -69,9 +69,7 @@ class CollectConfig:
 
 
 def run_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults for the fields that `given` does not have, from the model's run, or from the newest run without a model.
-
-    They are the model, its data with the names of their fields, and the run's path for collected trajectories.
+    """Model, data, names of the data's fields and output, as far as not `given`, from the model's or the newest run.
 
     Raises:
         DataError: no model is given and there is no run.

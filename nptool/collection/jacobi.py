@@ -136,13 +136,11 @@ class _Batch:
         picks_AN[open_AN] = self._picks(logits_TV, slots_T, positions_T + 1)
         right_AN = np.logical_and.accumulate(picks_AN[:, : n - 1] == guess_AN[:, : n - 1], axis=1)
         self._accepted[:size] = right_AN.sum(axis=1) + 1
-        changed_A = (picks_AN != guess_AN).any(axis=1)
-        self._guess[:size] = picks_AN
-        states_AN = picks_AN.astype(np.int32)
-        for row, run in enumerate(self.runs):
+        for run, picks_N, guess_N in zip(self.runs, picks_AN, guess_AN, strict=True):
             run.passes += 1
-            if changed_A[row]:
-                run.states[-1].append(states_AN[row])
+            if (picks_N != guess_N).any():
+                run.states[-1].append(picks_N.astype(np.int32))
+        self._guess[:size] = picks_AN
         final_AN = columns_N < self._accepted[:size, None]
         return self._close(np.any(np.isin(picks_AN, self._ends) & final_AN, axis=1))
 
@@ -173,10 +171,10 @@ class _Batch:
     def _cut(self, run: JacobiRun) -> None:
         """Cut a response at its limit or its first end token."""
         del run.response_ids[self._limit(run) :]
-        end = next((at for at, token in enumerate(run.response_ids) if token in self._settings.end_token_ids), None)
-        run.ended = end is not None
-        if end is not None:
-            del run.response_ids[end + 1 :]
+        ends = [at for at, token in enumerate(run.response_ids) if token in self._settings.end_token_ids]
+        run.ended = bool(ends)
+        if ends:
+            del run.response_ids[ends[0] + 1 :]
 
     def _take_out(self, row: int) -> JacobiRun:
         """Remove a sequence; the last one moves into its slot."""
@@ -193,10 +191,7 @@ class _Batch:
         run = self.runs[row]
         guess_N = initial_guess(run.prompt, len(run.states), self._settings.n, self._settings.seed)
         run.states.append([guess_N.astype(np.int32)])
-        self._start[row] = start
-        self._before[row] = before
-        self._accepted[row] = 0
-        self._guess[row] = guess_N
+        self._start[row], self._before[row], self._accepted[row], self._guess[row] = start, before, 0, guess_N
 
 
 def _by_tokens(prompts: list[Prompt]) -> Iterator[list[Prompt]]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,9 +74,8 @@ class SlotCache:
         if positions <= self.capacity:
             return
         wanted = -(-max(positions, self.capacity + self.capacity // GROWTH) // CAPACITY_STEP) * CAPACITY_STEP
-        added = wanted - self.capacity
-        for layer, (keys, values) in self._layers.items():
-            self._layers[layer] = (pad(keys, (0, 0, 0, 0, 0, added)), pad(values, (0, 0, 0, 0, 0, added)))
+        padding = (0, 0, 0, 0, 0, wanted - self.capacity)
+        self._layers = {layer: (pad(k, padding), pad(v, padding)) for layer, (k, v) in self._layers.items()}
         self.capacity = wanted
 
     def write(
@@ -140,8 +139,7 @@ class PackedModel:
                 f"{layout.layers} of the {self._layers} layers of the architecture {self.model.config.model_type} are "
                 "plain attention; trajectories need a model of attention layers only"
             )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return cast(torch.Tensor, output.logits[0])
 
     def _layout(self, slots_T: Ints, positions_T: Ints, sequences: int, first_slot: int, prefill: bool) -> _Layout:
         self.cache.reserve(int(positions_T.max()) + 1)
@@ -149,9 +147,8 @@ class PackedModel:
         width = int(counts_A.max())
         firsts_A = np.cumsum(counts_A) - counts_A
         place_T = slots_T * width + np.arange(len(slots_T)) - firsts_A[slots_T]
-        gather = np.zeros(sequences * width, dtype=np.int64)
+        gather, queries = np.zeros((2, sequences * width), dtype=np.int64)
         gather[place_T] = np.arange(len(slots_T))
-        queries = np.zeros(sequences * width, dtype=np.int64)
         queries[place_T] = positions_T
         return _Layout(
             cache=self.cache,

@@ -1,9 +1,7 @@
-"""From rows of logits to tokens in torch: argmax, or a sample with the noise of `nptool.noise`.
+"""From logits to tokens in torch: argmax, or a sample with the noise of `nptool.noise`.
 
-A pick depends on its row, seed and position alone, so evaluating a position again picks the same token, and the fixed
-point of a Jacobi iteration is the text that decoding gives with that seed and no filters.
-
-Shapes: T rows, V vocabulary.
+A pick depends on its row, seed and position only, so the fixed point of a Jacobi iteration is the text that decoding
+gives with that seed and no filters. Shapes: T rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ def gumbel_noise(
 
 
 def _signed(value: int) -> int:
-    """The signed 64-bit number with the bits of `value`: torch has no arithmetic of unsigned ones."""
+    """The signed number with the same 64 bits, as torch has no unsigned arithmetic."""
     return value - (1 << 64) if value >> 63 else value
 
 

@@ -59,31 +59,27 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class CollectionMetadata:
-    """The settings of a collection. Files with equal metadata may be merged."""
+    """The settings of a collection, named as in `CollectConfig`. Files with equal metadata may be merged."""
 
     n: int
-    """Block length in tokens."""
     model: str
     model_digest: str
-    """Of the weights: a retrained model of the same name is another one."""
+    """Of the weights, to detect a retrained model of the same name."""
     tokenizer_digest: str
     vocab_size: int
     """Rows of the model's unembedding."""
     template: str | None
-    """The chat template that rendered the prompts, None for plain text."""
+    """The chat template, None without one."""
     seed: int
     temperature: float
     max_new_tokens: int
     end_token_ids: tuple[int, ...]
     pad_token_id: int
     augmented: bool
-    """Whether right tokens were copied into states at random (`trajectories.augment`)."""
     keep_degenerate: bool = False
-    """Whether degenerate and unfinished responses are included."""
     max_prompt_tokens: int | None = None
-    """Longer prompts were left out."""
     text_prompt_tokens: int = 0
-    """Length of the prompts cut from plain text; 0 if there was none."""
+    """0 if there was no plain text."""
     version: int = FORMAT_VERSION
     """`SAMPLED_VERSION`, or `FORMAT_VERSION` of greedy responses and those that an older nptool sampled."""
 
@@ -100,9 +96,8 @@ class Collected:
 
     def rows(self) -> Iterator[Trajectory]:
         """Stream the rows in the order of the file."""
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(batch_size=READ_ROWS):
-                yield from _from_batch(batch)
+        for batch in _batches(self.path):
+            yield from _from_batch(batch)
 
 
 def write_collected(path: str | Path, metadata: CollectionMetadata, rows: Sequence[Trajectory]) -> None:
@@ -136,12 +131,9 @@ class CollectedWriter:
     def write(self, rows: Sequence[Trajectory]) -> None:
         """Append `rows` as one row group."""
         if rows:
-            columns = {
-                "prompt_ids": [row.prompt_ids for row in rows],
-                "response_ids": [row.response_ids for row in rows],
-                "reference_ids": [row.reference_ids for row in rows],
-                "states": [[list(block) for block in row.states] for row in rows],
-            }
+            names = ("prompt_ids", "response_ids", "reference_ids")
+            columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in names}
+            columns["states"] = [[list(block) for block in row.states] for row in rows]
             self._writer.write_table(pa.table(columns, schema=_SCHEMA))
 
     def copy(self, paths: Iterable[Path]) -> None:
@@ -166,9 +158,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=READ_ROWS)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}); remove it, and the same command collects its prompts again"
-        ) from error
+        remedy = "remove it, and the same command collects its prompts again"
+        raise DataError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def is_collected(path: str | Path) -> bool:

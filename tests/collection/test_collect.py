@@ -105,7 +105,7 @@ def test_sampled_rows_are_what_decoding_gives(config: CollectConfig) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_sampled_parts_of_an_older_version_are_refused(config: CollectConfig, temperature: float) -> None:
-    """Their noise was another one. Greedy parts have none and are continued."""
+    """They have other noise. Greedy parts have none, so they are continued."""
     config = replace(config, temperature=temperature)
     with pytest.raises(KeyboardInterrupt):
         collect(config, InterruptAfter(100))
@@ -127,7 +127,7 @@ def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pyte
         collect(config, InterruptAfter(100))
     assert str(caught.value) == "interrupted with 100 of 150 prompts done; the same command continues from there"
     assert not config.output.exists()
-    # The killer came while a part was written: rows without their counts are no part.
+    # Interrupted while a part was written: rows without their counts are ignored.
     (parts_folder(config.output) / "part-000000149.parquet").write_bytes(b"PAR1")
     evaluated: list[int] = []
     original = collect_module.jacobi_trajectories
@@ -183,7 +183,7 @@ def test_a_part_with_a_damaged_page_is_named(config: CollectConfig, tmp_path: Pa
 def test_a_part_that_another_one_covers_is_left_out(
     config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It could not be read for a while, and was collected again with its neighbours."""
+    """A part could not be read for a while, and was collected again together with the next one."""
     small = replace(config, limit=12)
     whole = replace(small, output=tmp_path / "whole.parquet")
     collect(whole)
@@ -211,7 +211,7 @@ def test_a_part_that_another_one_covers_is_left_out(
     assert len(caplog.records) == 2
 
 
-def test_parts_left_behind_by_an_interrupted_merge_are_no_concern(
+def test_parts_that_an_interrupted_merge_left_are_ignored(
     config: CollectConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -293,12 +293,12 @@ def test_other_settings_are_refused_by_name(config: CollectConfig) -> None:
 def test_an_interrupted_overwrite_says_how_to_go_on(config: CollectConfig) -> None:
     config = replace(config, limit=80)
     collect(config)
-    anew = replace(config, n=8, overwrite=True)
+    again = replace(config, n=8, overwrite=True)
     with pytest.raises(KeyboardInterrupt, match="the same command without --overwrite continues from there"):
-        collect(anew, InterruptAfter(75))
-    assert collect(replace(anew, overwrite=False)).done_before > 0
+        collect(again, InterruptAfter(75))
+    assert collect(replace(again, overwrite=False)).done_before > 0
     assert read_collected(config.output).metadata.n == 8
-    assert collect(anew).done_before == 0
+    assert collect(again).done_before == 0
 
 
 def test_another_model_is_refused(config: CollectConfig, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_nothing_kept_is_an_error(config: CollectConfig) -> None:
     with pytest.raises(DataError, match="no response could be kept of 5: 5 no end within the limit; raise --max-new-"):
         collect(config)
     assert not config.output.exists()
-    # The next attempt, with another limit, is not held up by it.
+    # The next attempt may have another limit.
     assert collect(replace(config, max_new_tokens=24, keep_degenerate=True)).rows == 5
 
 
@@ -404,7 +404,7 @@ def test_a_prompt_longer_than_the_context(config: CollectConfig, tmp_path: Path)
         collect(config)
     result = collect(replace(config, max_prompt_tokens=122))
     assert (result.rows, result.left_out) == (2, {"prompt too long": 1})
-    # Of the second prompt, 98 tokens, the context leaves 30 tokens: the limit of 24 holds; below, whole blocks.
+    # The second prompt has 98 tokens, so 30 fit the context: the limit of 24 holds here, whole blocks below.
     assert all(len(row[1]) <= 24 for row in rows_of(config))
     near = replace(config, max_prompt_tokens=122, max_new_tokens=64, output=tmp_path / "near.parquet")
     collect(near)

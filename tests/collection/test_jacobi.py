@@ -150,7 +150,7 @@ def test_result_does_not_depend_on_the_batch(llama: PreTrainedModel) -> None:
 
 
 def test_passes_stop_when_the_block_is_final(llama: PreTrainedModel) -> None:
-    """One accepted token a pass at least, one pass to confirm what is right at most."""
+    """A pass accepts at least one token, and at most one pass per block only confirms it."""
     config = JacobiSettings(4, 12, frozenset(), seed=5)
     (run,) = jacobi_trajectories(llama, [Prompt(0, [1, 2, 3])], config)
     steps = sum(len(states) - 1 for states in run.states)
@@ -174,7 +174,7 @@ def test_prompts_are_taken_only_as_slots_become_free(llama: PreTrainedModel) -> 
     assert len(list(runs)) == 19
 
 
-def test_the_model_comes_back_as_it_was(llama: PreTrainedModel) -> None:
+def test_the_model_is_restored(llama: PreTrainedModel) -> None:
     before = llama.config._attn_implementation
     runs = jacobi_trajectories(llama, [Prompt(0, [1])], JacobiSettings(4, 8, frozenset()))
     next(runs)

@@ -41,7 +41,7 @@ def test_luck_of_the_guess_does_not_count() -> None:
     assert count(make_run([block], [1, 2, 3], passes=1)) == TrajectoryStats(1, 3, 1, 1, 2, 0)
 
 
-def test_tokens_behind_the_end_do_not_count() -> None:
+def test_tokens_after_the_end_do_not_count() -> None:
     blocks = [[[9, 9], [1, 9], [1, 2]], [[9, 9], [3, 7]]]
     stats = count(make_run(blocks, [1, 2, 3], passes=3))
     assert stats == TrajectoryStats(1, 3, 3, 2, 0, 0)
