@@ -45,7 +45,7 @@ DIGEST_SAMPLES = 1024
 
 @dataclass(frozen=True)
 class CollectResult:
-    """Counts of a collection, over all calls that it took."""
+    """Counts over all calls of a collection; `done_before` and `seconds` tell this call from earlier ones."""
 
     path: Path
     prompts: int
@@ -55,11 +55,8 @@ class CollectResult:
     left_out: dict[str, int]
     """Records that gave no prompt, by reason."""
     stats: TrajectoryStats
-    """Of `rows`."""
     done_before: int
-    """Prompts that earlier calls had done."""
     seconds: float
-    """Of this call."""
 
 
 def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult:
@@ -84,9 +81,9 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     journal = Journal(config.output, metadata, prompts)
     before = journal.totals().prompts
     if not journal.complete:
-        session = _Session(config, metadata, prompts, tokenizer, journal, progress)
+        session = _Session(config, prompts, tokenizer, journal, progress)
         try:
-            session.run(model)
+            session.run(model, frozenset(metadata.end_token_ids))
         except KeyboardInterrupt:
             session.keep()
             done = journal.totals().prompts
@@ -114,7 +111,6 @@ class _Session:
     """The work of one call: runs the missing prompts through the model, and writes the responses into the journal."""
 
     config: CollectConfig
-    metadata: CollectionMetadata
     prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase
     journal: Journal
@@ -125,9 +121,9 @@ class _Session:
     """Responses that are not in the journal, by key; of a dropped one, the reason."""
     kept_at: float = field(default_factory=monotonic)
 
-    def run(self, model: PreTrainedModel) -> None:
+    def run(self, model: PreTrainedModel, ends: frozenset[int]) -> None:
         """Respond to every missing prompt."""
-        config, ends = self.config, frozenset(self.metadata.end_token_ids)
+        config = self.config
         settings = JacobiSettings(
             config.n, config.max_new_tokens, ends, config.batch_size, config.seed, config.temperature
         )
@@ -195,11 +191,7 @@ def context_of(ref: str) -> int | None:
 
 
 def device_of(config: CollectConfig) -> torch.device:
-    """The device to run the model on.
-
-    Raises:
-        UsageError: `config` asks for CUDA and there is none.
-    """
+    """The device to run the model on; UsageError if `config` asks for CUDA and there is none."""
     best = best_device()
     if config.device == "cuda" and best.type != "cuda":
         raise UsageError("--device is cuda, and no CUDA GPU can be used here; take cpu or auto")
@@ -253,11 +245,12 @@ def _metadata(
 
 def _check_kept(journal: Journal, output: Path) -> None:
     totals = journal.totals()
-    if not totals.rows:
-        # Other settings must not be refused because of these parts.
-        discard(output)
-        reasons = ", ".join(f"{number} {reason}" for reason, number in totals.dropped.items())
-        raise DataError(
-            f"no response could be kept of {totals.prompts}: {reasons}; raise --max-new-tokens, take a model trained "
-            "on such prompts, or keep them with `nptool collect --keep-degenerate`"
-        )
+    if totals.rows:
+        return
+    # Other settings must not be refused because of these parts.
+    discard(output)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in totals.dropped.items())
+    raise DataError(
+        f"no response could be kept of {totals.prompts}: {reasons}; raise --max-new-tokens, take a model trained "
+        "on such prompts, or keep them with `nptool collect --keep-degenerate`"
+    )

@@ -29,8 +29,6 @@ PREFILL_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to respond to."""
-
     key: int
     """Number of the sequence: its noise is that of decoding with seed + key, its guesses depend on (seed, key)."""
     ids: Sequence[int]
@@ -41,12 +39,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class JacobiSettings:
+    """See `CollectConfig`."""
+
     n: int
-    """Block length in tokens."""
     max_new_tokens: int
     end_token_ids: frozenset[int]
     batch_size: int = 32
-    """Sequences in flight."""
     seed: int = 0
     temperature: float = 0.0
 
@@ -59,21 +57,18 @@ class JacobiRun:
     response_ids: list[int] = field(default_factory=list)
     """With the end token if it came, and nothing after it."""
     ended: bool = False
-    """Whether an end token came within the limit."""
     passes: int = 0
     """Forward passes of this sequence, without prefill."""
     states: list[list[NDArray[np.int32]]] = field(default_factory=list)
-    """For each block the states y(0) ... y(k), each (N,). y(k) is the fixed point; in a block with an end token, only
-    up to that token."""
+    """For each block the states y(0) ... y(k), each (N,). y(k) is the fixed point, in the last block up to its end."""
 
 
 def jacobi_trajectories(
     model: PreTrainedModel, prompts: Iterable[Prompt], settings: JacobiSettings
 ) -> Iterator[JacobiRun]:
-    """Respond to every prompt by Jacobi iteration, in the order in which responses finish.
+    """Respond to every prompt as decoding token by token would, in the order in which responses finish.
 
-    A response is that of decoding token by token, greedily or with the same noise. Prompts are taken from the iterator
-    as slots become free.
+    Prompts are taken from the iterator as slots become free.
     """
     waiting = iter(prompts)
     batch = _Batch(model, settings)

@@ -184,11 +184,7 @@ def parts_folder(output: Path) -> Path:
 
 
 def discard(output: Path) -> None:
-    """Remove an output and its parts.
-
-    Raises:
-        UsageError: the output was not written by `nptool collect`.
-    """
+    """Remove an output and its parts; UsageError if `nptool collect` did not write the output."""
     _check_ours(output)
     output.unlink(missing_ok=True)
     shutil.rmtree(parts_folder(output), ignore_errors=True)

@@ -27,9 +27,6 @@ from transformers import AttentionInterface, PreTrainedModel
 from nptool.errors import CheckpointError
 
 IMPLEMENTATION = "nptool_packed"
-CAPACITY_STEP = 64
-# A cache grows by at least a quarter, so that growing is rare.
-GROWTH = 4
 # Attention variants that the kernel does not have: Gemma's soft cap, gpt-oss' sinks, position biases.
 UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias")
 
@@ -54,7 +51,7 @@ class _Layout:
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
     """Additive mask for each sliding window (None: full attention), filled on demand."""
     layers: int = 0
-    """Layers that have called the kernel."""
+    """Calls of the kernel."""
 
 
 # The pass in progress. Not an argument: not every architecture passes extra ones to its kernel.
@@ -73,7 +70,8 @@ class SlotCache:
         """Make room for `positions` positions in every slot."""
         if positions <= self.capacity:
             return
-        wanted = -(-max(positions, self.capacity + self.capacity // GROWTH) // CAPACITY_STEP) * CAPACITY_STEP
+        # By at least 64 positions and a quarter, so that growing is rare.
+        wanted = max(positions, self.capacity + 64, self.capacity * 5 // 4)
         padding = (0, 0, 0, 0, 0, wanted - self.capacity)
         self._layers = {layer: (pad(k, padding), pad(v, padding)) for layer, (k, v) in self._layers.items()}
         self.capacity = wanted

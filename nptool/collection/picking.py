@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from nptool.noise import LAST_SHIFT, LOW_BITS, ROUNDS, UNIT, WEYL, state_of
@@ -17,12 +16,7 @@ from nptool.noise import LAST_SHIFT, LOW_BITS, ROUNDS, UNIT, WEYL, state_of
 def pick_rows(
     logits_TV: torch.Tensor, temperature: float, seeds_T: Sequence[int], positions_T: Sequence[int]
 ) -> torch.Tensor:
-    """Pick a token (T) for every row.
-
-    Args:
-        temperature: 0 is greedy, and needs neither seeds nor positions.
-        positions_T: index of the picked token in its sequence, prompt included.
-    """
+    """Pick a token (T) for every row; positions count from the start of the prompt. Temperature 0 is greedy."""
     if temperature == 0:
         return logits_TV.argmax(-1)
     scores_TV = gumbel_noise(seeds_T, positions_T, logits_TV.shape[-1], logits_TV.device)
@@ -34,8 +28,8 @@ def gumbel_noise(
     seeds_T: Sequence[int], positions_T: Sequence[int], vocabulary: int, device: torch.device | None = None
 ) -> torch.Tensor:
     """Standard Gumbel noise (T, V) in float64: `nptool.noise.gumbel` up to the last bit of a logarithm."""
-    states = [state_of(seed, position) for seed, position in zip(seeds_T, positions_T, strict=True)]
-    states_T = torch.from_numpy(np.array(states, dtype=np.uint64).view(np.int64)).to(device)
+    states = [_signed(state_of(seed, position)) for seed, position in zip(seeds_T, positions_T, strict=True)]
+    states_T = torch.tensor(states, dtype=torch.int64, device=device)
     bits_TV = states_T[:, None] + torch.arange(vocabulary, device=device) * _signed(WEYL)
     for shift, multiplier in ROUNDS:
         bits_TV ^= _shifted(bits_TV, shift)

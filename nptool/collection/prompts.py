@@ -59,10 +59,7 @@ class PromptSet:
 
 
 def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> PromptSet:
-    """Read and render the data.
-
-    Args:
-        context: the model's context in tokens, None if it has no limit.
+    """Read and render the data. `context` is the model's, in tokens; None is no limit.
 
     Raises:
         DataError: a file is missing, malformed or empty, or no prompt is left.
@@ -151,9 +148,8 @@ def _checked(candidate: _Candidate, config: CollectConfig, context: int | None) 
 
 def _held_out(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[_Candidate], bool]:
     """Whether a prompt is held out; for plain text, whether the text contains a held-out prompt."""
-    if config.exclude is not None:
-        paths = config.exclude
-    else:
+    paths = config.exclude
+    if paths is None:
         run = run_of(config.model)
         paths = (run.heldout,) if run is not None and run.heldout.is_file() else ()
     files = [path for path in paths if not path.exists() or path.stat().st_size]

@@ -92,7 +92,7 @@ class Collected:
     metadata: CollectionMetadata
     row_count: int
     report: dict[str, Any]
-    """Counts of `nptool collect`: prompts, dropped rows by reason, passes. Empty for an unfinished collection."""
+    """Counts of the collection, empty if it is not finished."""
 
     def rows(self) -> Iterator[Trajectory]:
         """Stream the rows in the order of the file."""
@@ -110,11 +110,7 @@ def write_collected(path: str | Path, metadata: CollectionMetadata, rows: Sequen
 def collected_writer(
     path: str | Path, metadata: CollectionMetadata, report: dict[str, Any] | None = None
 ) -> Iterator[CollectedWriter]:
-    """Write a collected file by row groups. It appears under its name when the block ends without an error.
-
-    Raises:
-        DiskFullError: no room; `path` is as it was before.
-    """
+    """Write a collected file by row groups, atomically; DiskFullError if there is no room."""
     values = {METADATA_KEY: asdict(metadata), REPORT_KEY: report or {}}
     encoded = {key: json.dumps(value, ensure_ascii=False).encode() for key, value in values.items()}
     schema = _SCHEMA.with_metadata(encoded)
@@ -137,11 +133,7 @@ class CollectedWriter:
             self._writer.write_table(pa.table(columns, schema=_SCHEMA))
 
     def copy(self, paths: Iterable[Path]) -> None:
-        """Append the rows of other collected files, in row groups of about `READ_ROWS`.
-
-        Raises:
-            DataError: a file is damaged.
-        """
+        """Append the rows of other collected files by about `READ_ROWS`; DataError if one is damaged."""
         waiting: list[pa.RecordBatch] = []
         for path in paths:
             for batch in _batches(path):

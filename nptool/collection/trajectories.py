@@ -78,11 +78,7 @@ def count(run: JacobiRun) -> TrajectoryStats:
 
 
 def flaw(run: JacobiRun, text: str, *, open_ended: bool = False) -> str | None:
-    """Why a response, whose decoded form is `text`, is degenerate; None if it is not.
-
-    Args:
-        open_ended: whether the response needs no end token, as the continuation of a plain text.
-    """
+    """Why a response, decoded as `text`, is degenerate; None if it is not. `open_ended` ones need no end token."""
     if longest_repeat(run.response_ids) >= REPEATED_TOKENS:
         return REPEATED_TOKEN
     sentences = (" ".join(sentence.split()) for sentence in _SENTENCE_END.split(text))
@@ -102,7 +98,9 @@ def to_trajectory(run: JacobiRun, reference_ids: Ids | None, augment_seed: int |
     blocks = [np.stack(states) for states in run.states]
     if augment_seed is not None:
         for number, states_SN in enumerate(blocks):
-            augment(states_SN, np.random.default_rng((augment_seed, run.prompt.key, number, _AUGMENT_STREAM)))
+            rng = np.random.default_rng((augment_seed, run.prompt.key, number, _AUGMENT_STREAM))
+            for state_N in states_SN[:-1]:
+                augment_state(state_N, states_SN[-1], rng)
     return Trajectory(
         prompt_ids=np.asarray(run.prompt.ids, dtype=np.int32),
         response_ids=np.asarray(run.response_ids, dtype=np.int32),
@@ -111,17 +109,8 @@ def to_trajectory(run: JacobiRun, reference_ids: Ids | None, augment_seed: int |
     )
 
 
-def augment(states_SN: NDArray[np.int32], rng: np.random.Generator) -> None:
-    """`augment_state` for every state but the last (CLLM's `use_aug`). In place.
-
-    The states then resemble those of a better model, which has scattered right tokens.
-    """
-    for state_N in states_SN[:-1]:
-        augment_state(state_N, states_SN[-1], rng)
-
-
 def augment_state(state_N: NDArray[np.int32], final_N: NDArray[np.int32], rng: np.random.Generator) -> None:
-    """Correct a random half of a state's wrong tokens, never the first wrong one. In place."""
+    """Correct a random half of a state's wrong tokens, never the first wrong one (CLLM's `use_aug`). In place."""
     wrong = np.flatnonzero(state_N != final_N)[1:]
     chosen = rng.permutation(wrong)[: len(wrong) // 2]
     state_N[chosen] = final_N[chosen]

@@ -11,7 +11,7 @@ from nptool.collection.trajectories import (
     REPEATED_TOKEN,
     UNFINISHED,
     TrajectoryStats,
-    augment,
+    augment_state,
     count,
     flaw,
     longest_repeat,
@@ -72,7 +72,9 @@ def test_augmentation_copies_right_tokens_into_half_of_the_wrong_places() -> Non
     final = np.arange(20)
     states = np.stack([np.full(20, 99), np.where(np.arange(20) < 5, final, 98), final]).astype(np.int32)
     before = states.copy()
-    augment(states, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    for state in states[:-1]:
+        augment_state(state, final, rng)
     assert (states[-1] == final).all()
     for old, new, wrong in zip(before[:-1], states[:-1], (20, 15), strict=True):
         changed = old != new
