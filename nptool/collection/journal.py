@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,12 @@ class Journal:
         self._metadata = metadata
         self._prompts = prompts
         self._folder = parts_folder(output)
+        self.complete = False
+        """Whether the output holds all prompts."""
         self._finished = self._read_output()
         self.parts = [*self._finished, *self._read_folder()]
         for part in self.parts:
             self._check_prompts(part)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the output holds all prompts."""
-        return bool(self._finished) and self._finished[0].prompts == len(self._prompts.prompts)
 
     def missing(self, size: int) -> list[range]:
         """The prompts without a response, in ranges of at most `size`."""
@@ -133,8 +130,12 @@ class Journal:
         if not self._output.exists():
             return []
         collected = read_collected(self._output)
-        _check_settings(asdict(collected.metadata), self._metadata, self._output)
-        return [Part.from_json(collected.report)]
+        part = Part.from_json(collected.report)
+        self.complete = part.prompts == len(self._prompts.prompts)
+        # The noise of a complete output does not matter: nothing is added to it.
+        version = collected.metadata.version if self.complete else self._metadata.version
+        _check_settings(asdict(collected.metadata), replace(self._metadata, version=version), self._output)
+        return [part]
 
     def _read_folder(self) -> list[Part]:
         settings = self._folder / SETTINGS

@@ -103,6 +103,20 @@ def test_sampled_rows_are_what_decoding_gives(config: CollectConfig) -> None:
         assert response == ids[len(prompt) :]
 
 
+def test_a_complete_collection_of_an_older_version_stays(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is added to it, unless there are more prompts."""
+    sampled = replace(config, temperature=0.8, limit=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(collect_module, "SAMPLED_VERSION", 1)
+        collect(sampled)
+    assert collect(sampled).done_before == 20
+    assert read_collected(config.output).metadata.version == 1
+    with pytest.raises(UsageError, match=r"was collected with another version of nptool, whose sampling noise"):
+        collect(replace(sampled, limit=30))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_sampled_parts_of_an_older_version_are_refused(config: CollectConfig, temperature: float) -> None:
     """They have other noise. Greedy parts have none, so they are continued."""
