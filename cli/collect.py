@@ -36,7 +36,10 @@ def collect(
     ] = None,
     max_new_tokens: training.MaxNewTokens = None,
     batch_size: Annotated[int | None, typer.Option(help=f"sequences in a batch [{DEFAULTS.batch_size}]")] = None,
-    seed: training.Seed = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="seed of everything random; prompt i (from 0) is sampled as by `generate --seed SEED+i` [0]"),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temp", "--temperature", help="sampling temperature; 0 is greedy [0]")
     ] = None,

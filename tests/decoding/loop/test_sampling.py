@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.noise import gumbel, gumbel_of, state_of
 from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import UsageError
+from nptool.noise import gumbel, gumbel_of, state_of
 
 EVERYTHING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 NO_TOKENS = np.empty(0, dtype=np.int32)
@@ -139,7 +139,7 @@ def test_a_row_is_picked_as_if_alone(
 def test_picks_are_those_of_filtering_every_row_in_full(
     sampling: Sampling, seed: int, spread: float, ties: bool
 ) -> None:
-    """However few tokens a draw looks at."""
+    """The shortcuts of `draw` change no pick."""
     sampling = replace(sampling, repeat_penalty=1.0)
     generator = np.random.default_rng(seed)
     rows = generator.normal(0, spread, (5, 300)).astype(np.float32)
@@ -154,7 +154,7 @@ def test_picks_are_those_of_filtering_every_row_in_full(
 @settings(deadline=None)
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_a_broken_row_is_picked_like_any_other(sampling: Sampling, values: list[float]) -> None:
-    """A model whose numbers overflowed: no error and no endless loop, and whatever comes is the same from a batch."""
+    """Logits that overflowed raise no error, and the pick is the same in a batch."""
     sampling = replace(sampling, repeat_penalty=1.0)
     row = np.array(values, dtype=np.float32)
     pick = sampling.pick(row, 5)
@@ -163,16 +163,17 @@ def test_a_broken_row_is_picked_like_any_other(sampling: Sampling, values: list[
     assert pick == drawn_in_full(sampling, row, 5)
 
 
-def test_a_temperature_near_0_picks_the_likeliest() -> None:
+@pytest.mark.parametrize("logits", [[-3.0, -1.0, -2.0], [2.0, 3.0, 1.0]])
+def test_a_temperature_near_0_picks_the_likeliest(logits: list[float]) -> None:
     """Scores overflow."""
     with np.errstate(over="ignore"):
-        assert Sampling(1e-320).pick(np.array([-3.0, -1.0, -2.0], dtype=np.float32), 3) == 1
+        assert Sampling(1e-320).pick(np.array(logits, dtype=np.float32), 3) == 1
 
 
 @given(sampling_settings, st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 4.0]), st.integers(0, 3000))
 @settings(deadline=None, max_examples=200)
 def test_picks_are_those_of_a_plain_loop(sampling: Sampling, seed: int, spread: float, position: int) -> None:
-    """Nothing vectorized, nothing left out, nothing kept: the definition of a sampled text, token by token."""
+    """The definition of a sampled text, token by token, without vectors or shortcuts."""
     sampling = replace(sampling, repeat_penalty=1.0)
     rows = np.random.default_rng(seed).normal(0, spread, (6, 90)).astype(np.float32)
     assert sampling.pick_rows(rows, position, NO_TOKENS).tolist() == [
@@ -198,7 +199,7 @@ def test_picks_are_those_of_a_plain_loop(sampling: Sampling, seed: int, spread: 
     ],
 )
 def test_a_seed_gives_the_same_text_in_every_version(options: dict[str, float], expected: list[int]) -> None:
-    """Picked by the first version. Whoever kept a seed keeps a text, so these never change."""
+    """Picked by the first version. These never change: a seed is a promise of a text."""
     rows = np.random.default_rng(11).normal(0, 2.5, (12, 500)).astype(np.float32)
     assert Sampling(**options).pick_rows(rows, 1010, NO_TOKENS).tolist() == expected
 
@@ -230,7 +231,7 @@ def naive_noise(seed: int, position: int, token: int) -> float:
 
 
 def unmixed(value: int) -> int:
-    """What splitmix64's finalizer makes `value` of."""
+    """The inverse of splitmix64's finalizer."""
     for shift, multiplier in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9)):
         value ^= value >> shift ^ value >> 2 * shift
         value = value * pow(multiplier, -1, 2**64) % 2**64
