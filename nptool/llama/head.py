@@ -1,6 +1,6 @@
-"""One extra head in llama.cpp: a one-layer model that reads z instead of tokens, with a KV cache of its own.
+"""One extra head in llama.cpp: a one-layer model with its own KV cache that reads z instead of tokens.
 
-Implements `nptool.decoding.loop.engine.HeadEngine`. Knows neither the trunk nor the other heads.
+Implements `nptool.decoding.loop.engine.HeadEngine`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from numpy.typing import NDArray
 from nptool.errors import ContextError, GgufError, NptoolError
 from nptool.llama.context import Context
 from nptool.llama.gguf_check import Header
+from nptool.llama.library import Closable
 from nptool.llama.model import ALL_LAYERS, Model
 from nptool.llama.native import create_context, decode, explain, float_view, get_logits, memory_of, remove_from
 
 _SEQUENCE = 0
 
 
-class Head:
-    """A head beside a trunk's context: as many positions, computed in the same way."""
+class Head(Closable):
+    """A head with as many positions as a trunk's context and the same settings."""
 
     def __init__(self, header: Header, trunk: Context, *, gpu_layers: int = 0) -> None:
-        """Load the head that lies at `header`'s offset.
+        """Load the head at the offset of `header`.
 
         Raises:
-            GgufError: llama.cpp refuses it, or it does not fit the trunk.
+            GgufError: llama.cpp cannot load it, or it does not fit the trunk.
             ContextError: there is no memory for its cache.
         """
         self.model = Model.load_part(header, ALL_LAYERS if gpu_layers else 0)
         self.seconds = 0.0
-        """Time spent inside llama.cpp since the start."""
+        """Time spent inside llama.cpp."""
         self.size = int(llama_cpp.llama_model_n_embd_inp(self.model.pointer))
         """Values of one row of z."""
         self._cells = trunk.capacity + trunk.width
@@ -62,12 +63,11 @@ class Head:
     def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
         """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
 
-        `logits` tells afterwards what follows the last of them. On a GPU the work is only begun here.
+        `logits` then gives the logits of the last row. On a GPU this only starts the computation.
 
         Args:
-            width: rows of the batch at least; what it has behind z is junk that is forgotten again. llama.cpp reuses
-                the previous batch's graph where that had as many rows: three heads of a model of 5M parameters take
-                1.05 ms then, and 1.20 where the rows change.
+            width: least rows of the batch. Padding rows are removed from the cache again. llama.cpp reuses the graph of
+                the previous batch if that had the same number of rows.
 
         Raises:
             ContextError: the rows do not fit.
@@ -82,8 +82,9 @@ class Head:
             raise ValueError("the head is closed")
         self._positions[:rows] = self._line[start : start + rows]
         if len(self._z_TD) < rows:
-            self._hold(rows)
-        # A copy takes less than making a pointer to somewhere else.
+            self._z_TD = np.zeros((rows, self.size), dtype=np.float32)
+            self._batch.embd = self._z_TD.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        # A copy is faster than making a ctypes pointer to `z_TD`.
         self._z_TD[:read] = z_TD
         self._flags[self._last] = 0
         self._last = read - 1
@@ -112,22 +113,21 @@ class Head:
         return self._logits_V
 
     def rollback(self, position: int) -> None:
-        """Forget everything at `position` and behind it."""
+        """Remove all positions from `position` on."""
         if not self._pointer:
             raise ValueError("the head is closed")
         remove_from(self.model, self._memory, _SEQUENCE, position)
 
     def close(self) -> None:
-        """Free cache and weights. A second call does nothing."""
+        """Free cache and weights."""
         if self._pointer:
             llama_cpp.llama_free(self._pointer)
             self._pointer = None
         self.model.close()
 
     def _check_sizes(self, trunk: Model) -> None:
-        expected = int(llama_cpp.llama_model_n_embd(trunk.pointer))
         for name, value, wanted in (
-            ("values for each position", self.size, expected),
+            ("values for each position", self.size, trunk.hidden_size),
             ("tokens in its vocabulary", self.model.vocabulary_size, trunk.vocabulary_size),
         ):
             if value != wanted:
@@ -136,13 +136,8 @@ class Head:
                     f"model {wanted}; convert it again"
                 )
 
-    def _hold(self, rows: int) -> None:
-        """Let the batch have room for the z of so many rows."""
-        self._z_TD = np.zeros((rows, self.size), dtype=np.float32)
-        self._batch.embd = self._z_TD.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-
     def _make_batch(self) -> Any:
-        """A batch over arrays of our own."""
+        """A batch over numpy arrays."""
         limit, row_type = self._batch_limit, ctypes.POINTER(ctypes.c_int32)
         self._counts = np.ones(limit, dtype=np.int32)
         self._sequence = (ctypes.c_int32 * 1)(_SEQUENCE)

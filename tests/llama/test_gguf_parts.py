@@ -91,7 +91,7 @@ def test_heads_that_a_tool_dropped(tmp_path: Path) -> None:
         path.write_bytes(written[0] + b"\0" * padding)
         parts = find_parts(path)
         assert (parts.heads, parts.count, parts.lost) == ((), 4, True)
-        with pytest.raises(GgufError, match=r"says it has 4 heads, but nothing is behind the model.*`nptool convert`"):
+        with pytest.raises(GgufError, match=r"says it has 4 heads, but nothing follows the model.*`nptool convert`"):
             require_heads(parts)
 
 
