@@ -54,7 +54,7 @@ def test_a_model_is_loaded_with_it_unless_told_otherwise(tiny_gguf: Callable[...
 def test_a_large_model_is_loaded_without_it(
     tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, gpu_layers: int
 ) -> None:
-    """On a processor, also where `-ngl` is without effect."""
+    """On a processor, also where `-ngl` has no effect."""
     monkeypatch.setattr("nptool.llama.attention._LARGE_SHARE", 1.0)
     monkeypatch.setattr("nptool.llama.attention.supports_gpu", lambda: False)
     with nptool.load(tiny_gguf(heads=2), threads=1, gpu_layers=gpu_layers) as model:
