@@ -77,7 +77,7 @@ def test_both_ways_of_attention_are_timed(tmp_path: Path) -> None:
         assert all(time > 0 for times in row["step_ms"].values() for time in times.values())
         assert min(row["prefill_ms"].values()) > 0
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert shown[1].split() == ["tokens", "before", "reading", "them", "1", "rows", "4", "rows"]
+    assert shown[1].split() == ["tokens", "before", "prefill", "1", "rows", "4", "rows"]
     assert [line.split()[0] for line in shown[2:]] == ["8", "40"]
 
 

@@ -15,18 +15,15 @@ from numpy.typing import NDArray
 
 from nptool.errors import ContextError, UsageError
 from nptool.llama import branches
-from nptool.llama.library import Closable
 from nptool.llama.model import Model
 from nptool.llama.native import (
     ContextSettings,
     LayerInput,
-    create_context,
+    NativeContext,
+    check_decoded,
     decode,
-    explain,
     float_view,
     get_logits,
-    memory_of,
-    remove_from,
 )
 from nptool.provenance import usable_cores
 
@@ -44,7 +41,7 @@ def default_capacity(model: Model) -> int:
     return min(model.context_length, DEFAULT_CONTEXT)
 
 
-class Context(Closable):
+class Context(NativeContext):
     """The cache of one sequence, whose tokens are at positions 0..capacity-1.
 
     A batch may reach `width - 1` rows beyond `capacity`, which is room for drafts and padding after the last token, so
@@ -73,29 +70,26 @@ class Context(Closable):
             ContextError: `width` is above `batch`, or there is no memory for the cache.
             UsageError: a number below 1, or see `ContextSettings`.
         """
-        self.model = model
         self.capacity = default_capacity(model) if capacity is None else capacity
         self.width = width
         self.settings = ContextSettings(threads, flash_attention, kv_type)
         self.threads = threads or usable_cores()
-        self.batch_limit = batch
-        self._check_sizes()
+        for name, value in (("context", self.capacity), ("width", width)):
+            if value < 1:
+                raise UsageError(f"the {name} must be at least 1, got {value}")
+        if width > batch:
+            raise ContextError(f"a block of {width} tokens is above the batch limit of {batch}")
         self._layer: LayerInput | None = None
         self.vocabulary_size = model.vocabulary_size
-        self.seconds = 0.0
-        """Time that `evaluate` has spent inside llama.cpp."""
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
         self._flagged = True
         # A tree has at most one path per row; llama.cpp aborts if there are fewer outputs than sequences.
         sequences = min(branches.MAX_BRANCHES, width)
-        self._pointer: Any = create_context(
+        super().__init__(
             model, self.settings, cells=self.capacity + width, batch=batch, outputs=width, sequences=sequences
         )
         model.add_dependent(self)
-        self._memory = memory_of(model, self._pointer)
-        # llama.cpp lowers it to the size of the cache.
-        self.batch_limit = int(llama_cpp.llama_n_batch(self._pointer))
         self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, branches.MAX_BRANCHES)
         self._bind_batch(self.batch_limit)
         self._branches = 1
@@ -156,8 +150,7 @@ class Context(Closable):
         code = decode(pointer, self._batch)
         address = get_logits(pointer) if outputs else 0
         self.seconds += perf_counter() - began
-        if code != 0:
-            raise ContextError(explain(code, rows, start))
+        check_decoded(code, rows, start)
         if not outputs:
             return self._logits[:0]
         if address != self._logits_address:
@@ -201,43 +194,21 @@ class Context(Closable):
     def rollback(self, position: int) -> None:
         """Remove all tokens from `position` on."""
         for branch in range(1, self._branches):
-            llama_cpp.llama_memory_seq_rm(self._memory_pointer, branch, -1, -1)
+            llama_cpp.llama_memory_seq_rm(self.memory, branch, -1, -1)
         self._branches = 1
-        remove_from(self.model, self._memory_pointer, _SEQUENCE, position)
+        super().rollback(position)
 
     def clear(self) -> None:
         """Remove all tokens."""
         self._branches = 1
-        llama_cpp.llama_memory_clear(self._memory_pointer, False)
+        llama_cpp.llama_memory_clear(self.memory, False)
 
     def close(self) -> None:
         """Free the cache and the batch."""
-        if self._pointer:
-            llama_cpp.llama_free(self._pointer)
-            self._pointer = None
+        super().close()
         if self._batch is not None:
             llama_cpp.llama_batch_free(self._batch)
             self._batch = None
-
-    @property
-    def pointer(self) -> Any:
-        """`llama_context *`, never NULL."""
-        if not self._pointer:
-            raise ValueError("the context is closed")
-        return self._pointer
-
-    @property
-    def _memory_pointer(self) -> Any:
-        if not self._pointer:
-            raise ValueError("the context is closed")
-        return self._memory
-
-    def _check_sizes(self) -> None:
-        for name, value in (("context", self.capacity), ("width", self.width)):
-            if value < 1:
-                raise UsageError(f"the {name} must be at least 1, got {value}")
-        if self.width > self.batch_limit:
-            raise ContextError(f"a block of {self.width} tokens is above the batch limit of {self.batch_limit}")
 
     def _switch(self, show: bool) -> None:
         if self._layer is None:
@@ -262,7 +233,7 @@ class Context(Closable):
             for place, sequence in enumerate(sequences):
                 self._batch.seq_id[row][place] = sequence
         for branch in range(1, tree.paths):
-            llama_cpp.llama_memory_seq_cp(self._memory_pointer, _SEQUENCE, branch, 0, start)
+            llama_cpp.llama_memory_seq_cp(self.memory, _SEQUENCE, branch, 0, start)
         self._branches = tree.paths
 
     def _bind_batch(self, batch: int) -> None:

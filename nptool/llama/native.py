@@ -17,7 +17,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, UsageError
-from nptool.llama.library import cause, error_lines
+from nptool.llama.library import Closable, cause, error_lines
 from nptool.llama.model import Model
 from nptool.provenance import usable_cores
 
@@ -71,57 +71,82 @@ class ContextSettings:
             raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
 
 
-def create_context(
-    model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
-) -> Any:
-    """`llama_context *`, never NULL.
+class NativeContext(Closable):
+    """A `llama_context` and its KV cache: what contexts of tokens and of heads share."""
 
-    Args:
-        cells: positions in the cache.
-        batch: most rows of a batch.
-        outputs: most rows of a batch that have logits.
-        sequences: most sequences; all of them share the cells.
+    def __init__(
+        self, model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
+    ) -> None:
+        """
+        Args:
+            cells: positions in the cache.
+            batch: most rows of a batch.
+            outputs: most rows of a batch that have logits.
+            sequences: most sequences; all of them share the cells.
 
-    Raises:
-        ContextError: llama.cpp returns NULL, usually because memory is short.
+        Raises:
+            ContextError: llama.cpp makes no context, usually because memory is short.
+            GgufError: the model has no KV cache.
+        """
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = cells
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_outputs_max = outputs
+        parameters.n_seq_max, parameters.kv_unified = sequences, True
+        parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
+        parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
+        attention = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = attention[settings.flash_attention]
+        # The default size of a sliding-window cache drops cells that a rollback would need.
+        parameters.swa_full = True
+        parameters.no_perf = True
+        with error_lines() as lines:
+            self._pointer: Any = llama_cpp.llama_init_from_model(model.pointer, parameters)
+        if not self._pointer:
+            raise ContextError(f"no context of {cells} tokens for {model.path}: {cause(lines)}")
+        self.model = model
+        self.seconds = 0.0
+        """Time spent inside llama.cpp."""
+        # llama.cpp lowers it to the size of the cache.
+        self.batch_limit = min(batch, int(llama_cpp.llama_n_batch(self._pointer)))
+        self._memory = llama_cpp.llama_get_memory(self._pointer)
+        if not self._memory:
+            self.close()
+            raise GgufError(f"{model.path} has no KV cache in llama.cpp; it cannot generate text")
+
+    @property
+    def pointer(self) -> Any:
+        """`llama_context *`, never NULL."""
+        if not self._pointer:
+            raise ValueError("the context is closed")
+        return self._pointer
+
+    @property
+    def memory(self) -> Any:
+        """`llama_memory_t`, never NULL."""
+        return self.pointer and self._memory
+
+    def rollback(self, position: int) -> None:
+        """Remove everything in sequence 0 from `position` on."""
+        if not llama_cpp.llama_memory_seq_rm(self.memory, 0, position, -1):
+            raise GgufError(f"{self.model.path}: llama.cpp cannot remove tokens from this model's cache")
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._pointer:
+            llama_cpp.llama_free(self._pointer)
+            self._pointer = None
+
+
+def check_decoded(code: int, rows: int, start: int) -> None:
     """
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = cells
-    parameters.n_batch = parameters.n_ubatch = batch
-    parameters.n_outputs_max = outputs
-    parameters.n_seq_max, parameters.kv_unified = sequences, True
-    parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
-    parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
-    attention = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    parameters.flash_attn_type = attention[settings.flash_attention]
-    # The default size of a sliding-window cache drops cells that a rollback would need.
-    parameters.swa_full = True
-    parameters.no_perf = True
-    with error_lines() as lines:
-        pointer = llama_cpp.llama_init_from_model(model.pointer, parameters)
-    if not pointer:
-        raise ContextError(f"no context of {cells} tokens for {model.path}: {cause(lines)}")
-    return pointer
-
-
-def memory_of(model: Model, context: Any) -> Any:
-    """`llama_memory_t` of a context, never NULL."""
-    memory = llama_cpp.llama_get_memory(context)
-    if not memory:
-        raise GgufError(f"{model.path} has no KV cache in llama.cpp; it cannot generate text")
-    return memory
-
-
-def remove_from(model: Model, memory: Any, sequence: int, position: int) -> None:
-    """Remove the tokens of a sequence from `position` on."""
-    if not llama_cpp.llama_memory_seq_rm(memory, sequence, position, -1):
-        raise GgufError(f"{model.path}: llama.cpp cannot remove tokens from this model's cache")
-
-
-def explain(code: int, rows: int, start: int) -> str:
-    """The message for a return code of `llama_decode`."""
-    causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
-    return f"llama_decode failed on {rows} rows from position {start}: {causes.get(code, f'error {code}')}"
+    Raises:
+        ContextError: `code`, which `llama_decode` returned, is an error.
+    """
+    if code != 0:
+        causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
+        reason = causes.get(code, f"error {code}")
+        raise ContextError(f"llama_decode failed on {rows} rows from position {start}: {reason}")
 
 
 def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
