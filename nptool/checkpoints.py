@@ -1,6 +1,7 @@
 """Check, load and save Hugging Face checkpoints. Safetensors only: a pickle can run code.
 
-The checks read no weights. Importing this module loads neither torch nor transformers.
+Every function raises CheckpointError with the reason if the checkpoint cannot be used. The checks read no weights.
+Importing this module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -36,9 +37,6 @@ def check_checkpoint(ref: str | Path) -> None:
 
     Args:
         ref: a local directory, or a Hub id; only the configuration and the tokenizer of the latter are fetched.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
     """
     if (directory := local_directory(ref)) is not None:
         check_files(directory)
@@ -47,11 +45,7 @@ def check_checkpoint(ref: str | Path) -> None:
 
 
 def check_files(directory: Path) -> list[Path]:
-    """The weight files of a local checkpoint, each checked with `check_whole`.
-
-    Raises:
-        CheckpointError: no configuration, pickle weights only, a shard missing or truncated.
-    """
+    """The weight files of a local checkpoint, each checked with `check_whole`."""
     _read_json(directory / "config.json", directory)
     if (directory / WEIGHTS).is_file():
         files = [directory / WEIGHTS]
@@ -70,11 +64,6 @@ def check_files(directory: Path) -> list[Path]:
 
 
 def load_config(ref: str | Path) -> PretrainedConfig:
-    """Load the configuration.
-
-    Raises:
-        CheckpointError: there is none, or transformers does not have its architecture.
-    """
     from transformers import AutoConfig
 
     with _loading(ref, "configuration") as options:
@@ -82,11 +71,6 @@ def load_config(ref: str | Path) -> PretrainedConfig:
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
     from transformers import AutoTokenizer
 
     directory = local_directory(ref)
@@ -101,9 +85,6 @@ def load_model(ref: str | Path, dtype: torch.dtype | None = None) -> PreTrainedM
 
     Args:
         dtype: type of the weights; None is float32.
-
-    Raises:
-        CheckpointError: missing or damaged files, pickle weights, an unknown architecture, or tensors that do not fit.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -169,11 +150,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None
 
 
 def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ref: str | Path) -> None:
-    """Check that every token id has a row in the embedding.
-
-    Raises:
-        CheckpointError: the tokenizer has more tokens than the embedding has rows.
-    """
+    """Check that every token id has a row in the embedding."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         raise CheckpointError(
@@ -183,11 +160,7 @@ def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 
 
 def local_directory(ref: str | Path) -> Path | None:
-    """The directory that `ref` names, or None if `ref` can only be a Hub id.
-
-    Raises:
-        CheckpointError: `ref` is a file, or looks like a path and does not exist.
-    """
+    """The directory that `ref` names, or None if it can only be a Hub id. A file or a missing path is an error."""
     path, text = Path(ref), str(ref)
     if text and path.is_dir():
         return path
@@ -225,11 +198,7 @@ def _loading(ref: str | Path, part: str) -> Iterator[dict[str, Any]]:
 
 @cache
 def hub_has(ref: str) -> bool:
-    """Whether the Hub has a model; False if the Hub cannot be reached within `HUB_SECONDS`.
-
-    Raises:
-        CheckpointError: the Hub answers that there is no such model.
-    """
+    """Whether the Hub has a model; False if the Hub cannot be reached within `HUB_SECONDS`."""
     from huggingface_hub import HfApi, errors
 
     unreachable = errors.HTTPError  # type: ignore[attr-defined]  # re-exported from the HTTP client
@@ -264,9 +233,6 @@ def check_whole(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file (tensor name to entry) and the offset of its data, in bytes.
 
     The file begins with the length of its JSON header: 8 bytes, little-endian.
-
-    Raises:
-        CheckpointError: the file is truncated, or not a safetensors file.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:

@@ -38,8 +38,6 @@ class Measured:
 
 @dataclass(frozen=True)
 class MethodNote:
-    """One note."""
-
     method: str
     block_size: int
     """Tokens of a training block."""

@@ -163,17 +163,10 @@ def flag(name: str) -> str:
 
 def to_json(config: Any) -> dict[str, Any]:
     """The configuration as JSON values: paths as text, tuples as lists."""
-    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return values
 
 
 def digest(values: dict[str, Any]) -> str:
     """Eight hexadecimal digits that identify a configuration."""
     return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value

@@ -87,12 +87,12 @@ def _read_path(path: Path, prompt_field: str | None, response_field: str | None)
     if not path.is_dir():
         yield from _read_file(path, prompt_field, response_field)
         return
-    suffixes = JSON_SUFFIXES | PARQUET_SUFFIXES | TEXT_SUFFIXES
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if hidden or file.suffix.lower() not in suffixes or not file.is_file():
+        suffix = file.suffix.lower()
+        if hidden or suffix not in JSON_SUFFIXES | PARQUET_SUFFIXES | TEXT_SUFFIXES or not file.is_file():
             continue
-        if file.suffix.lower() in TEXT_SUFFIXES and not _is_text(file):
+        if suffix in TEXT_SUFFIXES and not _is_text(file):
             logger.warning("skipped %s: it is not UTF-8 text", file)
             continue
         yield from _read_file(file, prompt_field, response_field)
@@ -137,11 +137,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            row = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for fields in batch.to_pylist():
-                    row += 1
-                    yield row, fields
+            batches = file.iter_batches(batch_size=PARQUET_ROWS)
+            yield from enumerate((fields for batch in batches for fields in batch.to_pylist()), start=1)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 

@@ -83,14 +83,11 @@ def find_parts(source: str | Path | Header) -> Parts:
     return Parts(base, tuple(heads), count, trunk)
 
 
-def require_heads(parts: Parts, wanted: int | None = None) -> tuple[Part, ...]:
-    """Heads 2..wanted, or all of them.
-
-    Args:
-        wanted: number of heads, the model's own included; None is all.
+def require_heads(parts: Parts) -> tuple[Part, ...]:
+    """Heads 2..n.
 
     Raises:
-        GgufError: the file has no extra heads, has lost them, or has fewer.
+        GgufError: the file has no extra heads, or has lost them.
     """
     path = parts.base.header.path
     if parts.count < 2:
@@ -99,9 +96,7 @@ def require_heads(parts: Parts, wanted: int | None = None) -> tuple[Part, ...]:
         )
     if parts.lost:
         raise GgufError(f"{path} {lost_heads(parts)}")
-    if wanted is not None and wanted > parts.count:
-        raise GgufError(f"{path} has {parts.count} heads, {wanted} are asked for; train more, or ask for fewer")
-    return parts.heads if wanted is None else parts.heads[: wanted - 1]
+    return parts.heads
 
 
 def lost_heads(parts: Parts) -> str:

@@ -125,7 +125,6 @@ class Model(Closable):
 
     @cached_property
     def parameters(self) -> int:
-        """Number of parameters."""
         return int(llama_cpp.llama_model_n_params(self.pointer))
 
     @cached_property
@@ -139,7 +138,6 @@ class Model(Closable):
 
     @cached_property
     def attention_heads(self) -> int:
-        """Attention heads (queries) of a layer."""
         return int(llama_cpp.llama_model_n_head(self.pointer))
 
     @cached_property
@@ -192,15 +190,15 @@ class Model(Closable):
             data = text.encode() if isinstance(text, str) else text
         except UnicodeEncodeError as error:
             raise DataError("the text has bytes that are not UTF-8; convert it first") from error
-        ids = np.empty(len(data) + 2, dtype=np.int32)
-        while True:
+        # llama.cpp returns the negative size that it needs.
+        count = -len(data) - 2
+        while count < 0:
+            ids = np.empty(-count, dtype=np.int32)
             target = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
             count = llama_cpp.llama_tokenize(
                 self._vocabulary, data, len(data), target, len(ids), add_special, parse_special
             )
-            if count >= 0:
-                return ids[:count].copy()
-            ids = np.empty(-count, dtype=np.int32)
+        return ids[:count].copy()
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, maybe a part of a UTF-8 character; a special token has none unless `special`."""
@@ -209,13 +207,10 @@ class Model(Closable):
         self._require_tokenizer()
         if not 0 <= token < self.vocabulary_size:
             raise ValueError(f"token {token} is outside the vocabulary of {self.vocabulary_size}")
-        size = 32
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
-            if count >= 0:
-                break
-            size = -count
+        count = -32
+        while count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, special)
         piece = buffer.raw[:count]
         if not special:
             self._pieces[token] = piece

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from nptool.errors import UsageError
@@ -102,8 +103,6 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
         UsageError: `runs/text-to-sql-base` has other settings.
         KeyboardInterrupt: Ctrl-C; finished steps are kept.
     """
-    from time import monotonic
-
     config = config or DefaultConfig()
     started = monotonic()
     base, run = Run(root / BASE_NAME), Run(root / NAME)
@@ -231,6 +230,6 @@ def _scores(run: Run, heldout: list[Example], config: DefaultConfig, progress: P
 def _add_time(base: Run, seconds: float) -> float:
     """Add to the saved time of earlier calls; returns the sum."""
     path = base.path / "seconds.json"
-    total = seconds + (read_json(path)["seconds"] if path.is_file() else 0.0)
+    total = seconds + (float(read_json(path)["seconds"]) if path.is_file() else 0.0)
     write_json(path, {"seconds": total})
-    return float(total)
+    return total

@@ -6,7 +6,6 @@ This is the progressive distillation of Jacobi Forcing (arXiv 2512.14681). Every
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,14 @@ def _collection(first: CllmConfig, later: CllmConfig) -> CollectConfig:
     before = read_collected(source.collected or Run(ROOT / first.run_name).collected).metadata
     assert later.model is not None
     assert later.n is not None
-    settings = CollectConfig(
+    kept = {name: getattr(before, name) for name in KEPT}
+    # 0: a collection without plain text.
+    if before.text_prompt_tokens:
+        kept["text_prompt_tokens"] = before.text_prompt_tokens
+    # Leave out prompts that have room for the first round's blocks only.
+    if (context := context_of(later.model)) is not None:
+        kept["max_prompt_tokens"] = min(before.max_prompt_tokens or context, context - later.n)
+    return CollectConfig(
         model=later.model,
         data=first.data,
         output=later.data[0],
@@ -131,14 +137,5 @@ def _collection(first: CllmConfig, later: CllmConfig) -> CollectConfig:
         augment=before.augmented,
         chat=before.template is not None,
         **{name: getattr(first, name) for name in ("limit", "prompt_field", "response_field", "precision")},
-        **{name: getattr(before, name) for name in KEPT},
+        **kept,
     )
-    # 0: a collection without plain text.
-    if before.text_prompt_tokens:
-        settings = replace(settings, text_prompt_tokens=before.text_prompt_tokens)
-    context = context_of(later.model)
-    if context is None:
-        return settings
-    # Leave out prompts that have room for the first round's blocks only.
-    longest = min(before.max_prompt_tokens or context, context - later.n)
-    return replace(settings, max_prompt_tokens=longest)

@@ -49,14 +49,8 @@ def run_query(connection: sqlite3.Connection, sql: str) -> list[ResultRow]:
     """
     if not sql.lstrip().upper().startswith("SELECT"):
         raise QueryRefused("not a SELECT statement")
-    checks_left = STEP_LIMIT // STEPS_BETWEEN_CHECKS
-
-    def abort_when_spent() -> int:
-        nonlocal checks_left
-        checks_left -= 1
-        return int(checks_left < 0)
-
-    connection.set_progress_handler(abort_when_spent, STEPS_BETWEEN_CHECKS)
+    checks = iter(range(STEP_LIMIT // STEPS_BETWEEN_CHECKS))
+    connection.set_progress_handler(lambda: next(checks, None) is None, STEPS_BETWEEN_CHECKS)
     try:
         rows: list[ResultRow] = connection.execute(sql).fetchmany(ROW_LIMIT + 1)
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # ValueError: a null character or a lone surrogate

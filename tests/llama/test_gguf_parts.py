@@ -66,7 +66,6 @@ def test_every_part_is_found(tmp_path: Path) -> None:
         assert content[part.header.data_start : end] == np.full(length, length, np.float32).tobytes()
     assert check_gguf(path).tensors == parts.base.header.tensors
     assert require_heads(parts) == parts.heads
-    assert require_heads(parts, 3) == parts.heads[:2]
 
 
 def test_a_model_without_heads(tmp_path: Path) -> None:
@@ -76,12 +75,6 @@ def test_a_model_without_heads(tmp_path: Path) -> None:
     assert (parts.heads, parts.count, parts.trunk_layer, parts.lost) == ((), 1, None, False)
     with pytest.raises(GgufError, match=r"plain\.gguf is a model without extra heads; train some with"):
         require_heads(parts)
-
-
-def test_more_heads_than_there_are(tmp_path: Path) -> None:
-    write_parts(tmp_path / "model.gguf", 2)
-    with pytest.raises(GgufError, match=r"model\.gguf has 2 heads, 3 are asked for"):
-        require_heads(find_parts(tmp_path / "model.gguf"), 3)
 
 
 def test_heads_that_a_tool_dropped(tmp_path: Path) -> None:
