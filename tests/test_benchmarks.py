@@ -85,7 +85,7 @@ def test_shapes_are_timed_side_by_side() -> None:
     words = ["2x32x2x64", "1x32x2x128", "--vocabulary", "320", "--context", "8", "--rounds", "1", "-t", "1"]
     command = [sys.executable, str(BENCHMARKS / "shapes.py"), *words, "--widths", "1,4"]
     found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout)
-    # A matrix for the embedding and one for the unembedding, and of each layer four in attention and three behind it.
+    # Embedding, unembedding, and seven matrices per layer: four in attention, three in the feed-forward.
     assert [(entry["shape"], entry["parameters"]) for entry in found["shapes"]] == [
         ("2x32x2x64", 2 * 320 * 32 + 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32)),
         ("1x32x2x128", 2 * 320 * 32 + 32 + 4 * 32 * 32 + 3 * 32 * 128 + 2 * 32),

@@ -1,4 +1,4 @@
-"""Heads behind a model are found from the file alone; what is cut or foreign is named."""
+"""Finding the heads after a model, and the errors for files that are cut or mixed up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nptool.llama.gguf_check import check_gguf
 from nptool.llama.gguf_parts import find_parts, require_heads
 
 LENGTHS = [3, 8, 5, 9]
-"""Values of the one tensor of each part; 3, 5 and 9 leave padding behind them."""
+"""Values of the one tensor of each part; 3, 5 and 9 leave padding after them."""
 
 
 def write_part(path: Path, length: int, architecture: str = "llama", **keys: int | str) -> bytes:
@@ -33,7 +33,7 @@ def write_part(path: Path, length: int, architecture: str = "llama", **keys: int
 
 
 def trimmed(content: bytes, length: int) -> bytes:
-    """Without the padding gguf puts behind the last tensor."""
+    """Without the padding that gguf writes after the last tensor."""
     end = content.rindex(np.full(length, length, np.float32).tobytes()) + 4 * length
     return content[:end]
 
@@ -89,7 +89,7 @@ def test_heads_that_a_tool_dropped(tmp_path: Path) -> None:
 
 
 def test_every_truncation_of_the_tail_is_noticed(tmp_path: Path) -> None:
-    """From the first byte of head 2 to the last but one of head 4; the model itself is whole all the time."""
+    """At every kind of place from the first byte of head 2 to the end of head 4; the model itself is whole."""
     path = tmp_path / "model.gguf"
     write_parts(path)
     content = path.read_bytes()
