@@ -17,8 +17,6 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor."""
-
     name: str
     shape: tuple[int, ...]
     """The length of a row first."""
@@ -48,8 +46,6 @@ class PartSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """The whole file."""
-
     path: str
     bytes: int
     method: str | None

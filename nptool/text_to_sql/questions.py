@@ -43,7 +43,6 @@ class Question:
 
 
 def random_kind(rng: Random) -> str:
-    """Draw a kind by weight."""
     return rng.choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
 
 

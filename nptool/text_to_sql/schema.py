@@ -98,7 +98,6 @@ class Schema:
         return {"tables": [{"name": t.name, "columns": [asdict(c) for c in t.columns]} for t in self.tables]}
 
     def create_statements(self) -> list[str]:
-        """SQL that creates the empty tables."""
         return [f"CREATE TABLE {t.name} ({', '.join(f'{c.name} {c.type}' for c in t.columns)})" for t in self.tables]
 
     def rows(self, seed: int) -> Rows:
