@@ -1,7 +1,6 @@
 """The measurement: methods interleaved prompt by prompt, in several rounds, on one engine.
 
-Autoregressive decoding at every width, which the answers are compared with, runs once and untimed before the rounds.
-Knows no file and no text, and draws no conclusions: that is `aggregation`.
+Before the rounds, autoregressive decoding runs once and untimed at every width, as the reference for the answers.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from nptool.decoding.decoder import Decoder
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE
 from nptool.progress import Progress, silent
 
-# The first answer of a method pays for page faults and graph building; this much of one is thrown away.
+# Tokens of an untimed first answer of each method, which pays for page faults and graph building.
 WARM_UP_TOKENS = 16
 
 Tokens = tuple[int, ...]
@@ -32,10 +31,10 @@ class Comparison:
 
     measurements: list[Measurement]
     references: dict[int, list[Tokens]]
-    """Width to the autoregressive answer of every prompt."""
+    """Width to the autoregressive answers to all prompts."""
     margins: dict[tuple[int, int], float]
-    """(prompt, position in the answer) to the margin of autoregressive decoding of width 1, at every first
-    difference from it."""
+    """(prompt, position in the answer) to the margin of autoregressive decoding of width 1, at every first difference
+    from it."""
     costs: StepCosts
 
 
@@ -51,7 +50,7 @@ def compare(
 
     Args:
         prompts: token ids.
-        variants: autoregressive decoding of width 1 among them.
+        variants: must contain autoregressive decoding of width 1.
         common: sampling and lengths of all answers.
 
     Raises:
@@ -129,11 +128,11 @@ class _Run:
 
 
 def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
-    """The order of one turn, as in a Williams design (Australian Journal of Scientific Research A 2, 1949).
+    """The order of one turn in a Williams design (Australian Journal of Scientific Research A 2, 1949).
 
-    In as many turns as there are variants (twice as many, where these are odd in number) each one stands at each place
-    and directly behind each other one equally often: an answer finds the caches, and on a GPU the graph, that the one
-    before has left.
+    In as many turns as there are variants (twice as many for an odd number), each variant has each place and directly
+    follows each other variant equally often, because an answer starts with the processor's caches, and on a GPU with
+    the graph, of the previous one.
     """
     count = len(variants)
     zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]

@@ -199,7 +199,7 @@ def test_inspect_and_quantize_when_the_tail_is_gone(
     quantize_gguf(converted, path, FILE_TYPES["f16"], silent)
     assert read_header(path).metadata["nptool.heads.count"] == 3
     remark = (
-        f"{path} says it has 3 heads, but nothing is behind the model: a tool that rewrote the file dropped them; get "
+        f"{path} says it has 3 heads, but nothing follows the model: a tool that rewrote the file dropped them; get "
         "them back with `nptool convert` from the checkpoint's directory (nptool quantize keeps them)"
     )
     summary = output(["inspect", str(path), "--json"], capsys)

@@ -111,7 +111,7 @@ def test_a_dry_run_of_a_finished_model(checkpoint: Path, capsys: pytest.CaptureF
         ),
         (
             ["--data", "records.jsonl", "-m", "gone/model"],
-            "gone/model is no directory here, and neither in the local Hub cache nor is the Hub reachable",
+            "gone/model is not a local directory and not in the Hub cache, and the Hub cannot be reached",
         ),
         (
             ["--data", "records.jsonl", "-m", "./gone"],

@@ -110,7 +110,7 @@ def test_as_many_heads_as_the_model_has(invoke: Callable[..., Result], collected
         ("heads.json", {"hidden_size": 8}, "are for a model with hidden_size 8, the one beside them has 32"),
         ("heads.json", {"trunk_layer": 0}, "are for a model with trunk_layer 0, the one beside them has 1"),
         ("heads.json", {"count": "4"}, "heads.json is damaged: count is '4'"),
-        ("heads.safetensors", None, "heads.safetensors is truncated or no safetensors file; copy it again"),
+        ("heads.safetensors", None, "heads.safetensors is truncated or not a safetensors file; copy it again"),
     ],
 )
 def test_an_estimate_of_damaged_heads_fails_as_the_training_would(

@@ -167,7 +167,7 @@ def test_the_command(
     assert run(["convert", str(directory), "--type", "q8_0"], debug=False) == 0
     assert [path.name for path in Path().iterdir()] == ["7b_1t_4-q8_0.gguf"]
     with Model.load("7b_1t_4-q8_0.gguf") as model:
-        assert model.metadata["general.name"] == "7b_1t_4"
+        assert model.header.metadata["general.name"] == "7b_1t_4"
         # As in Meta's own tokenizer: the beginning of a text, its end.
         assert (model.bos, model.eos, model.adds_bos) == (1, 2, True)
     assert run(["generate", "-m", "7b_1t_4-q8_0.gguf", "--heads", "-p", "the cat", "--max-tokens", "8"], False) == 0

@@ -1,4 +1,4 @@
-"""A small random model and plain texts to continue: a random model ends no answer, and a text need not end."""
+"""A small random model and plain texts to continue, because a random model does not end its answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nptool.training.base.tokenizer import train_tokenizer
 
 @pytest.fixture(autouse=True)
 def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run directories belong into the test's own folder."""
+    """Run directories go to the test's own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     before = torch.get_num_threads()
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 texts, of which prompts are cut."""
+    """30 texts from which prompts are cut."""
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     lines = (f"{i} select all the rows of table {i} where the value is {7 * i}. " * 4 for i in range(30))
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))

@@ -116,9 +116,9 @@ def test_a_truncated_file(checkpoint: Path) -> None:
     file.write_bytes(whole[:-100])
     assert message(checkpoint) == f"{file} is truncated: {len(whole) - 100} bytes of {len(whole)}; copy it again"
     file.write_bytes(whole[:5])
-    assert message(checkpoint) == f"{file} is truncated or no safetensors file; copy it again"
+    assert message(checkpoint) == f"{file} is truncated or not a safetensors file; copy it again"
     file.write_bytes(b"\x04" + bytes(7) + b"{oops" + bytes(100))
-    assert message(checkpoint) == f"{file} is no safetensors file; its header cannot be read"
+    assert message(checkpoint) == f"{file} is not a safetensors file: its header cannot be read"
 
 
 def test_pickles_are_refused(checkpoint: Path) -> None:
@@ -191,7 +191,7 @@ def test_an_unknown_architecture(checkpoint: Path) -> None:
 
 def test_a_damaged_configuration(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{")
-    assert message(checkpoint).startswith(f"{checkpoint / 'config.json'} cannot be read as JSON")
+    assert message(checkpoint).startswith(f"{checkpoint / 'config.json'} is not valid JSON")
     (checkpoint / "config.json").write_text("[]")
     assert message(checkpoint) == f"{checkpoint / 'config.json'} is not a JSON object; the checkpoint is damaged"
 
@@ -211,7 +211,7 @@ def test_a_file_and_nothing(checkpoint: Path) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 def test_a_hub_id_without_a_hub() -> None:
-    expected = "nobody/nothing is no directory here, and neither in the local Hub cache nor is the Hub reachable"
+    expected = "nobody/nothing is not a local directory and not in the Hub cache, and the Hub cannot be reached"
     assert message("nobody/nothing") == expected
 
 
@@ -224,7 +224,7 @@ def test_a_hub_that_has_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HfApi, "model_info", refuse)
     checkpoints.hub_has.cache_clear()
-    assert message("not--allowed") == "not--allowed is no directory here and no model on the Hub; check the name"
+    assert message("not--allowed") == "not--allowed is neither a local directory nor a model on the Hub; check the name"
     checkpoints.hub_has.cache_clear()
 
 
