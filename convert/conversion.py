@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
+from nptool.convert.families import read_model_spec
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type
-from nptool.convert.gguf_file import Metadata, write_gguf
+from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
-from nptool.convert.hyperparameters import Hyperparameters, read_hyperparameters
+from nptool.convert.hyperparameters import Config
+from nptool.convert.model_spec import Metadata, ModelSpec
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors
@@ -111,23 +113,25 @@ def _convert(
     progress: Progress,
 ) -> Conversion:
     """`convert` of an open checkpoint."""
-    sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
-    tensors = list(gguf_tensors(sizes, checkpoint.tensors, checkpoint.name))
-    heads = read_heads(checkpoint, sizes, tensors)
-    vocabulary = read_vocabulary(read_tokenizer_files(checkpoint.directory, checkpoint.config), sizes.vocabulary, pre)
+    spec = read_model_spec(Config(checkpoint.config, checkpoint.name))
+    tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
+    heads = read_heads(checkpoint, spec, tensors)
+    vocabulary = read_vocabulary(
+        read_tokenizer_files(checkpoint.directory, checkpoint.config), spec.sizes.vocabulary, pre
+    )
     target = out or default_output(checkpoint, chosen)
     if verified:
         # One head at a time is in memory.
         _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
     with staged_file(target) as staged:
-        job = _Job(checkpoint, sizes, vocabulary, tensors, heads, progress)
+        job = _Job(checkpoint, spec, vocabulary, tensors, heads, progress)
         verification, remarks = job.run(staged, chosen, verified)
         converted_heads = job.add_heads(staged, heads_kind, verified, remarks)
         size = staged.stat().st_size
     return Conversion(
         source=checkpoint.name,
         path=target,
-        architecture=sizes.family.arch,
+        architecture=spec.graph,
         file_type=chosen.name,
         parameters=sum(tensor.size for tensor in tensors),
         bytes=size,
@@ -154,7 +158,7 @@ class _Job:
     """Everything that is known before the first byte is written."""
 
     checkpoint: Checkpoint
-    sizes: Hyperparameters
+    spec: ModelSpec
     vocabulary: Vocabulary
     tensors: Sequence[Tensor]
     heads: Heads | None
@@ -163,11 +167,10 @@ class _Job:
     def run(self, path: Path, chosen: FileType, verified: bool) -> tuple[Verification | None, list[str]]:
         """Write and verify `path`."""
         reference = self._reference if verified else None
-        remarks = self._remarks()
         if chosen.direct:
             others = self._write(path, chosen)
             verification = self._verify(path, chosen, reference)
-            return verification, [*remarks, *_others(others, chosen)]
+            return verification, [*self.spec.remarks, *_others(others, chosen)]
         # What the quantizer loses is no mistake, so the conversion itself is verified before.
         exact = FILE_TYPES[_exact_type(self.tensors)]
         whole = path.with_name(f"{path.name}.{exact.name}")
@@ -175,7 +178,7 @@ class _Job:
         self._verify(whole, exact, reference)
         others = quantize_gguf(whole, path, chosen, self.progress)
         verification = self._verify(path, chosen, reference)
-        return verification, [*remarks, *_others(others, chosen)]
+        return verification, [*self.spec.remarks, *_others(others, chosen)]
 
     def add_heads(self, path: Path, kind: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
         """Write the heads behind the model in `path` and verify them."""
@@ -189,7 +192,7 @@ class _Job:
         if verified:
             step = f"{VERIFYING} {self.heads.info.count - 1} heads"
             self.progress(step, 0, 1)
-            logits = verify_heads(path, self._reference, self.sizes.context, kind)
+            logits = verify_heads(path, self._reference, self.spec.sizes.context, kind)
             self.progress(step, 1, 1)
         return ConvertedHeads(
             count=self.heads.info.count,
@@ -211,24 +214,16 @@ class _Job:
             **(self.checkpoint.note.metadata() if self.checkpoint.note else {}),
             **(self.heads.metadata if self.heads else {}),
         }
-        return write_gguf(path, self.sizes, self.vocabulary, self.tensors, chosen, extra, self.progress)
+        return write_gguf(path, self.spec, self.vocabulary, self.tensors, chosen, extra, self.progress)
 
     def _verify(self, path: Path, chosen: FileType, reference: Reference | None) -> Verification | None:
         if reference is None:
             return None
         step = f"{VERIFYING} {chosen.name}"
         self.progress(step, 0, 1)
-        verification = verify(path, reference, self.vocabulary, self.sizes.context, chosen)
+        verification = verify(path, reference, self.vocabulary, self.spec, chosen)
         self.progress(step, 1, 1)
         return verification
-
-    def _remarks(self) -> list[str]:
-        if self.sizes.sliding_window is None:
-            return []
-        return [
-            f"the model attends to the last {self.sizes.sliding_window} tokens; llama.cpp's graph attends to the whole "
-            "context, so beyond that length it differs"
-        ]
 
 
 def _exact_type(tensors: Sequence[Tensor]) -> str:

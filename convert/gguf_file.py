@@ -7,7 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
-from nptool.convert.hyperparameters import LINEAR, YARN, Hyperparameters
+from nptool.convert.model_spec import Metadata, ModelSpec
 from nptool.convert.tensors import Tensor
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary
@@ -37,13 +37,11 @@ MATRIX_TYPES = {
 """What is written row by row; a whole model in q4_0 goes through llama.cpp's quantizer, which mixes types."""
 WRITING = "writing tensors"
 NO_TOKENIZER = "none"
-Metadata = Mapping[str, str | int | float | Sequence[float]]
-"""Further entries by key: a text, an unsigned whole number, a number, or numbers."""
 
 
 def write_gguf(
     path: Path,
-    sizes: Hyperparameters,
+    spec: ModelSpec,
     vocabulary: Vocabulary | None,
     tensors: Sequence[Tensor],
     file_type: FileType,
@@ -63,14 +61,18 @@ def write_gguf(
     Raises:
         CheckpointError: a value that the type cannot hold.
     """
-    writer = gguf.GGUFWriter(path, sizes.family.arch)
+    writer = gguf.GGUFWriter(path, spec.graph)
     types = {tensor.name: tensor_type(tensor, file_type) for tensor in tensors}
     writer.add_type("model")
     writer.add_size_label(gguf.size_label(sum(tensor.size for tensor in tensors), 0, 0, 0))
     writer.add_file_type(file_type.number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_extra(writer, extra)
-    _add_sizes(writer, sizes)
+    _add_metadata(writer, extra)
+    writer.add_vocab_size(spec.sizes.vocabulary)
+    writer.add_context_length(spec.sizes.context)
+    writer.add_embedding_length(spec.sizes.hidden)
+    writer.add_block_count(spec.sizes.layers)
+    _add_metadata(writer, {f"{spec.graph}.{key}": value for key, value in spec.metadata.items()})
     writer.add_tokenizer_model(NO_TOKENIZER) if vocabulary is None else _add_vocabulary(writer, vocabulary)
     encoded = [_Encoded(tensor, types[tensor.name]) for tensor in tensors]
     for tensor, source in zip(encoded, tensors, strict=True):
@@ -153,8 +155,8 @@ def _stored_name(tensor: Tensor) -> str:
     return tensor.stored.name if tensor.stored is not None else tensor.name
 
 
-def _add_extra(writer: gguf.GGUFWriter, extra: Metadata) -> None:
-    for key, value in extra.items():
+def _add_metadata(writer: gguf.GGUFWriter, entries: Metadata) -> None:
+    for key, value in entries.items():
         if isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, int):
@@ -163,29 +165,6 @@ def _add_extra(writer: gguf.GGUFWriter, extra: Metadata) -> None:
             writer.add_float32(key, value)
         else:
             writer.add_array(key, [float(number) for number in value])
-
-
-def _add_sizes(writer: gguf.GGUFWriter, sizes: Hyperparameters) -> None:
-    writer.add_vocab_size(sizes.vocabulary)
-    writer.add_context_length(sizes.context)
-    writer.add_embedding_length(sizes.hidden)
-    writer.add_block_count(sizes.layers)
-    writer.add_feed_forward_length(sizes.feed_forward)
-    writer.add_head_count(sizes.heads)
-    writer.add_head_count_kv(sizes.key_value_heads)
-    writer.add_key_length(sizes.head_dim)
-    writer.add_value_length(sizes.head_dim)
-    writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
-    rope = sizes.rope
-    writer.add_rope_dimension_count(sizes.head_dim)
-    writer.add_rope_freq_base(rope.theta)
-    if rope.scaling in (LINEAR, YARN):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(rope.scaling))
-        writer.add_rope_scaling_factor(rope.factor)
-    if rope.scaling == YARN:
-        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
-        writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:

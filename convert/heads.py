@@ -11,23 +11,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
 from nptool.convert.file_types import FileType, file_type
-from nptool.convert.gguf_file import MATRIX_TYPES, Metadata, write_gguf
-from nptool.convert.hyperparameters import Hyperparameters
-from nptool.convert.tensors import (
-    EMBEDDING,
-    LAYER_PREFIX,
-    UNEMBEDDING,
-    Tensor,
-    expected_shapes,
-    gguf_name,
-    gguf_tensors,
-    listed,
-)
+from nptool.convert.gguf_file import MATRIX_TYPES, write_gguf
+from nptool.convert.model_spec import Metadata, ModelSpec
+from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, Tensor, check_names, gguf_tensors
 from nptool.convert.weights import StoredTensor, read_index
 from nptool.errors import CheckpointError, UsageError
 from nptool.heads import (
@@ -58,7 +48,7 @@ class Heads:
     """Heads 2..n, not yet read."""
 
     info: HeadsInfo
-    sizes: Hyperparameters
+    spec: ModelSpec
     """Of one head."""
     tensors: tuple[tuple[Tensor, ...], ...]
     """One row a head; `tensors[0]` is head 2."""
@@ -77,7 +67,7 @@ class Heads:
         return entries
 
 
-def read_heads(checkpoint: Checkpoint, sizes: Hyperparameters, model: list[Tensor]) -> Heads | None:
+def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> Heads | None:
     """The checkpoint's heads, or None where it has none.
 
     Args:
@@ -89,14 +79,14 @@ def read_heads(checkpoint: Checkpoint, sizes: Hyperparameters, model: list[Tenso
     info = read_heads_info(checkpoint.directory)
     if info is None:
         return None
-    _check_info(info, checkpoint, sizes)
+    _check_info(info, checkpoint, spec)
     path = checkpoint.directory / HEADS_WEIGHTS
     check_whole(path)
     stored = read_index([path])
-    head_sizes = replace(sizes, layers=1, tied=True)
-    _check_stored(stored, info, head_sizes, path)
-    rows = tuple(tuple(_head_tensors(number, checkpoint, head_sizes, stored, model)) for number in _numbers(info))
-    return Heads(info, head_sizes, rows)
+    _check_stored(stored, info, spec, path)
+    head = replace(spec, sizes=replace(spec.sizes, layers=1, tied=True))
+    rows = tuple(tuple(_head_tensors(number, checkpoint, head, stored, model)) for number in _numbers(info))
+    return Heads(info, head, rows)
 
 
 def heads_type(name: str | None) -> FileType:
@@ -132,7 +122,7 @@ def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progr
             INDEX_KEY: number,
             TRUNK_DIGEST_KEY: heads.info.trunk_digest,
         }
-        others |= write_gguf(alone, heads.sizes, None, tensors, file_type, extra, _labelled(progress, number))
+        others |= write_gguf(alone, heads.spec, None, tensors, file_type, extra, _labelled(progress, number))
         append_part(path, alone)
         alone.unlink()
     return others
@@ -160,32 +150,28 @@ def _labelled(progress: Progress, number: int) -> Progress:
 def _head_tensors(
     number: int,
     checkpoint: Checkpoint,
-    sizes: Hyperparameters,
+    spec: ModelSpec,
     stored: Mapping[str, StoredTensor],
     model: list[Tensor],
 ) -> Iterator[Tensor]:
     """A head's tensors: those of a model of one layer whose embedding is the unembedding."""
-    found = {tensor.name: tensor.stored for tensor in model}
-    unembedding = found.get(gguf_name(UNEMBEDDING)) or found[gguf_name(EMBEDDING)]
-    parts = {name: stored[head_tensor(number, name.removeprefix(HEAD_LAYER))] for name in _layer_shapes(sizes)}
-    shared: dict[str, Any] = {EMBEDDING: unembedding, "model.norm.weight": checkpoint.tensors["model.norm.weight"]}
-    return gguf_tensors(sizes, parts | shared, checkpoint.name)
+    of_model = {tensor.stored.name: tensor.stored for tensor in model if tensor.stored is not None}
+    parts = {f"{HEAD_LAYER}{tensor.source}": stored[head_tensor(number, tensor.source)] for tensor in spec.layer}
+    parts[EMBEDDING] = of_model.get(UNEMBEDDING) or of_model[EMBEDDING]
+    parts[spec.final_norm.source] = of_model[spec.final_norm.source]
+    return gguf_tensors(spec, parts, checkpoint.name)
 
 
-def _layer_shapes(sizes: Hyperparameters) -> dict[str, tuple[int, ...]]:
-    return {name: shape for name, shape in expected_shapes(sizes).items() if name.startswith(HEAD_LAYER)}
-
-
-def _check_info(info: HeadsInfo, checkpoint: Checkpoint, sizes: Hyperparameters) -> None:
+def _check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
     if info.count < 2:
         raise CheckpointError(
             f"{checkpoint.name}: heads.json speaks of {info.count} heads; expected 2 or more; {AGAIN}"
         )
     pairs = {
         "model_type": (info.model_type, checkpoint.config.get("model_type")),
-        "hidden_size": (info.hidden_size, sizes.hidden),
-        "vocab_size": (info.vocab_size, sizes.vocabulary),
-        "trunk_layer": (info.trunk_layer, sizes.layers - 1),
+        "hidden_size": (info.hidden_size, spec.sizes.hidden),
+        "vocab_size": (info.vocab_size, spec.sizes.vocabulary),
+        "trunk_layer": (info.trunk_layer, spec.sizes.layers - 1),
     }
     for name, (said, needed) in pairs.items():
         if said != needed:
@@ -201,18 +187,9 @@ def _check_info(info: HeadsInfo, checkpoint: Checkpoint, sizes: Hyperparameters)
         )
 
 
-def _check_stored(stored: Mapping[str, StoredTensor], info: HeadsInfo, sizes: Hyperparameters, path: Path) -> None:
-    layer = {name.removeprefix(HEAD_LAYER): shape for name, shape in _layer_shapes(sizes).items()}
-    expected = {head_tensor(number, name): shape for number in _numbers(info) for name, shape in layer.items()}
-    if missing := [name for name in expected if name not in stored]:
-        raise CheckpointError(
-            f"{path} lacks {listed(missing)}, which {info.count} heads of {sizes.family.architecture} have; {AGAIN}"
-        )
-    if unexpected := [name for name in stored if name not in expected]:
-        raise CheckpointError(
-            f"{path} has {listed(unexpected)}, for which {info.count} heads of {sizes.family.architecture} have no "
-            f"place; {AGAIN}"
-        )
+def _check_stored(stored: Mapping[str, StoredTensor], info: HeadsInfo, spec: ModelSpec, path: Path) -> None:
+    expected = {head_tensor(number, part.source): part.shape for number in _numbers(info) for part in spec.layer}
+    check_names(str(path), f"{spec.architecture} with {info.count} heads", expected, stored, lambda *_: AGAIN)
     for name, shape in expected.items():
         if stored[name].shape != shape:
             raise CheckpointError(

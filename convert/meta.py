@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nptool.checkpoints import INDEX, disk_full
-from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, listed, rope_row_order
+from nptool.convert.rope import pair_order
+from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, check_names
 from nptool.convert.tokenizer_files import SENTENCE_PIECE_MODEL
 from nptool.errors import CheckpointError, DataError
 from nptool.files import read_json
@@ -168,16 +169,9 @@ def _check(weights: Mapping[str, Tensor], parameters: Parameters, source: Path) 
         expected.update(_layer_tensors(f"layers.{number}").values())
     for number in range(parameters.future_tokens - 1):
         expected.update(_layer_tensors(f"extra_heads.{number}").values())
-    if missing := sorted(expected - set(weights)):
-        raise CheckpointError(
-            f"{source / WEIGHTS} lacks {listed(missing)}, which {PARAMETERS} asks for (n_layers = {parameters.layers}, "
-            f"n_future_tokens = {parameters.future_tokens}); they belong to different models"
-        )
-    if unexpected := sorted(set(weights) - expected - {"rope.freqs"}):
-        raise CheckpointError(
-            f"{source / WEIGHTS} has {listed(unexpected)}, for which {PARAMETERS} has no place (n_layers = "
-            f"{parameters.layers}, n_future_tokens = {parameters.future_tokens}); they belong to different models"
-        )
+    owner = f"{PARAMETERS} (n_layers = {parameters.layers}, n_future_tokens = {parameters.future_tokens})"
+    found = sorted(set(weights) - {"rope.freqs"})
+    check_names(str(source / WEIGHTS), owner, sorted(expected), found, lambda *_: "they belong to different models")
     for name, heads in (("wq", parameters.heads), ("wk", parameters.key_value_heads)):
         shape, needed = tuple(weights[f"layers.0.attention.{name}.weight"].shape), heads * parameters.head_dim
         if shape != (needed, parameters.hidden):
@@ -200,7 +194,7 @@ def _layer(
     for name, stored in _layer_tensors(ours).items():
         tensor = weights[stored]
         if any(part in stored for part in ROTATED):
-            order = np.argsort(rope_row_order(len(tensor), parameters.head_dim))
+            order = np.argsort(pair_order(len(tensor), parameters.head_dim))
             tensor = tensor[torch.from_numpy(order)]
         yield f"{theirs}{name}", tensor
 

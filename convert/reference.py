@@ -6,7 +6,7 @@ D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.checkpoints import load_model, load_tokenizer
+from nptool.convert.model_spec import Seam
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE, TOKENIZER_JSON
 from nptool.data.rendering import end_token_ids
 from nptool.heads import HEADS_WEIGHTS, head_tensor
@@ -128,36 +129,24 @@ class Reference:
                 input_ids=ids, position_ids=torch.tensor([positions]), attention_mask=mask, use_cache=False
             )
 
-    def intermediates(self, ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
-        """Values at the seams of the model for the text `ids`, under llama.cpp's names, each (T, rest).
-
-        In the order in which they are computed.
-        """
+    def intermediates(self, ids: Sequence[int], seams: Iterable[Seam]) -> dict[str, NDArray[np.float32]]:
+        """Values at the seams for the token ids, by the seam's name, each (T, rest) with the rest flattened."""
         import torch
 
-        model: Any = self.model
         found: dict[str, NDArray[np.float32]] = {}
-        hooks = []
 
-        def keep(name: str, of_input: bool = False) -> Callable[..., None]:
+        def keep(seam: Seam) -> Callable[..., None]:
             def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-                value = inputs[0] if of_input else output
+                value = inputs[0] if seam.of_input else output
                 value = value[0] if isinstance(value, tuple) else value
-                found[name] = value.detach().float().numpy().reshape(len(ids), -1).copy()
+                found[seam.name] = value.detach().float().numpy().reshape(len(ids), -1).copy()
 
             return hook
 
-        hooks.append(model.model.embed_tokens.register_forward_hook(keep("embd")))
-        for number, layer in enumerate(model.model.layers):
-            hooks.append(layer.input_layernorm.register_forward_hook(keep(f"attn_norm-{number}")))
-            hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_inp-{number}", of_input=True)))
-            hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_norm-{number}")))
-            hooks.append(layer.register_forward_hook(keep(f"l_out-{number}")))
-        hooks.append(model.model.norm.register_forward_hook(keep("result_norm")))
-        hooks.append(model.lm_head.register_forward_hook(keep("result_output")))
+        hooks = [self.model.get_submodule(seam.module).register_forward_hook(keep(seam)) for seam in seams]
         try:
             with torch.inference_mode():
-                model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+                self.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

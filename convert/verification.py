@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
+from nptool.convert.model_spec import ModelSpec
 from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, TEXTS, far_position, sample_ids, special_texts
 from nptool.convert.vocabulary import Vocabulary
 from nptool.errors import GgufError
@@ -68,22 +69,21 @@ class Verification:
     remarks: tuple[str, ...] = ()
 
 
-def verify(path: Path, reference: Reference, vocabulary: Vocabulary, context: int, file_type: FileType) -> Verification:
+def verify(
+    path: Path, reference: Reference, vocabulary: Vocabulary, spec: ModelSpec, file_type: FileType
+) -> Verification:
     """Compare the GGUF at `path` with `reference`.
-
-    Args:
-        context: the model's, in tokens.
 
     Raises:
         GgufError: the file cannot be loaded, or differs; the message says in what.
     """
     with _loaded(path) as model:
         texts, remarks = compare_tokenizers(model, reference, vocabulary)
-        logits = compare_logits(model, reference, context)
+        logits = compare_logits(model, reference, spec.sizes.context)
         # Written so that a difference that is no number fails.
         if not logits.relative <= file_type.tolerance:
             if file_type.direct:
-                raise GgufError(_difference(model, reference, logits, file_type))
+                raise GgufError(_difference(model, reference, spec, logits, file_type))
             remarks.append(
                 f"logits differ by {logits.relative:.2g} of their spread, more than the {file_type.tolerance:g} that "
                 f"{file_type.name} usually costs; a larger type may be worth its size"
@@ -163,11 +163,13 @@ def _samples(model: Model, reference: Reference) -> tuple[int, list[int], list[i
     return sample_ids(min(len(reference.tokenizer), model.vocabulary_size))
 
 
-def _difference(model: Model, reference: Reference, logits: LogitComparison, file_type: FileType) -> str:
+def _difference(
+    model: Model, reference: Reference, spec: ModelSpec, logits: LogitComparison, file_type: FileType
+) -> str:
     from nptool.convert.localization import differing_part
 
     _, near, _ = _samples(model, reference)
-    part = differing_part(model, reference, near, file_type.tolerance)
+    part = differing_part(model, reference, spec, near, file_type.tolerance)
     return (
         f"the converted model differs from the checkpoint in {part}: logits differ by {logits.largest:.3g} at a spread "
         f"of {logits.spread:.3g} (at most {file_type.tolerance:g} of it is rounding in {file_type.name}); "

@@ -49,7 +49,7 @@ def refusal(directory: Path, expected: type[NptoolError] = CheckpointError, **op
 CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": (
         {"architectures": ["GemmaForCausalLM"]},
-        "DIR: architecture GemmaForCausalLM is not one nptool converts; nptool converts LlamaForCausalLM, "
+        "DIR: architecture GemmaForCausalLM is not supported; nptool converts LlamaForCausalLM, "
         "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
     ),
     "no architecture": (
@@ -59,7 +59,7 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "quantised": (
         {"quantization_config": {"quant_method": "gptq"}},
-        "DIR: the weights are quantised already (quantization_config: gptq); convert the unquantised checkpoint and "
+        "DIR: the weights are already quantized (quantization_config: gptq); convert the unquantized checkpoint and "
         "choose the type with --type",
     ),
     "activation": ({"hidden_act": "gelu"}, "DIR: hidden_act is gelu; llama.cpp's llama graph has silu only"),
@@ -70,7 +70,7 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"hidden_size": "64"}, "DIR: config.json has hidden_size = '64'; expected a number above 0"),
     "rope type": (
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
-        "DIR: RoPE scaling 'dynamic' is not one nptool converts; it knows default, linear, llama3, yarn",
+        "DIR: RoPE scaling 'dynamic' is not supported; expected one of default, linear, llama3, yarn",
     ),
     "partial rotation": (
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -78,7 +78,7 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7, "attention_factor": 1.5}},
-        "DIR: RoPE scaling 'yarn' with mscale, attention_factor of its own is not converted",
+        "DIR: RoPE scaling 'yarn' with its own mscale, attention_factor is not supported",
     ),
     "other sizes": (
         {"intermediate_size": 128},
@@ -100,7 +100,7 @@ def test_qwen3_configurations(make_checkpoint: Callable[..., Path]) -> None:
     edit(directory / "config.json", attention_bias=True)
     assert refusal(directory) == "DIR: attention_bias is on; llama.cpp's qwen3 graph has no biases"
     edit(directory / "config.json", attention_bias=False, rope_parameters={"rope_type": "llama3", "factor": 8.0})
-    assert refusal(directory) == "DIR: RoPE scaling 'llama3' has no place in llama.cpp's graph of this architecture"
+    assert refusal(directory) == "DIR: RoPE scaling 'llama3' is not supported; expected one of default, linear, yarn"
 
 
 def test_missing_tensors(checkpoint: Path) -> None:
@@ -115,8 +115,8 @@ def test_missing_tensors(checkpoint: Path) -> None:
     assert refusal(checkpoint) == (
         "DIR lacks model.layers.1.input_layernorm.weight, model.layers.1.self_attn.q_proj.weight, "
         "model.layers.1.self_attn.k_proj.weight, model.layers.1.self_attn.v_proj.weight and 6 more, which "
-        "LlamaForCausalLM has; config.json describes another model than the weights, or a shard is of another "
-        "checkpoint"
+        "LlamaForCausalLM has; config.json describes another model than the weights, or a shard belongs to "
+        "another checkpoint"
     )
 
 
@@ -129,7 +129,7 @@ def test_missing_tensors(checkpoint: Path) -> None:
         ),
         (
             "model.layers.0.mlp.up_proj.weight_scale",
-            "these are quantised weights: convert the unquantised checkpoint",
+            "these are quantized weights: convert the unquantized checkpoint",
         ),
         ("visual.patch_embed.weight", "this is a multimodal model: nptool converts text models"),
         (
@@ -138,7 +138,7 @@ def test_missing_tensors(checkpoint: Path) -> None:
         ),
         (
             "model.layers.0.mlp.experts.0.weight",
-            "config.json describes another model than the weights, or a shard is of another checkpoint",
+            "config.json describes another model than the weights, or a shard belongs to another checkpoint",
         ),
     ],
 )

@@ -63,8 +63,8 @@ INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "more heads than trained": (
         {"count": 4},
         "DIR/heads.safetensors lacks heads.4.input_layernorm.weight, heads.4.self_attn.q_proj.weight, "
-        "heads.4.self_attn.k_proj.weight, heads.4.self_attn.v_proj.weight and 5 more, which 4 heads of "
-        "LlamaForCausalLM have; train the heads again with `nptool train heads`",
+        "heads.4.self_attn.k_proj.weight, heads.4.self_attn.v_proj.weight and 5 more, which "
+        "LlamaForCausalLM with 4 heads has; train the heads again with `nptool train heads`",
     ),
     "fewer heads than trained": (
         {"count": 2},

@@ -194,14 +194,14 @@ SIZES_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "more heads than stored": (
         {"n_future_tokens": 4, "n_layers": 6},
         "DIR/consolidated.pth lacks extra_heads.2.attention.wk.weight, extra_heads.2.attention.wo.weight, "
-        "extra_heads.2.attention.wq.weight, extra_heads.2.attention.wv.weight and 5 more, which params.json asks for "
-        "(n_layers = 6, n_future_tokens = 4); they belong to different models",
+        "extra_heads.2.attention.wq.weight, extra_heads.2.attention.wv.weight and 5 more, which params.json "
+        "(n_layers = 6, n_future_tokens = 4) has; they belong to different models",
     ),
     "fewer layers": (
         {"n_layers": 4},
         "DIR/consolidated.pth has layers.2.attention.wk.weight, layers.2.attention.wo.weight, "
-        "layers.2.attention.wq.weight, layers.2.attention.wv.weight and 5 more, for which params.json has no place "
-        "(n_layers = 4, n_future_tokens = 3); they belong to different models",
+        "layers.2.attention.wq.weight, layers.2.attention.wv.weight and 5 more, for which params.json "
+        "(n_layers = 4, n_future_tokens = 3) has no place; they belong to different models",
     ),
     "other attention heads": (
         {"n_kv_heads": 4},

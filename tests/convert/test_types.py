@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nptool.convert.conversion import convert
 from nptool.convert.file_types import FILE_TYPES
-from nptool.convert.hyperparameters import Rope
-from nptool.convert.tensors import rope_row_order
+from nptool.convert.rope import Rope, pair_order
 from nptool.convert.weights import read_index, same_values
 
 
@@ -175,7 +174,7 @@ def test_tied_embeddings_are_stored_once(make_checkpoint: Callable[..., Path], t
 @given(heads=st.integers(1, 5), pairs=st.integers(1, 8))
 def test_row_order_undoes_the_halves(heads: int, pairs: int) -> None:
     """In llama's order, rows 2i and 2i + 1 are the ones transformers rotates together, i and i + pairs."""
-    order = rope_row_order(heads * 2 * pairs, 2 * pairs).reshape(heads, pairs, 2)
+    order = pair_order(heads * 2 * pairs, 2 * pairs).reshape(heads, pairs, 2)
     for head in range(heads):
         for pair in range(pairs):
             assert order[head, pair].tolist() == [head * 2 * pairs + pair, head * 2 * pairs + pair + pairs]
@@ -192,7 +191,7 @@ def test_frequency_factors_are_transformers() -> None:
     factors = Rope(500000.0, "llama3", 32.0, 8192).frequency_factors(128)
     plain = 500000.0 ** (-np.arange(0, 128, 2) / 128)
     assert np.allclose(plain / np.asarray(factors), expected.numpy(), rtol=1e-5)
-    assert Rope(500000.0, "default").frequency_factors(128) is None
+    assert Rope(500000.0, "default").frequency_factors(128) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -11,9 +11,8 @@ import gguf
 import pytest
 
 import nptool.convert.gguf_file as gguf_file
-import nptool.convert.tensors as tensors
 from nptool.convert.conversion import convert
-from nptool.convert.hyperparameters import Rope
+from nptool.convert.rope import Rope
 from nptool.convert.vocabulary import Vocabulary
 from nptool.errors import GgufError
 
@@ -58,7 +57,7 @@ ATTENTION = "the attention of layer 0: rotation, order or bias of queries and ke
 
 @pytest.mark.parametrize("type_name", ["f32", "f16", "q8_0", "q4_0"])
 def test_rows_that_are_not_permuted(type_name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "_row_order", lambda name, sizes: None)
+    monkeypatch.setattr("nptool.convert.rope.pair_order", lambda rows, head_dim: None)
     assert part(refused(checkpoint, type_name=type_name)) == ATTENTION
 
 
@@ -99,7 +98,7 @@ def test_a_wrong_rope_scaling_is_found_far_away(
     }
     rope["original_max_position_embeddings"] = 16384
     directory = make_checkpoint(rope_parameters=rope, head_dim=64, max_position_embeddings=131072)
-    monkeypatch.setattr(Rope, "frequency_factors", lambda self, head_dim: None)
+    monkeypatch.setattr(Rope, "frequency_factors", lambda self, head_dim: [])
     assert part(refused(directory, type_name="f16")) == "RoPE scaling (tokens far apart differ, tokens nearby do not)"
 
 
