@@ -95,14 +95,6 @@ def test_configurations(case: str, checkpoint: Path) -> None:
     assert refusal(checkpoint) == message
 
 
-def test_qwen3_configurations(make_checkpoint: Callable[..., Path]) -> None:
-    directory = make_checkpoint("Qwen3ForCausalLM", "qwen2")
-    edit(directory / "config.json", attention_bias=True)
-    assert refusal(directory) == "DIR: attention_bias is on; llama.cpp's qwen3 graph has no biases"
-    edit(directory / "config.json", attention_bias=False, rope_parameters={"rope_type": "llama3", "factor": 8.0})
-    assert refusal(directory) == "DIR: RoPE scaling 'llama3' is not supported; expected one of default, linear, yarn"
-
-
 def test_missing_tensors(checkpoint: Path) -> None:
     edit_weights(checkpoint, lambda weights: weights.pop("lm_head.weight"))
     assert refusal(checkpoint) == (

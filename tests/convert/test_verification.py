@@ -202,14 +202,6 @@ def test_remark_on_composed_accents(checkpoint: Path, tmp_path: Path) -> None:
     )
 
 
-def test_remark_on_a_sliding_window(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    directory = make_checkpoint("MistralForCausalLM", sliding_window=2048)
-    assert convert(directory, tmp_path / "model.gguf").remarks == (
-        "the model attends to the last 2048 tokens; llama.cpp's graph attends to the whole context, so beyond that "
-        "length it differs",
-    )
-
-
 def test_remark_on_tokens_that_swallow_spaces(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     directory = make_checkpoint()
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
