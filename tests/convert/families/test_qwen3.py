@@ -35,9 +35,7 @@ def test_equal_to_transformers(case: str, convert_equal: Callable[..., Conversio
         ),
     ],
 )
-def test_refused(
-    changes: dict[str, Any], message: str, make_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_refused(changes: dict[str, Any], message: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     directory = make_checkpoint(ARCHITECTURE, "qwen2")
     config = directory / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
