@@ -1,8 +1,7 @@
 """Logits and intermediate values of a GGUF in llama.cpp, for comparison.
 
-In the closest arithmetic llama.cpp offers: no flash attention (its CPU kernel works in F16) and an F32 KV cache. A
-context of its own, because the sample has a gap in its positions and the graph is looked into; neither is for decoding.
-Shapes: T tokens, D hidden, V vocabulary.
+In llama.cpp's most exact arithmetic: no flash attention (its CPU kernel works in F16) and an F32 KV cache. The sample's
+positions have a gap, so the contexts of `nptool.llama` do not serve here. Shapes: T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
+from nptool.convert.samples import Sample
 from nptool.errors import GgufError
 from nptool.llama.library import cause, error_lines
 from nptool.llama.model import Model
@@ -25,40 +25,30 @@ from nptool.provenance import usable_cores
 CELLS = 256
 """Context of the comparison, in tokens."""
 SMALL = 1_000_000_000
-"""Parameters below which one thread does: a second one saves seconds, and costs minutes where cores are shared."""
+"""Models with fewer parameters run on one thread."""
 Rows = Sequence[int] | NDArray[np.float32]
 """What a batch evaluates: token ids, or vectors (T, D) in place of the embedding's."""
 NEAR, FAR = 0, 1
 """Sequences of the tokens before and after the gap."""
 
 
-def sample_logits(
-    model: Model, filler: int, near: Sequence[int], far: Sequence[int], distance: int
-) -> NDArray[np.float32]:
-    """Logits of the tokens `near` at positions 0, 1, ... and of `far` at `distance`, `distance` + 1, ...
-
-    llama.cpp takes no text with a gap. So `filler` alone is put before the gap's end in a second sequence, the first
-    one's cells are given to the second as well, and `far` goes on there: it sees near, filler and itself.
-
-    Returns:
-        (T, V), near's rows first.
-    """
-    return _sample(model, [filler], near, far, distance)
+def sample_logits(model: Model, sample: Sample) -> NDArray[np.float32]:
+    """Logits (T, V) of the near, then the far tokens."""
+    return _logits(model, [sample.filler], sample.near, sample.far, sample.distance)
 
 
-def sample_head_logits(head: Model, z_TD: NDArray[np.float32], near: int, distance: int) -> NDArray[np.float32]:
-    """Logits of a head for the same tokens.
+def sample_head_logits(head: Model, z_TD: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+    """Logits (T - 1, V) of a head for the same tokens.
 
     Args:
-        z_TD: the trunk's output for the filler, then `near` tokens, then those far away.
-
-    Returns:
-        (T - 1, V): without the filler's row.
+        z_TD: the trunk's output for the filler, the near and the far tokens.
     """
-    return _sample(head, z_TD[:1], z_TD[1 : 1 + near], z_TD[1 + near :], distance)
+    near = len(sample.near)
+    return _logits(head, z_TD[:1], z_TD[1 : 1 + near], z_TD[1 + near :], sample.distance)
 
 
-def _sample(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) -> NDArray[np.float32]:
+def _logits(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) -> NDArray[np.float32]:
+    """llama.cpp refuses gaps in a sequence: `far` continues the filler's sequence, which is given near's cells too."""
     with _context(model) as context:
         _decode(context, filler, distance - 1, FAR)
         rows = [_rows(model, context, near, 0, NEAR)]
@@ -68,11 +58,7 @@ def _sample(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) ->
 
 
 def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:
-    """Values of the graph's named tensors for the text `ids`.
-
-    Returns:
-        By name, each (T, rest) with the rest flattened.
-    """
+    """Values of the graph's named tensors for the token ids, each (T, rest) with the rest flattened."""
     found: dict[str, NDArray[np.float32]] = {}
 
     def look(tensor: int, asked: bool, _: Any) -> bool:
@@ -137,7 +123,7 @@ def _decode(context: Any, rows: Rows, start: int, sequence: int) -> None:
 
 
 def _tensor_values(tensor: int) -> NDArray[np.float32]:
-    """Copy an F32 tensor out of whatever memory it lies in."""
+    """Copy an F32 tensor from any backend's memory."""
     pointer = ctypes.c_void_p(tensor)
     values = np.empty(libggml.ggml_nelements(pointer), np.float32)
     size = ctypes.c_size_t(values.nbytes)

@@ -1,19 +1,64 @@
-"""What a model family says about one model, and all that the rest of the conversion knows about it."""
+"""What a family reads from a `config.json`, and all that the rest of the conversion knows about a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.hyperparameters import Hyperparameters
 from nptool.convert.weights import StoredTensor
+from nptool.errors import CheckpointError
 
 Metadata = Mapping[str, str | int | float | Sequence[float]]
 """GGUF entries by key: string, uint32, float32 or an array of float32."""
-Chunks = Iterator[NDArray[np.float32]]
+Reader = Callable[[StoredTensor], Iterator[NDArray[np.float32]]]
+"""Gives a stored tensor's rows as the GGUF has them, a few at a time."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A parsed `config.json`."""
+
+    values: Mapping[str, Any]
+    source: str
+    """Name of the checkpoint in messages."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def size(self, key: str) -> int:
+        """
+        Raises:
+            CheckpointError: the value is missing or not a positive whole number.
+        """
+        value = self.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(f"config.json has {key} = {value!r}; expected a number above 0")
+        return value
+
+    def error(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"{self.source}: {reason}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Those of every decoder."""
+
+    vocabulary: int
+    """Rows of the embedding; the tokenizer may have fewer tokens."""
+    context: int
+    """In tokens."""
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    tied: bool
+    """The unembedding is the embedding."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +70,12 @@ class TensorSpec:
     name: str
     """Its name in the GGUF."""
     shape: tuple[int, ...]
-    read: Callable[[StoredTensor], Chunks] = StoredTensor.chunks
-    """The values of the GGUF, a few rows at a time."""
+    read: Reader = StoredTensor.chunks
 
 
 @dataclass(frozen=True)
 class Seam:
-    """A value inside a layer that transformers and llama.cpp both compute, to find the first that differs."""
+    """A value inside a layer that transformers and llama.cpp both compute; the first that differs locates an error."""
 
     name: str
     """In llama.cpp's graph, without the layer's number."""
@@ -40,9 +84,9 @@ class Seam:
     part: str
     """What computes it, with the GGUF's tensors; {0} is the layer's number."""
     of_input: bool = False
-    """It is the module's input; else its output."""
+    """It is the module's input, not its output."""
     later_part: str | None = None
-    """What is wrong if the first token's value is right, which attends only to itself."""
+    """What is wrong if the first token, which attends only to itself, has the right value."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +97,9 @@ class ModelSpec:
     """transformers' class."""
     graph: str
     """`general.architecture`: the graph that llama.cpp builds."""
-    sizes: Hyperparameters
+    sizes: Sizes
     layer: tuple[TensorSpec, ...]
-    """The tensors of a layer in the GGUF's order; `source` and `name` are relative to the layer."""
+    """A layer's tensors in the GGUF's order; their names are relative to the layer."""
     final_norm: TensorSpec
     metadata: Metadata
     """Entries with the prefix `graph`, beyond vocabulary, context, hidden size and layers."""
@@ -64,4 +108,4 @@ class ModelSpec:
     frequency_factors: Sequence[float] = ()
     """Divisors of the RoPE frequencies, or empty."""
     remarks: tuple[str, ...] = ()
-    """Where the GGUF computes something else than the checkpoint, for the user."""
+    """For the user: where the GGUF computes something else than the checkpoint."""

@@ -1,8 +1,7 @@
 """Which of llama.cpp's pre-tokenizers splits text the way a tokenizer.json says.
 
 llama.cpp has its splitting rules compiled in and picks one by a name in the GGUF (`tokenizer.ggml.pre`); a wrong name
-tokenizes differently without a word. The name is found from what the tokenizer does, its list of splitting steps, never
-from where it came from. Knows no vocabulary.
+tokenizes differently without a warning. The name is found from the tokenizer's splitting steps alone.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ _WORDS_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^" + "\r\n" + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[" + "\r\n" + r"]*|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+"
 ).replace(r"[!\"#", '[!"#')
-# DeepSeek-LLM lists every cased letter, a class of 600 characters that normalisation spells in several ways: its
-# beginning is enough to know it by.
+# DeepSeek-LLM lists every cased letter, a class of 600 characters; its beginning identifies it.
 _CASED_LETTERS_START = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
 _CASED_LETTERS = r"\s?[cased letters]+"
 _FULL_WIDTH_PUNCTUATION = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"  # noqa: RUF001  # the tokenizers' own spelling
@@ -45,7 +43,7 @@ _BYTES: Step = ("ByteLevel", False, False)
 _GPT2_WORDS: Step = ("ByteLevel", False, True)
 _LINE_ENDS = _split("[\r\n]")
 
-# Splitting steps and the model's `ignore_merges` (a whole piece that is a token is taken without merging) to the name.
+# By splitting steps and the model's `ignore_merges` (a whole piece that is a token is taken without merging).
 PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
     ((_GPT2_WORDS,), False): "gpt-2",
     ((_DIGIT, _GPT2_WORDS), False): "smollm",
@@ -75,10 +73,10 @@ def detect_pre_tokenizer(tokenizer: dict[str, Any], source: str) -> str:
 
     Args:
         tokenizer: the parsed tokenizer.json.
-        source: what the messages call the checkpoint.
+        source: name of the checkpoint in messages.
 
     Raises:
-        CheckpointError: rules that none of the known names stands for; the message shows them.
+        CheckpointError: unknown rules; the message shows them.
     """
     steps = splitting_steps(tokenizer.get("pre_tokenizer"))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
@@ -94,7 +92,7 @@ def detect_pre_tokenizer(tokenizer: dict[str, Any], source: str) -> str:
 
 
 def splitting_steps(pre_tokenizer: dict[str, Any] | None) -> tuple[Step, ...]:
-    """The steps of a tokenizer.json's `pre_tokenizer`, nested sequences flattened, each with what matters of it."""
+    """The steps of a tokenizer.json's `pre_tokenizer` with their options, nested sequences flattened."""
     if pre_tokenizer is None:
         return ()
     kind = pre_tokenizer.get("type")

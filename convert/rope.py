@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.hyperparameters import Config
+from nptool.convert.model_spec import Config
 from nptool.convert.weights import StoredTensor
 
 DEFAULT = "default"

@@ -1,7 +1,6 @@
-"""From a checkpoint's tensors to a GGUF's: names, shapes, order of rows.
+"""From a checkpoint's tensors to a GGUF's, by the model's specification.
 
-The model's specification says which tensors must be there and in which shape, so that a checkpoint that does not match
-its configuration is refused before anything is written. A `Tensor` holds no values: it reads its rows on demand.
+A checkpoint that does not match is refused before anything is written. A `Tensor` reads its rows on demand.
 """
 
 from __future__ import annotations
@@ -9,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.model_spec import Chunks, ModelSpec, TensorSpec
+from nptool.convert.model_spec import ModelSpec, Reader, TensorSpec
 from nptool.convert.weights import StoredTensor, same_values
 from nptool.errors import CheckpointError
 
@@ -34,14 +34,14 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     stored: StoredTensor | None
-    read: Callable[[StoredTensor], Chunks] = StoredTensor.chunks
+    read: Reader = StoredTensor.chunks
     values: NDArray[np.float32] | None = None
 
     @property
     def size(self) -> int:
         return prod(self.shape)
 
-    def chunks(self) -> Chunks:
+    def chunks(self) -> Iterator[NDArray[np.float32]]:
         """Rows as float32, a few at a time."""
         if self.stored is not None:
             yield from self.read(self.stored)
@@ -67,12 +67,8 @@ def gguf_tensors(spec: ModelSpec, stored: Mapping[str, StoredTensor], source: st
     needless = {UNEMBEDDING} if tied else set()
     found = [name for name in stored if name not in needless and not name.endswith(IGNORED_SUFFIXES)]
     check_names(source, spec.architecture, expected, found, _cause)
-    for name, tensor in expected.items():
-        if stored[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {stored[name].shape}, config.json asks for {tensor.shape}; "
-                "the weights belong to another configuration"
-            )
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    check_shapes(source, "config.json", shapes, stored, "the weights belong to another configuration")
     for name, tensor in expected.items():
         yield Tensor(tensor.name, tensor.shape, stored[name], tensor.read)
         if name == EMBEDDING and spec.frequency_factors:
@@ -120,6 +116,15 @@ def check_names(
         raise CheckpointError(
             f"{place} has {_listed(unexpected)}, for which {owner} has no place; {advice(missing, unexpected)}"
         )
+
+
+def check_shapes(
+    place: str, owner: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], advice: str
+) -> None:
+    """The same for shapes; `found` has tensors of any library."""
+    for name, shape in expected.items():
+        if (other := tuple(found[name].shape)) != shape:
+            raise CheckpointError(f"{place}: {name} has shape {other}, {owner} asks for {shape}; {advice}")
 
 
 def _listed(names: list[str]) -> str:

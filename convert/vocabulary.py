@@ -1,8 +1,7 @@
-"""A GGUF's tokenizer: tokens, their types, how text is split, which tokens mean something.
+"""A GGUF's tokenizer: tokens, their types, how text is split, which tokens are special.
 
-Two kinds: byte-level BPE (`gpt2` in llama.cpp) and SentencePiece BPE (`llama`). This module decides which, fills up the
-rows that have no token, and finds the special tokens; the kinds themselves are in `byte_level` and `sentence_pieces`.
-Knows no file format and no tensors.
+Two kinds: byte-level BPE (`gpt2` in llama.cpp; Radford et al. 2019) and SentencePiece BPE (`llama`, read by
+`sentence_pieces`).
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from nptool.convert.tokenizer_files import AddedToken, TokenizerFiles
+from nptool.convert.pretokenizers import detect_pre_tokenizer
+from nptool.convert.tokenizer_files import SENTENCE_PIECE_MODEL, AddedToken, TokenizerFiles
 from nptool.errors import CheckpointError
 
 UNUSED_SCORE = -10000.0
 ADDED_SCORE = -1000.0
+# llama.cpp loads no byte-level vocabulary without merges; this one never applies, since text starts as single letters.
+NO_MERGE = "[no] [merge]"
 
 
 class TokenType(IntEnum):
@@ -32,27 +34,28 @@ class TokenType(IntEnum):
 
 @dataclass
 class TokenTable:
-    """Tokens by id. `scores` and `merges` belong to one kind each and are None in the other."""
+    """Tokens by id."""
 
     model: str
     """`tokenizer.ggml.model`: gpt2 or llama."""
     texts: dict[int, str]
     types: dict[int, TokenType]
     scores: dict[int, float] | None = None
+    """SentencePiece only."""
     merges: list[str] | None = None
+    """Byte-level only."""
     pre: str | None = None
-    """llama.cpp's name for the splitting rules (byte-level BPE only)."""
+    """llama.cpp's name of the splitting rules (byte-level only)."""
     space_prefix: bool | None = None
     """A space is put before the text (SentencePiece only)."""
 
     def add(self, added: dict[int, AddedToken]) -> None:
-        """Enter the added tokens, over what stands at their ids."""
+        """Enter the added tokens, replacing others of their ids."""
         for number, token in added.items():
-            # Text that was added is looked for as it stands; only SentencePiece spells the space as a lower block.
-            text = token.content if self.model == "gpt2" else token.content.replace("▁", " ")
-            known = self.types.get(number)
-            self.texts[number] = token.content if token.special else text
-            if known != TokenType.UNKNOWN:
+            # Only SentencePiece spells the space as U+2581; added tokens match text as it is.
+            text = token.content if token.special or self.model == "gpt2" else token.content.replace("▁", " ")
+            self.texts[number] = text
+            if self.types.get(number) != TokenType.UNKNOWN:
                 self.types[number] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
             if self.scores is not None:
                 self.scores[number] = ADDED_SCORE
@@ -60,7 +63,7 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that the GGUF says about text."""
+    """The tokenizer of the GGUF."""
 
     model: str
     pre: str | None
@@ -83,7 +86,7 @@ def read_vocabulary(files: TokenizerFiles, rows: int, pre: str | None = None) ->
 
     Args:
         rows: of the embedding.
-        pre: llama.cpp's pre-tokenizer, instead of the one found from the splitting rules.
+        pre: llama.cpp's pre-tokenizer; None finds it from the splitting rules.
 
     Raises:
         CheckpointError: a tokenizer of another kind, more tokens than rows, no end token, unknown splitting rules.
@@ -116,7 +119,6 @@ def read_vocabulary(files: TokenizerFiles, rows: int, pre: str | None = None) ->
 
 
 def _read_table(files: TokenizerFiles, pre: str | None) -> TokenTable:
-    from nptool.convert.byte_level import read_byte_level
     from nptool.convert.sentence_pieces import read_piece_model, read_pieces
 
     if files.tokenizer is None:
@@ -129,17 +131,31 @@ def _read_table(files: TokenizerFiles, pre: str | None) -> TokenTable:
             "nptool converts byte-level and SentencePiece BPE"
         )
     if not model.get("byte_fallback"):
-        return read_byte_level(files.tokenizer, pre, str(files.directory))
-    if files.sentence_piece_model is not None:
+        return _read_byte_level(files.tokenizer, pre, str(files.directory))
+    if (files.directory / SENTENCE_PIECE_MODEL).is_file():
         table = read_piece_model(files)
-        # The original scores, unless tokenizer.json, which transformers goes by, has other tokens.
+        # The original scores, unless tokenizer.json, which transformers reads, has other tokens.
         if table.texts == {number: text for text, number in model["vocab"].items()}:
             return table
     return read_pieces(files)
 
 
+def _read_byte_level(tokenizer: dict[str, Any], pre: str | None, source: str) -> TokenTable:
+    """tokenizer.json spells bytes as printable letters, as llama.cpp does, so tokens and merges stay as they are."""
+    model = tokenizer["model"]
+    pre = pre or detect_pre_tokenizer(tokenizer, source)
+    for option in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise CheckpointError(
+                f"{source}: the tokenizer uses {option}, which llama.cpp does not; nptool converts byte-level BPE"
+            )
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]] or [NO_MERGE]
+    texts = {number: text for text, number in model["vocab"].items()}
+    return TokenTable("gpt2", texts, dict.fromkeys(texts, TokenType.NORMAL), merges=merges, pre=pre)
+
+
 def _special_ids(files: TokenizerFiles, table: TokenTable, source: str) -> dict[str, int]:
-    """Ids of the special tokens; every id the model's configuration ends on becomes one llama.cpp ends on."""
+    """Ids of the special tokens; llama.cpp must end on every id that the model's configuration ends on."""
     numbers = {text: number for number, text in table.texts.items()}
     found: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "pad"):
@@ -156,10 +172,10 @@ def _special_ids(files: TokenizerFiles, table: TokenTable, source: str) -> dict[
         found["eos"] = ends[0]
     if "bos" not in found:
         configured: Any = files.config.get("bos_token_id")
-        # Without one llama.cpp would take token 11 for it.
+        # llama.cpp's default is token 11.
         found["bos"] = configured if configured in table.texts else found["eos"]
     others = [number for number in ends if number != found["eos"]]
-    # Set even when it is the same one: llama.cpp would otherwise pick any token that looks like an end of turn.
+    # Always set: llama.cpp would otherwise take any token that looks like an end of turn.
     found["eot"] = others[0] if others else found["eos"]
     if len(others) > 1:
         found["eom"] = others[1]
@@ -170,7 +186,7 @@ def _special_ids(files: TokenizerFiles, table: TokenTable, source: str) -> dict[
 
 
 def _fill(table: TokenTable, rows: int) -> int:
-    """Give every row without a token a name of its own that no text contains."""
+    """Name every row without a token; returns how many there are."""
     free = [number for number in range(rows) if number not in table.texts]
     taken = set(table.texts.values())
     for number in free:
@@ -186,7 +202,7 @@ def _fill(table: TokenTable, rows: int) -> int:
 
 
 def _check_distinct(table: TokenTable, source: str) -> None:
-    """llama.cpp stops the whole process on a vocabulary that names a token twice."""
+    """llama.cpp aborts the process on a vocabulary that has a token twice."""
     counts = Counter(table.texts.values())
     if len(counts) < len(table.texts):
         text, _ = counts.most_common(1)[0]

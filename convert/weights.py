@@ -1,7 +1,7 @@
 """Safetensors weights, read a few rows at a time.
 
-The file's JSON header says where each tensor lies; rows are mapped from there and widened to float32, so bfloat16 needs
-no torch and memory holds one chunk. Format: https://github.com/huggingface/safetensors. Knows no architecture.
+Rows are mapped from the file and widened to float32: bfloat16 needs no torch, and memory holds one chunk. Format:
+https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class StoredTensor:
         """The tensor's rows as float32, at most about CHUNK_VALUES values at a time.
 
         Args:
-            order: row numbers in the order wanted, or None for the stored one.
+            order: row numbers; None is the stored order.
         """
         if not self.size:
             return
@@ -66,23 +66,22 @@ class StoredTensor:
 
 
 def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint's (checked) safetensors files, by name.
+    """All tensors of complete safetensors files, by name.
 
     Raises:
-        CheckpointError: a tensor of a type that is no plain floating point.
+        CheckpointError: a tensor is not floating point.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(LENGTH_BYTES))
             header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
             if entry["dtype"] not in STORED:
                 raise CheckpointError(
                     f"{file}: {name} is stored as {entry['dtype']}; nptool converts {', '.join(STORED)}: "
-                    "use the unquantised checkpoint"
+                    "use the unquantized checkpoint"
                 )
             start = LENGTH_BYTES + length + entry["data_offsets"][0]
             tensors[name] = StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), start)
@@ -91,13 +90,11 @@ def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors hold the same values."""
-    if one.shape != other.shape:
-        return False
-    return all(np.array_equal(a, b) for a, b in zip(one.chunks(), other.chunks(), strict=True))
+    pairs = zip(one.chunks(), other.chunks(), strict=True)
+    return one.shape == other.shape and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _widened(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    if dtype == BF16:
-        # bfloat16 is the upper half of a float32.
+    if dtype == BF16:  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
     return np.asarray(values, np.float32)

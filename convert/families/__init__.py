@@ -1,8 +1,8 @@
 """One module per model family of transformers; a module put here is found without being registered.
 
 It has `ARCHITECTURE`, the class that `architectures` in config.json names, and `read(config)`, which returns the
-`ModelSpec` or refuses what llama.cpp's graph does not compute. What families share is in `convert.hyperparameters`,
-`convert.rope` and `convert.decoder_layer`.
+`ModelSpec` or refuses what llama.cpp's graph does not compute. What families share is in `convert.decoder_layer`
+and `convert.rope`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 
-from nptool.convert.hyperparameters import Config
-from nptool.convert.model_spec import ModelSpec
+from nptool.convert.model_spec import Config, ModelSpec
 
 
 def _find() -> dict[str, Callable[[Config], ModelSpec]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from nptool.convert.decoder_layer import attention, gated_feed_forward, pre_norm_decoder
-from nptool.convert.hyperparameters import Config, read_hyperparameters
-from nptool.convert.model_spec import ModelSpec
+from nptool.convert.decoder_layer import attention, gated_feed_forward, pre_norm_decoder, read_sizes
+from nptool.convert.model_spec import Config, ModelSpec
 from nptool.convert.rope import read_rope
 
 ARCHITECTURE = "MistralForCausalLM"
 
 
 def read(config: Config) -> ModelSpec:
-    sizes = read_hyperparameters(config, context=131072)
+    sizes = read_sizes(config, context=131072)
     window = config.get("sliding_window", 4096)
     remarks: tuple[str, ...] = ()
     if window and int(window) < sizes.context:

@@ -6,15 +6,14 @@ parallel heads read.
 
 from __future__ import annotations
 
-from nptool.convert.decoder_layer import attention, gated_feed_forward, pre_norm_decoder
-from nptool.convert.hyperparameters import Config, read_hyperparameters
-from nptool.convert.model_spec import ModelSpec
+from nptool.convert.decoder_layer import attention, gated_feed_forward, pre_norm_decoder, read_sizes
+from nptool.convert.model_spec import Config, ModelSpec
 from nptool.convert.rope import read_rope
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 
 
 def read(config: Config) -> ModelSpec:
-    sizes = read_hyperparameters(config, context=32768)
+    sizes = read_sizes(config, context=32768)
     body = [*attention(sizes, rotates_pairs=True, qkv_bias=True), *gated_feed_forward(sizes)]
     return pre_norm_decoder(config, ARCHITECTURE, "llama", sizes, read_rope(config, sizes.context), body)

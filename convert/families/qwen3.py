@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from nptool.convert.decoder_layer import attention, gated_feed_forward, norm, pre_norm_decoder
-from nptool.convert.hyperparameters import Config, read_hyperparameters
-from nptool.convert.model_spec import ModelSpec
+from nptool.convert.decoder_layer import attention, gated_feed_forward, norm, pre_norm_decoder, read_sizes
+from nptool.convert.model_spec import Config, ModelSpec
 from nptool.convert.rope import DEFAULT, LINEAR, YARN, read_rope
 
 ARCHITECTURE = "Qwen3ForCausalLM"
@@ -14,7 +13,7 @@ GRAPH = "qwen3"
 def read(config: Config) -> ModelSpec:
     if config.get("attention_bias"):
         raise config.error(f"attention_bias is on; llama.cpp's {GRAPH} graph has no biases")
-    sizes = read_hyperparameters(config, context=32768, head_dim=128)
+    sizes = read_sizes(config, context=32768, head_dim=128)
     # The graph reads no frequency factors, which llama3 scaling needs.
     rope = read_rope(config, sizes.context, (DEFAULT, LINEAR, YARN))
     body = [

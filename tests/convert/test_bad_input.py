@@ -57,7 +57,7 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], str]] = {
         "DIR: config.json names no architecture (`architectures`); nptool converts LlamaForCausalLM, "
         "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
     ),
-    "quantised": (
+    "quantized": (
         {"quantization_config": {"quant_method": "gptq"}},
         "DIR: the weights are already quantized (quantization_config: gptq); convert the unquantized checkpoint and "
         "choose the type with --type",
@@ -167,7 +167,7 @@ def test_integer_weights(checkpoint: Path) -> None:
     edit_weights(checkpoint, to_integers)
     assert refusal(checkpoint) == (
         "DIR/model.safetensors: model.norm.weight is stored as I8; nptool converts F64, F32, F16, BF16: use the "
-        "unquantised checkpoint"
+        "unquantized checkpoint"
     )
 
 
@@ -219,7 +219,7 @@ def test_other_kinds_of_tokenizers(make_checkpoint: Callable[..., Path]) -> None
     suffixed = tokenizer["model"] | {"end_of_word_suffix": "</w>"}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": suffixed}))
     assert refusal(directory) == (
-        "DIR: the tokenizer uses end_of_word_suffix, which llama.cpp does not know; nptool converts byte-level BPE"
+        "DIR: the tokenizer uses end_of_word_suffix, which llama.cpp does not; nptool converts byte-level BPE"
     )
 
 
@@ -309,7 +309,7 @@ def test_quantizer_on_a_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("nptool.convert.quantize.FULL_BELOW", 2**60)
     with pytest.raises(DiskFullError) as caught:
         quantize_gguf(source, Path("/dev/full"), FILE_TYPES["q4_0"], silent)
-    assert str(caught.value) == "no space left on the disk while quantising to q4_0; free some and run again"
+    assert str(caught.value) == "no space left on the disk while quantizing to q4_0; free some and run again"
 
 
 def test_quantizer_of_a_damaged_file(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("type_name", "interrupted"),
-    [("f16", "writing tensors"), ("f16", "verifying f16"), ("q4_k_m", "writing tensors"), ("q4_k_m", "quantising")],
+    [("f16", "writing tensors"), ("f16", "verifying f16"), ("q4_k_m", "writing tensors"), ("q4_k_m", "quantizing")],
 )
 def test_interrupted(type_name: str, interrupted: str, checkpoint: Path, tmp_path: Path) -> None:
     """Ctrl-C leaves an older file as it was and nothing else."""

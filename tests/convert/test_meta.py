@@ -205,8 +205,8 @@ SIZES_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "other attention heads": (
         {"n_kv_heads": 4},
-        "DIR/consolidated.pth: attention.wk has shape (32, 64), params.json asks for (64, 64); they belong to "
-        "different models",
+        "DIR/consolidated.pth: layers.0.attention.wk.weight has shape (32, 64), params.json asks for (64, 64); they "
+        "belong to different models",
     ),
     "more heads than layers": (
         {"n_future_tokens": 6},
@@ -214,7 +214,7 @@ SIZES_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no size": (
         {"dim": None},
-        "DIR/params.json does not have the numbers of Meta's release, dim, n_layers and n_heads among them",
+        "DIR/params.json needs the numbers dim, n_layers and n_heads of Meta's release",
     ),
 }
 

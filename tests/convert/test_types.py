@@ -91,7 +91,7 @@ def test_types_of_the_quantizer(make_checkpoint: Callable[..., Path], tmp_path: 
     assert len(done.remarks) == 1
     assert done.remarks[0].startswith("2 tensors, whose rows do not divide into blocks of q4_k_m, are q5_0")
     assert done.remarks[0].endswith(" instead (the first: blk.0.ffn_down.weight)")
-    assert list(dict.fromkeys(steps)) == ["writing tensors", "verifying bf16", "quantising", "verifying q4_k_m"]
+    assert list(dict.fromkeys(steps)) == ["writing tensors", "verifying bf16", "quantizing", "verifying q4_k_m"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 

@@ -175,8 +175,8 @@ def test_without_verification_the_file_is_written(checkpoint: Path, monkeypatch:
         (
             "smollm",
             [
-                "transformers' GPT2Tokenizer tokenizes digits after spaces, rare digits otherwise than tokenizer.json "
-                "says; llama.cpp follows tokenizer.json"
+                "transformers' GPT2Tokenizer tokenizes digits after spaces, rare digits differently from "
+                "tokenizer.json; llama.cpp follows tokenizer.json"
             ],
         ),
         (
@@ -197,9 +197,7 @@ def test_remarks(tokenizer: str, remarks: list[str], make_checkpoint: Callable[.
 def test_remark_on_composed_accents(checkpoint: Path, tmp_path: Path) -> None:
     done = convert(checkpoint, tmp_path / "model.gguf")
     assert done.verification is not None
-    assert done.verification.remarks == (
-        "transformers composes accents (NFC) before it tokenizes, llama.cpp takes text as it is",
-    )
+    assert done.verification.remarks == ("transformers composes accents (NFC) before it tokenizes, llama.cpp does not",)
 
 
 def test_remark_on_tokens_that_swallow_spaces(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -209,4 +207,6 @@ def test_remark_on_tokens_that_swallow_spaces(make_checkpoint: Callable[..., Pat
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     done = convert(directory, tmp_path / "model.gguf")
     assert done.verification is not None
-    assert done.verification.remarks == ("added tokens that swallow spaces beside them do not in llama.cpp: <|pad|>",)
+    assert done.verification.remarks == (
+        "these added tokens swallow spaces beside them, but not in llama.cpp: <|pad|>",
+    )
