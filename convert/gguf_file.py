@@ -152,10 +152,11 @@ def _add_metadata(writer: gguf.GGUFWriter, entries: Metadata) -> None:
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     if vocabulary.pre is not None:
         writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.texts)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.scores is not None:
-        writer.add_token_scores(vocabulary.scores)
+    tokens = [vocabulary.tokens[number] for number in range(len(vocabulary.tokens))]
+    writer.add_token_list([token.text for token in tokens])
+    writer.add_token_types([token.type for token in tokens])
+    if vocabulary.model == "llama":
+        writer.add_token_scores([token.score for token in tokens])
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
     for role, number in vocabulary.special_ids.items():

@@ -105,7 +105,7 @@ class ModelSpec:
     """Entries with the prefix `graph`, beyond vocabulary, context, hidden size and layers."""
     seams: tuple[Seam, ...]
     """Of a layer, in the order they are computed."""
-    frequency_factors: Sequence[float] = ()
-    """Divisors of the RoPE frequencies, or empty."""
+    frequency_factors: NDArray[np.float32] | None = None
+    """Divisors of the RoPE frequencies."""
     remarks: tuple[str, ...] = ()
     """For the user: where the GGUF computes something else than the checkpoint."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from nptool.checkpoints import load_model, load_tokenizer
 from nptool.convert.model_spec import Seam
 from nptool.convert.samples import Sample
-from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE, TOKENIZER_JSON
-from nptool.data.rendering import end_token_ids
+from nptool.convert.tensors import LAYER_PREFIX
+from nptool.convert.tokenizer_files import TOKENIZER_JSON
 from nptool.heads import HEADS_WEIGHTS, head_tensor
 
 if TYPE_CHECKING:
@@ -71,31 +71,21 @@ class Reference:
         stripping = [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word]
         return [token.content for token in tokens if token.content not in stripping], stripping
 
-    def chat_template(self) -> str | None:
-        template: Any = self.tokenizer.chat_template
-        return template.get(DEFAULT_TEMPLATE) if isinstance(template, dict) else template
-
-    def end_tokens(self) -> frozenset[int]:
-        return end_token_ids(self.tokenizer, self.model)
-
     def logits(self, sample: Sample) -> NDArray[np.float32]:
         """Logits of the near, then the far tokens: (T, V)."""
         return np.asarray(self._outputs(sample).logits[0, 1:].float().numpy(), np.float32)
 
     def trunk_output(self, sample: Sample) -> NDArray[np.float32]:
         """z, the input of the last layer: (1 + T, D), the filler's row first."""
-        found: list[NDArray[np.float32]] = []
-
-        def keep(layer: torch.nn.Module, inputs: Any) -> None:
-            found.append(inputs[0][0].float().numpy().copy())
-
         layers: Any = self.model.model.layers
-        hook = layers[-1].register_forward_pre_hook(keep)
-        try:
-            self._outputs(sample)
-        finally:
-            hook.remove()
-        return found[0]
+        z = Seam("z", f"{LAYER_PREFIX}{len(layers) - 1}", "", of_input=True)
+        return self._values([z], lambda: self._outputs(sample))["z"]
+
+    def intermediates(self, ids: Sequence[int], seams: Iterable[Seam]) -> dict[str, NDArray[np.float32]]:
+        """Values (T, rest) at the seams for the token ids, by the seam's name."""
+        import torch
+
+        return self._values(seams, lambda: self.model(input_ids=torch.tensor([list(ids)]), use_cache=False))
 
     @contextmanager
     def head(self, number: int) -> Iterator[None]:
@@ -126,8 +116,7 @@ class Reference:
         with torch.inference_mode():
             return self.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
 
-    def intermediates(self, ids: Sequence[int], seams: Iterable[Seam]) -> dict[str, NDArray[np.float32]]:
-        """Values at the seams for the token ids, by the seam's name, each (T, rest) with the rest flattened."""
+    def _values(self, seams: Iterable[Seam], run: Callable[[], Any]) -> dict[str, NDArray[np.float32]]:
         import torch
 
         found: dict[str, NDArray[np.float32]] = {}
@@ -136,14 +125,14 @@ class Reference:
             def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
                 value = inputs[0] if seam.of_input else output
                 value = value[0] if isinstance(value, tuple) else value
-                found[seam.name] = value.detach().float().numpy().reshape(len(ids), -1).copy()
+                found[seam.name] = value[0].float().numpy().copy()
 
             return hook
 
         hooks = [self.model.get_submodule(seam.module).register_forward_hook(keep(seam)) for seam in seams]
         try:
             with torch.inference_mode():
-                self.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+                run()
         finally:
             for hook in hooks:
                 hook.remove()

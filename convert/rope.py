@@ -39,27 +39,18 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 
-    def frequency_factors(self, head_dim: int) -> list[float]:
-        """Divisors of the `head_dim / 2` rotation frequencies for llama3 scaling; empty for other types.
+    def frequency_factors(self, head_dim: int) -> NDArray[np.float32] | None:
+        """Divisors of the `head_dim / 2` rotation frequencies for llama3 scaling; None for other types.
 
         Frequencies that complete many turns within the original context are unchanged, those that complete few are
         divided by `factor`, and those in between are interpolated.
         """
         if self.scaling != LLAMA3:
-            return []
+            return None
+        turns = self.original_context / (2 * np.pi * self.theta ** (np.arange(0, head_dim, 2) / head_dim))
         slow, fast = self.low_frequency_factor, self.high_frequency_factor
-        divisors = []
-        for pair in range(head_dim // 2):
-            wavelength = 2 * math.pi * self.theta ** (2 * pair / head_dim)
-            turns = self.original_context / wavelength
-            if turns > fast:
-                divisors.append(1.0)
-            elif turns < slow:
-                divisors.append(self.factor)
-            else:
-                share = (turns - slow) / (fast - slow)
-                divisors.append(1 / ((1 - share) / self.factor + share))
-        return divisors
+        share = np.clip((turns - slow) / (fast - slow), 0, 1)
+        return np.asarray(1 / ((1 - share) / self.factor + share), np.float32)
 
     def metadata(self, head_dim: int) -> dict[str, str | int | float]:
         """GGUF entries, without the graph's prefix."""
@@ -85,7 +76,7 @@ def read_rope(config: Config, context: int, types: Sequence[str] = ROPE_TYPES) -
     """
     settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     settings = {key: value for key, value in settings.items() if value is not None}
-    kind = settings.get("rope_type", settings.get("type", "default"))
+    kind = settings.get("rope_type", settings.get("type", DEFAULT))
     if kind not in types:
         raise config.error(f"RoPE scaling {kind!r} is not supported; expected one of {', '.join(types)}")
     partial = settings.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))

@@ -7,10 +7,11 @@ ranks its merges: a token's score is then the negated rank of the first merge th
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from nptool.convert.tokenizer_files import SENTENCE_PIECE_MODEL, TOKENIZER_JSON, TokenizerFiles
-from nptool.convert.vocabulary import TokenTable, TokenType
+from nptool.convert.vocabulary import Token, TokenType, Vocabulary
 from nptool.errors import CheckpointError
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -19,7 +20,7 @@ BPE_MODEL = 2
 """`trainer_spec.model_type` of BPE; 1 is Unigram."""
 
 
-def read_piece_model(files: TokenizerFiles) -> TokenTable:
+def read_piece_model(files: TokenizerFiles) -> Vocabulary:
     """Tokens, types and scores of tokenizer.model, without added tokens.
 
     Raises:
@@ -36,17 +37,15 @@ def read_piece_model(files: TokenizerFiles) -> TokenTable:
         raise CheckpointError(f"{path} is no SentencePiece model; copy it again") from error
     if proto.trainer_spec.model_type != BPE_MODEL:
         raise CheckpointError(f"{path} is a Unigram model; nptool converts byte-level and SentencePiece BPE")
-    pieces = dict(enumerate(proto.pieces))
     # SentencePiece numbers its piece types as llama.cpp does.
-    types = {number: TokenType(piece.type) for number, piece in pieces.items()}
-    texts = {number: piece.piece for number, piece in pieces.items()}
-    scores = {number: float(piece.score) for number, piece in pieces.items()}
-    _check_bytes(types, str(path))
+    pieces = ((piece.piece, TokenType(piece.type), float(piece.score)) for piece in proto.pieces)
+    tokens = {number: Token(*piece) for number, piece in enumerate(pieces)}
+    _check_bytes(tokens, path)
     prefix = bool(proto.normalizer_spec.add_dummy_prefix) if files.tokenizer is None else _has_space_prefix(files)
-    return TokenTable("llama", texts, types, scores=scores, space_prefix=prefix)
+    return Vocabulary("llama", tokens, space_prefix=prefix)
 
 
-def read_pieces(files: TokenizerFiles) -> TokenTable:
+def read_pieces(files: TokenizerFiles) -> Vocabulary:
     """The same from a tokenizer.json of type BPE with `byte_fallback`.
 
     Raises:
@@ -54,17 +53,18 @@ def read_pieces(files: TokenizerFiles) -> TokenTable:
     """
     assert files.tokenizer is not None
     model = files.tokenizer["model"]
-    vocabulary: dict[str, int] = model["vocab"]
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model["merges"]):
         ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
-    # Tokens that no merge makes come last.
-    scores = {number: -float(ranks.get(text, len(model["merges"]))) for text, number in vocabulary.items()}
     unknown = model.get("unk_token") or files.special_text("unk")
-    types = {number: _type(text, unknown) for text, number in vocabulary.items()}
-    _check_bytes(types, str(files.directory / TOKENIZER_JSON))
-    texts = {number: text for text, number in vocabulary.items()}
-    return TokenTable("llama", texts, types, scores=scores, space_prefix=_has_space_prefix(files))
+    # Tokens that no merge makes come last.
+    last = len(model["merges"])
+    tokens = {
+        number: Token(text, _type(text, unknown), -float(ranks.get(text, last)))
+        for text, number in model["vocab"].items()
+    }
+    _check_bytes(tokens, files.directory / TOKENIZER_JSON)
+    return Vocabulary("llama", tokens, space_prefix=_has_space_prefix(files))
 
 
 def _type(text: str, unknown: str | None) -> TokenType:
@@ -89,9 +89,9 @@ def _is_prepending_metaspace(part: dict[str, Any]) -> bool:
     return part.get("type") == "Metaspace" and part.get("prepend_scheme", older) != "never"
 
 
-def _check_bytes(types: dict[int, TokenType], source: str) -> None:
+def _check_bytes(tokens: dict[int, Token], source: Path) -> None:
     """llama.cpp aborts the process on a character that it can spell neither as a token nor in bytes."""
-    found = sum(kind == TokenType.BYTE for kind in types.values())
+    found = sum(token.type == TokenType.BYTE for token in tokens.values())
     if found != BYTES:
         raise CheckpointError(
             f"{source} has {found} of the {BYTES} byte tokens (<0x00> to <0xFF>); llama.cpp needs them all"

@@ -71,9 +71,8 @@ def gguf_tensors(spec: ModelSpec, stored: Mapping[str, StoredTensor], source: st
     check_shapes(source, "config.json", shapes, stored, "the weights belong to another configuration")
     for name, tensor in expected.items():
         yield Tensor(tensor.name, tensor.shape, stored[name], tensor.read)
-        if name == EMBEDDING and spec.frequency_factors:
-            values = np.asarray(spec.frequency_factors, np.float32)
-            yield Tensor(ROPE_FREQUENCIES, values.shape, None, values=values)
+        if name == EMBEDDING and spec.frequency_factors is not None:
+            yield Tensor(ROPE_FREQUENCIES, spec.frequency_factors.shape, None, values=spec.frequency_factors)
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, TensorSpec]:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from nptool.convert.file_types import FileType
 from nptool.convert.model_spec import ModelSpec
 from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, TEXTS, Sample, draw_sample, special_texts
+from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary
+from nptool.data.rendering import end_token_ids
 from nptool.errors import GgufError
 from nptool.llama.gguf_parts import Part, find_parts
 
@@ -175,7 +177,8 @@ def _compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabula
             raise _token_difference("prose with the tokens put around a text", text, found, expected)
     _check_spelling(model, vocabulary)
     _check_ends(model, reference)
-    if reference.chat_template() != model.chat_template:
+    template: Any = reference.tokenizer.chat_template
+    if (template.get(DEFAULT_TEMPLATE) if isinstance(template, dict) else template) != model.chat_template:
         raise GgufError(f"the chat template in the GGUF is not the checkpoint's; {NOTHING_KEPT}")
     return len(texts), list(_tokenizer_remarks(model, reference, odd, stripping))
 
@@ -238,7 +241,7 @@ def _check_spelling(model: Model, vocabulary: Vocabulary) -> None:
 
 
 def _check_ends(model: Model, reference: Reference) -> None:
-    if missed := sorted(reference.end_tokens() - model.end_tokens):
+    if missed := sorted(end_token_ids(reference.tokenizer, reference.model) - model.end_tokens):
         names: Any = reference.tokenizer.convert_ids_to_tokens(missed)
         raise GgufError(
             f"llama.cpp would not stop at {', '.join(map(repr, names))}, which ends a text of the checkpoint (a GGUF "

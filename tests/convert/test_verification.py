@@ -13,7 +13,7 @@ import pytest
 import nptool.convert.gguf_file as gguf_file
 from nptool.convert.conversion import convert
 from nptool.convert.rope import Rope
-from nptool.convert.vocabulary import Vocabulary
+from nptool.convert.vocabulary import TokenType, Vocabulary
 from nptool.errors import GgufError
 
 KEPT = "; no file was written; --no-verify writes it all the same"
@@ -98,7 +98,7 @@ def test_a_wrong_rope_scaling_is_found_far_away(
     }
     rope["original_max_position_embeddings"] = 16384
     directory = make_checkpoint(rope_parameters=rope, head_dim=64, max_position_embeddings=131072)
-    monkeypatch.setattr(Rope, "frequency_factors", lambda self, head_dim: [])
+    monkeypatch.setattr(Rope, "frequency_factors", lambda self, head_dim: None)
     assert part(refused(directory, type_name="f16")) == "RoPE scaling (tokens far apart differ, tokens nearby do not)"
 
 
@@ -137,7 +137,7 @@ def test_a_pre_tokenizer_llama_cpp_does_not_know(checkpoint: Path) -> None:
 
 def test_token_types_are_noticed_by_spelling(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(vocabulary: Vocabulary) -> None:
-        vocabulary.types[vocabulary.texts.index("T")] = 5
+        next(token for token in vocabulary.tokens.values() if token.text == "T").type = TokenType.UNUSED
 
     change_vocabulary(monkeypatch, forget)
     message = refused(checkpoint)
