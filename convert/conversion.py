@@ -156,16 +156,13 @@ class _Job:
     progress: Progress
 
     def write_model(self, path: Path, chosen: FileType) -> tuple[Verification | None, dict[str, str]]:
-        """Write and verify the model.
-
-        Returns:
-            The comparison, and tensors of another type than `chosen` with that type.
-        """
+        """Write and verify the model; returns also the matrices of another type than `chosen`, with that type."""
         if chosen.direct:
             others = self._write(path, chosen)
             return self._verify(path, chosen), others
-        # The quantizer's loss is expected, so its input is verified strictly before.
-        exact = FILE_TYPES[_exact_type(self.tensors)]
+        # The quantizer's loss is expected, so its input, in the checkpoint's own type, is verified strictly before.
+        stored = {tensor.stored.dtype.lower() for tensor in self.tensors if tensor.stored and len(tensor.shape) > 1}
+        exact = FILE_TYPES[stored.pop() if len(stored) == 1 and stored <= {"f32", "f16", "bf16"} else "f32"]
         whole = path.with_name(f"{path.name}.{exact.name}")
         self._write(whole, exact)
         self._verify(whole, exact)
@@ -173,7 +170,7 @@ class _Job:
         return self._verify(path, chosen), others
 
     def write_heads(self, path: Path, kind: FileType) -> tuple[ConvertedHeads | None, dict[str, str]]:
-        """Write the heads after the model in `path` and verify them; returns as `write_model` does."""
+        """The same for the heads, which are appended to `path`."""
         if self.heads is None:
             return None, {}
         model_bytes, logits = path.stat().st_size, None
@@ -205,17 +202,8 @@ class _Job:
         return verification
 
 
-def _exact_type(tensors: Sequence[Tensor]) -> str:
-    """The type that holds the checkpoint's own values."""
-    stored = {tensor.stored.dtype.lower() for tensor in tensors if tensor.stored is not None and len(tensor.shape) > 1}
-    return stored.pop() if len(stored) == 1 and stored <= {"f32", "f16", "bf16"} else "f32"
-
-
 def _check_memory(tensors: Sequence[Tensor]) -> None:
-    """
-    Raises:
-        UsageError: the reference, in float32, does not fit.
-    """
+    """Refuse to verify where the reference, in float32, does not fit."""
     needed = 4 * sum(tensor.size for tensor in tensors) + MEMORY_LEFT
     free = _free_memory()
     if free is not None and needed > free:

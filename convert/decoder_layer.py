@@ -28,14 +28,11 @@ PRE_NORM_SEAMS = (
 
 
 def read_sizes(config: Config, *, context: int, head_dim: int | None = None) -> Sizes:
-    """Read the sizes.
+    """The sizes, or CheckpointError if one is missing.
 
     Args:
         context: the family's default of `max_position_embeddings`.
         head_dim: the family's default; None is hidden size / heads.
-
-    Raises:
-        CheckpointError: a size is missing.
     """
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     return Sizes(

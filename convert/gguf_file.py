@@ -25,16 +25,9 @@ from nptool.progress import Progress
 
 F32 = gguf.GGMLQuantizationType.F32
 F16 = gguf.GGMLQuantizationType.F16
-MATRIX_TYPES = {
-    "f32": F32,
-    "f16": F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
-    "q4_0": gguf.GGMLQuantizationType.Q4_0,
-}
+MATRIX_TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
 """What is written row by row. Only heads are written in q4_0: of a whole model llama.cpp's quantizer mixes types."""
 WRITING = "writing tensors"
-NO_TOKENIZER = "none"
 
 
 def write_gguf(
@@ -71,7 +64,7 @@ def write_gguf(
     writer.add_embedding_length(spec.sizes.hidden)
     writer.add_block_count(spec.sizes.layers)
     _add_metadata(writer, {f"{spec.graph}.{key}": value for key, value in spec.metadata.items()})
-    writer.add_tokenizer_model(NO_TOKENIZER if vocabulary is None else vocabulary.model)
+    writer.add_tokenizer_model("none" if vocabulary is None else vocabulary.model)
     if vocabulary is not None:
         _add_vocabulary(writer, vocabulary)
     for tensor in encoded:

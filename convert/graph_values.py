@@ -50,11 +50,10 @@ def sample_head_logits(head: Model, z_TD: NDArray[np.float32], sample: Sample) -
 def _logits(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) -> NDArray[np.float32]:
     """llama.cpp refuses gaps in a sequence: `far` continues the filler's sequence, which is given near's cells too."""
     with _context(model) as context:
-        _decode(context, filler, distance - 1, FAR)
-        rows = [_rows(model, context, near, 0, NEAR)]
+        _decode(model, context, filler, distance - 1, FAR)
+        near_TV = _decode(model, context, near, 0, NEAR)
         llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(context), NEAR, FAR, -1, -1)
-        rows.append(_rows(model, context, far, distance, FAR))
-    return np.concatenate(rows)
+        return np.concatenate([near_TV, _decode(model, context, far, distance, FAR)])
 
 
 def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:
@@ -69,7 +68,7 @@ def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool
         return True
 
     with _context(model, look) as context:
-        _decode(context, ids, 0, NEAR)
+        _decode(model, context, ids, 0, NEAR)
     return found
 
 
@@ -96,14 +95,8 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
         llama_cpp.llama_free(context)
 
 
-def _rows(model: Model, context: Any, rows: Rows, start: int, sequence: int) -> NDArray[np.float32]:
-    _decode(context, rows, start, sequence)
-    pointer = llama_cpp.llama_get_logits(context)
-    return np.ctypeslib.as_array(pointer, (len(rows), model.vocabulary_size)).copy()
-
-
-def _decode(context: Any, rows: Rows, start: int, sequence: int) -> None:
-    """Evaluate `rows` at positions `start`, ... with logits for each."""
+def _decode(model: Model, context: Any, rows: Rows, start: int, sequence: int) -> NDArray[np.float32]:
+    """Logits (T, V) of `rows` at positions `start`, `start` + 1, ..."""
     width = rows.shape[1] if isinstance(rows, np.ndarray) else 0
     batch = llama_cpp.llama_batch_init(len(rows), width, 1)
     try:
@@ -120,6 +113,8 @@ def _decode(context: Any, rows: Rows, start: int, sequence: int) -> None:
         llama_cpp.llama_batch_free(batch)
     if status:
         raise GgufError(f"llama.cpp cannot evaluate the converted model (llama_decode returned {status})")
+    logits = llama_cpp.llama_get_logits(context)
+    return np.ctypeslib.as_array(logits, (len(rows), model.vocabulary_size)).copy()
 
 
 def _tensor_values(tensor: int) -> NDArray[np.float32]:

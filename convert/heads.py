@@ -37,7 +37,7 @@ from nptool.progress import Progress, in_part
 AGAIN = "train the heads again with `nptool train heads`"
 ANOTHER = f"the heads belong to another model: put back that one, or {AGAIN}"
 HEADS_TYPE = "q8_0"
-"""Default type of heads: they only draft, so rounding costs a few rejected drafts and no accuracy."""
+"""Default type of heads: they only draft, so rounding costs a few rejected drafts."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,7 @@ def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> 
 
 
 def heads_type(name: str | None) -> FileType:
-    """The heads' type of the given name, or the default.
-
-    Raises:
-        UsageError: it is not one that is written directly.
-    """
+    """The heads' type of the given name, or the default; UsageError if it is not written directly."""
     chosen = file_type(name or HEADS_TYPE, "--heads-type")
     if chosen.name not in MATRIX_TYPES:
         raise UsageError(

@@ -66,8 +66,8 @@ def import_meta(source: Path, target: Path) -> None:
     if not (source / PARAMETERS).is_file():
         raise CheckpointError(f"{source} has {WEIGHTS} but no {PARAMETERS}; expected both, as Meta's release has")
     places = [folder / SENTENCE_PIECE_MODEL for folder in (source, source.resolve().parent)]
-    tokenizer = next((place for place in places if place.is_file()), None)
-    if tokenizer is None:
+    tokenizers = [place for place in places if place.is_file()]
+    if not tokenizers:
         raise CheckpointError(
             f"there is no {SENTENCE_PIECE_MODEL} in {source} nor in the folder above it, where Meta's release has it; "
             "copy it there"
@@ -75,7 +75,7 @@ def import_meta(source: Path, target: Path) -> None:
     config, count = _read_parameters(source / PARAMETERS)
     weights = _load(source / WEIGHTS)
     _check(weights, config, count, source)
-    shutil.copyfile(tokenizer, target / SENTENCE_PIECE_MODEL)
+    shutil.copyfile(tokenizers[0], target / SENTENCE_PIECE_MODEL)
     config |= {
         "intermediate_size": len(weights["layers.0.feed_forward.w1.weight"]),
         "vocab_size": len(weights["tok_embeddings.weight"]),
@@ -88,11 +88,7 @@ def import_meta(source: Path, target: Path) -> None:
 
 
 def _read_parameters(path: Path) -> tuple[dict[str, Any], int]:
-    """A params.json in the terms of config.json, and n, the number of heads.
-
-    Raises:
-        CheckpointError: it is damaged, or a size is missing.
-    """
+    """A params.json in the terms of config.json, and n, the number of heads."""
     try:
         values = read_json(path)
         layers, heads, count = int(values["n_layers"]), int(values["n_heads"]), int(values.get("n_future_tokens", 1))
@@ -169,10 +165,9 @@ def _write_model(target: Path, config: dict[str, Any], weights: Mapping[str, Ten
     files: dict[str, str] = {}
     layers = config["num_hidden_layers"]
     for number in range(layers + 1):
+        tensors = {theirs: weights[ours] for ours, theirs in NAMES.items()}
         if number < layers:
             tensors = _layer(weights, f"layers.{number}", f"{LAYER_PREFIX}{number}.", config)
-        else:
-            tensors = {theirs: weights[ours] for ours, theirs in NAMES.items()}
         file = f"model-{number + 1:05}-of-{layers + 1:05}.safetensors"
         _save(tensors, target / file)
         files |= dict.fromkeys(tensors, file)
@@ -203,11 +198,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _write_tokenizer_settings(target: Path) -> dict[str, int]:
-    """Write the special tokens of tokenizer.model to Hugging Face's file; returns their ids for config.json.
-
-    Raises:
-        CheckpointError: tokenizer.model is not a SentencePiece model.
-    """
+    """Write the special tokens of tokenizer.model to Hugging Face's file; returns their ids for config.json."""
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()

@@ -30,10 +30,7 @@ class Config:
         return self.values.get(key, default)
 
     def size(self, key: str) -> int:
-        """
-        Raises:
-            CheckpointError: the value is missing or not a positive whole number.
-        """
+        """A positive whole number, or CheckpointError."""
         value = self.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(f"config.json has {key} = {value!r}; expected a number above 0")
@@ -80,13 +77,13 @@ class Seam:
     name: str
     """In llama.cpp's graph, without the layer's number."""
     module: str
-    """Path in transformers below the layer; empty for the layer itself."""
+    """Path of the transformers module below the layer; empty for the layer itself."""
     part: str
     """What computes it, with the GGUF's tensors; {0} is the layer's number."""
     of_input: bool = False
     """It is the module's input, not its output."""
     later_part: str | None = None
-    """What is wrong if the first token, which attends only to itself, has the right value."""
+    """What is wrong if only tokens after the first differ: the first attends only to itself."""
 
 
 @dataclass(frozen=True)

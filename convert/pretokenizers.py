@@ -31,7 +31,7 @@ _WORDS_V3 = (
 # DeepSeek-LLM lists every cased letter, a class of 600 characters; its beginning identifies it.
 _CASED_LETTERS_START = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
 _CASED_LETTERS = r"\s?[cased letters]+"
-_FULL_WIDTH_PUNCTUATION = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"  # noqa: RUF001  # the tokenizers' own spelling
+_WIDE_MARKS = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"  # noqa: RUF001  # the tokenizers' own spelling
 
 
 def _split(regex: str) -> Step:
@@ -53,15 +53,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
     ((_split(_TEKKEN_REGEX), _BYTES), True): "tekken",
     ((_LINE_ENDS, _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"), _split(_CJK), _DIGIT, _BYTES), False): "deepseek-coder",
     (
-        (
-            _LINE_ENDS,
-            _split(_CASED_LETTERS),
-            _split(_FULL_WIDTH_PUNCTUATION),
-            _split(r"\s+$"),
-            _split(_CJK),
-            _DIGIT,
-            _BYTES,
-        ),
+        (_LINE_ENDS, _split(_CASED_LETTERS), _split(_WIDE_MARKS), _split(r"\s+$"), _split(_CJK), _DIGIT, _BYTES),
         False,
     ): "deepseek-llm",
     ((_split(r"\p{N}{1,3}"), _split(_CJK_V3), _split(_WORDS_V3), _BYTES), False): "deepseek-v3",

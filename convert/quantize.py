@@ -53,9 +53,7 @@ def quantize_gguf(source: Path, target: Path, file_type: FileType, progress: Pro
             raise
     if run.returncode:
         if shutil.disk_usage(target.parent).free < FULL_BELOW:
-            raise DiskFullError(
-                f"no space left on the disk while quantizing to {file_type.name}; free some and run again"
-            )
+            raise DiskFullError(f"no space left on the disk while quantizing to {file_type.name}; free some first")
         raise GgufError(f"llama.cpp's quantizer failed on type {file_type.name}: {last}")
     return fallbacks
 
@@ -70,8 +68,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def say(level: int, text: bytes, _: Any) -> None:
-        sys.stdout.write(text.decode(errors="replace"))
-        sys.stdout.flush()
+        print(text.decode(errors="replace"), end="", flush=True)
 
     listener = llama_cpp.llama_log_callback(say)
     llama_cpp.llama_log_set(listener, ctypes.c_void_p())

@@ -57,7 +57,7 @@ def gguf_tensors(spec: ModelSpec, stored: Mapping[str, StoredTensor], source: st
         source: name of the checkpoint in messages.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected, or have another shape.
+        CheckpointError: tensors are missing, unexpected, or of another shape.
     """
     tied = spec.sizes.tied
     if tied and UNEMBEDDING in stored and EMBEDDING in stored:
@@ -80,10 +80,9 @@ def expected_tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
     rows = spec.sizes.vocabulary, spec.sizes.hidden
     tensors = [TensorSpec(EMBEDDING, "token_embd.weight", rows)]
     for number in range(spec.sizes.layers):
-        tensors += [
-            replace(tensor, source=f"{LAYER_PREFIX}{number}.{tensor.source}", name=f"blk.{number}.{tensor.name}")
-            for tensor in spec.layer
-        ]
+        for part in spec.layer:
+            source, name = f"{LAYER_PREFIX}{number}.{part.source}", f"blk.{number}.{part.name}"
+            tensors.append(replace(part, source=source, name=name))
     tensors.append(spec.final_norm)
     if not spec.sizes.tied:
         tensors.append(TensorSpec(UNEMBEDDING, "output.weight", rows))
@@ -97,15 +96,12 @@ def check_names(
     found: Collection[str],
     advice: Callable[[list[str], list[str]], str],
 ) -> None:
-    """Compare the names of tensors.
+    """Raise CheckpointError if names of tensors are missing or unexpected.
 
     Args:
-        place: where they were found.
+        place: where the names were found.
         owner: what has the expected ones.
-        advice: end of the message, from the missing and the unexpected names.
-
-    Raises:
-        CheckpointError: names are missing or unexpected.
+        advice: gives the end of the message from the missing and the unexpected names.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]

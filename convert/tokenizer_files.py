@@ -19,14 +19,6 @@ DEFAULT_TEMPLATE = "default"
 
 
 @dataclass(frozen=True)
-class AddedToken:
-    """A token that is cut out of the text before it is split."""
-
-    content: str
-    special: bool
-
-
-@dataclass(frozen=True)
 class TokenizerFiles:
     """A directory's files, parsed."""
 
@@ -40,16 +32,13 @@ class TokenizerFiles:
     generation: dict[str, Any]
     """generation_config.json."""
 
-    def added_tokens(self) -> dict[int, AddedToken]:
-        """Added tokens by id, from all files that list some."""
-        added: dict[int, AddedToken] = {}
-        for content, number in _read_object(self.directory / "added_tokens.json").items():
-            added[int(number)] = AddedToken(content, special=False)
-        for number, entry in (self.settings.get("added_tokens_decoder") or {}).items():
-            added[int(number)] = AddedToken(entry["content"], bool(entry.get("special")))
-        for entry in (self.tokenizer or {}).get("added_tokens") or []:
-            added[int(entry["id"])] = AddedToken(entry["content"], bool(entry.get("special")))
-        return added
+    def added_tokens(self) -> dict[int, tuple[str, bool]]:
+        """Tokens that are cut out of a text before it is split, by id: the token, and whether it is special."""
+        listed = _read_object(self.directory / "added_tokens.json")
+        added = {int(number): (content, False) for content, number in listed.items()}
+        entries = dict(self.settings.get("added_tokens_decoder") or {})
+        entries |= {entry["id"]: entry for entry in (self.tokenizer or {}).get("added_tokens") or []}
+        return added | {int(key): (entry["content"], bool(entry.get("special"))) for key, entry in entries.items()}
 
     def special_text(self, role: str) -> str | None:
         """The token for a role (`bos`, `eos`, `pad`, `unk`), as text."""

@@ -7,7 +7,6 @@ rounding. A difference is an error that names the text or the part of the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 SHOWN_IDS = 6
 """Token ids shown on each side of the first difference."""
-TINY = 1e-12
 F32_HEAD_TOLERANCE = 1e-3
 """Of the spread. Tighter than a model's: one layer from an exact input accumulates little rounding."""
 NOTHING_KEPT = "no file was written; --no-verify writes it all the same"
@@ -61,7 +59,7 @@ class LogitComparison:
     @property
     def relative(self) -> float:
         """Largest difference in units of the spread."""
-        return self.largest / max(self.spread, TINY)
+        return self.largest / max(self.spread, 1e-12)
 
     def within(self, tolerance: float) -> bool:
         """Whether the relative difference is at most `tolerance`; False for NaN."""
@@ -86,8 +84,14 @@ def verify(
         GgufError: the file cannot be loaded, or differs; the message says in what.
     """
     from nptool.convert.graph_values import sample_logits
+    from nptool.llama.model import Model
 
-    with _loaded(path) as model:
+    try:
+        loaded = Model.load(path)
+    except GgufError as error:
+        # The file still has a temporary name.
+        raise GgufError(str(error).replace(str(path), "the converted file")) from error
+    with loaded as model:
         texts, remarks = _compare_tokenizers(model, reference, vocabulary)
         sample = _sample(model, reference, spec.sizes.context)
         logits = LogitComparison.of(sample_logits(model, sample), reference.logits(sample))
@@ -145,28 +149,8 @@ def _difference(what: str, logits: LogitComparison, file_type: FileType, toleran
     )
 
 
-@contextmanager
-def _loaded(path: Path) -> Iterator[Model]:
-    from nptool.llama.model import Model
-
-    try:
-        model = Model.load(path)
-    except GgufError as error:
-        # The file still has a temporary name.
-        raise GgufError(str(error).replace(str(path), "the converted file")) from error
-    with model:
-        yield model
-
-
 def _compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabulary) -> tuple[int, list[str]]:
-    """Compare tokens, spelling, end tokens and chat template.
-
-    Returns:
-        Number of texts, and remarks on differences that llama.cpp cannot avoid.
-
-    Raises:
-        GgufError: at the first difference.
-    """
+    """Compare tokens, spelling, end tokens and chat template; returns the number of texts, and remarks."""
     plain, stripping = reference.plain_added_tokens()
     texts = TEXTS | EDGE_TEXTS | special_texts(plain)
     odd = [label for label, text in texts.items() if not _same_tokens(model, reference, vocabulary, label, text)]
@@ -234,10 +218,8 @@ def _check_spelling(model: Model, vocabulary: Vocabulary) -> None:
         if vocabulary.space_prefix:
             spelled = spelled.removeprefix(b" ")
         if spelled != text.encode():
-            raise GgufError(
-                f"the text sample '{label}' ({text!r}) is spelled {spelled!r} after llama.cpp tokenized it; "
-                f"{NOTHING_KEPT}"
-            )
+            what = f"the text sample '{label}' ({text!r}) is spelled {spelled!r} after llama.cpp tokenized it"
+            raise GgufError(f"{what}; {NOTHING_KEPT}")
 
 
 def _check_ends(model: Model, reference: Reference) -> None:
@@ -245,6 +227,5 @@ def _check_ends(model: Model, reference: Reference) -> None:
         names: Any = reference.tokenizer.convert_ids_to_tokens(missed)
         raise GgufError(
             f"llama.cpp would not stop at {', '.join(map(repr, names))}, which ends a text of the checkpoint (a GGUF "
-            "has room for eos_token and two more of eos_token_id in generation_config.json); "
-            f"{NOTHING_KEPT}"
+            f"has room for eos_token and two more of eos_token_id in generation_config.json); {NOTHING_KEPT}"
         )

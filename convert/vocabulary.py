@@ -132,16 +132,15 @@ def _read_byte_level(tokenizer: dict[str, Any], pre: str | None, source: str) ->
 
 def _add(files: TokenizerFiles, vocabulary: Vocabulary) -> None:
     """Enter the added tokens, replacing others of their ids."""
-    for number, added in files.added_tokens().items():
-        kind = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+    for number, (text, special) in files.added_tokens().items():
+        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
         known = vocabulary.tokens.get(number)
         if known is not None and known.type == TokenType.UNKNOWN:
             kind = TokenType.UNKNOWN
-        # Only SentencePiece spells the space as U+2581; added tokens match text as it is.
-        plain = added.special or vocabulary.model == "gpt2"
-        vocabulary.tokens[number] = Token(
-            added.content if plain else added.content.replace("▁", " "), kind, ADDED_SCORE
-        )
+        if not special and vocabulary.model == "llama":
+            # SentencePiece spells the space as U+2581; added tokens match text as it is.
+            text = text.replace("▁", " ")
+        vocabulary.tokens[number] = Token(text, kind, ADDED_SCORE)
 
 
 def _special_ids(files: TokenizerFiles, tokens: dict[int, Token], source: str) -> dict[str, int]:

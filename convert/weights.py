@@ -24,12 +24,8 @@ LENGTH_BYTES = 8
 CHUNK_VALUES = 1 << 22
 """Values held in memory at once: 16 MiB as float32."""
 BF16 = "BF16"
-STORED: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    BF16: np.dtype("<u2"),
-}
+STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", BF16: "<u2"}
+"""numpy's type of each of safetensors' types."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,7 @@ class StoredTensor:
         return prod(self.shape)
 
     def chunks(self, order: NDArray[np.intp] | None = None) -> Iterator[NDArray[np.float32]]:
-        """The tensor's rows as float32, at most about CHUNK_VALUES values at a time.
-
-        Args:
-            order: row numbers; None is the stored order.
-        """
+        """The rows as float32, about CHUNK_VALUES values at a time, in the order of the row numbers `order`."""
         if not self.size:
             return
         rows = self.shape[0]

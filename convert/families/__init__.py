@@ -1,8 +1,8 @@
 """One module per model family of transformers; a module put here is found without being registered.
 
 It has `ARCHITECTURE`, the class that `architectures` in config.json names, and `read(config)`, which returns the
-`ModelSpec` or refuses what llama.cpp's graph does not compute. What families share is in `convert.decoder_layer`
-and `convert.rope`.
+`ModelSpec` or refuses what llama.cpp's graph does not compute: `TensorSpec.read` is for values that the graph reads in
+another form, `metadata` for entries of the graph's own. What families share is in `decoder_layer` and `rope`.
 """
 
 from __future__ import annotations

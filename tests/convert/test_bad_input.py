@@ -309,7 +309,7 @@ def test_quantizer_on_a_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("nptool.convert.quantize.FULL_BELOW", 2**60)
     with pytest.raises(DiskFullError) as caught:
         quantize_gguf(source, Path("/dev/full"), FILE_TYPES["q4_0"], silent)
-    assert str(caught.value) == "no space left on the disk while quantizing to q4_0; free some and run again"
+    assert str(caught.value) == "no space left on the disk while quantizing to q4_0; free some first"
 
 
 def test_quantizer_of_a_damaged_file(tmp_path: Path) -> None:
