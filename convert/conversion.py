@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nptool.convert.reference import Reference
 
 MEMORY_LEFT = 1 << 30
-"""Bytes that must stay free during the verification."""
+"""Bytes that must stay free."""
 
 
 @dataclass(frozen=True)

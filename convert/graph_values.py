@@ -24,7 +24,7 @@ from nptool.provenance import usable_cores
 
 CELLS = 256
 """Context of the comparison, in tokens."""
-SMALL = 1_000_000_000
+SMALL = 10**9
 """Models with fewer parameters run on one thread."""
 Rows = Sequence[int] | NDArray[np.float32]
 """What a batch evaluates: token ids, or vectors (T, D) in place of the embedding's."""
@@ -32,28 +32,21 @@ NEAR, FAR = 0, 1
 """Sequences of the tokens before and after the gap."""
 
 
-def sample_logits(model: Model, sample: Sample) -> NDArray[np.float32]:
-    """Logits (T, V) of the near, then the far tokens."""
-    return _logits(model, [sample.filler], sample.near, sample.far, sample.distance)
+def sample_logits(model: Model, sample: Sample, z_TD: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Logits (T, V) of the near, then the far tokens.
 
-
-def sample_head_logits(head: Model, z_TD: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
-    """Logits (T - 1, V) of a head for the same tokens.
+    llama.cpp refuses gaps in a sequence: `far` continues the filler's sequence, which is given near's cells too.
 
     Args:
-        z_TD: the trunk's output for the filler, the near and the far tokens.
+        z_TD: the input of a head for the filler, the near and the far tokens, in place of their ids.
     """
-    near = len(sample.near)
-    return _logits(head, z_TD[:1], z_TD[1 : 1 + near], z_TD[1 + near :], sample.distance)
-
-
-def _logits(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) -> NDArray[np.float32]:
-    """llama.cpp refuses gaps in a sequence: `far` continues the filler's sequence, which is given near's cells too."""
+    rows: Rows = [sample.filler, *sample.near, *sample.far] if z_TD is None else z_TD
+    far = 1 + len(sample.near)
     with _context(model) as context:
-        _decode(model, context, filler, distance - 1, FAR)
-        near_TV = _decode(model, context, near, 0, NEAR)
+        _decode(model, context, rows[:1], sample.distance - 1, FAR)
+        near_TV = _decode(model, context, rows[1:far], 0, NEAR)
         llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(context), NEAR, FAR, -1, -1)
-        return np.concatenate([near_TV, _decode(model, context, far, distance, FAR)])
+        return np.concatenate([near_TV, _decode(model, context, rows[far:], sample.distance, FAR)])
 
 
 def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:
@@ -78,8 +71,8 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CELLS
     parameters.n_seq_max = 2
     parameters.kv_unified = True
-    small = llama_cpp.llama_model_n_params(model.pointer) < SMALL
-    parameters.n_threads = parameters.n_threads_batch = 1 if small else usable_cores()
+    threads = 1 if llama_cpp.llama_model_n_params(model.pointer) < SMALL else usable_cores()
+    parameters.n_threads = parameters.n_threads_batch = threads
     parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
     callback = llama_cpp.ggml_backend_sched_eval_callback(look) if look is not None else None

@@ -102,15 +102,7 @@ def heads_type(name: str | None) -> FileType:
 
 
 def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progress: Progress) -> dict[str, str]:
-    """Write the heads after the model in the GGUF at `path`.
-
-    Args:
-        file_type: a key of MATRIX_TYPES.
-        name: the model's, for people.
-
-    Returns:
-        Matrices of another type than the one asked for, with that type.
-    """
+    """Write the heads after the model called `name` in the GGUF at `path`; returns as `write_gguf` does."""
     others: dict[str, str] = {}
     alone = path.with_name(f"{path.name}.head")
     for number, tensors in enumerate(heads.tensors, start=2):
@@ -136,7 +128,7 @@ def append_part(path: Path, part: Path) -> None:
 def _head_tensors(
     number: int, spec: ModelSpec, stored: Mapping[str, StoredTensor], model: Mapping[str, StoredTensor], source: str
 ) -> Iterator[Tensor]:
-    """A head's tensors: those of a model of one layer whose embedding is the unembedding."""
+    """Those of a model of one layer whose embedding is the unembedding."""
     parts = {f"{LAYER_PREFIX}0.{part.source}": stored[head_tensor(number, part.source)] for part in spec.layer}
     parts[EMBEDDING] = model.get(UNEMBEDDING) or model[EMBEDDING]
     parts[spec.final_norm.source] = model[spec.final_norm.source]

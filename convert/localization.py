@@ -1,7 +1,7 @@
 """Finds the part of a converted model that differs from the checkpoint.
 
-Both models evaluate the same tokens. The values at the seams of the graph are compared in the order they are computed:
-the first that differs names the part before it. Independent of how the tensors were converted.
+Both evaluate the same tokens; of the values at the seams of the graph, the first that differs names the part before it.
+Independent of how the tensors were converted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ ROPE_SCALING = "RoPE scaling (tokens far apart differ, tokens nearby do not)"
 def differing_part(model: Model, reference: Reference, spec: ModelSpec, ids: Sequence[int], tolerance: float) -> str:
     """The part of the model, in words and names of tensors, that differs first.
 
-    Args:
-        tolerance: largest difference that counts as equal, in standard deviations of the reference's values.
+    Differences up to `tolerance` standard deviations of the reference's values count as equal.
     """
     from nptool.convert.graph_values import intermediates
 

@@ -25,9 +25,9 @@ _TEKKEN_REGEX = (
 _CJK = "[一-龥ࠀ-一가-퟿]+"
 _CJK_V3 = "[一-龥぀-ゟ゠-ヿ]+"  # noqa: RUF001  # the tokenizers' own spelling
 _WORDS_V3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^" + "\r\n" + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[" + "\r\n" + r"]*|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+"
-).replace(r"[!\"#", '[!"#')
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
 # DeepSeek-LLM lists every cased letter, a class of 600 characters; its beginning identifies it.
 _CASED_LETTERS_START = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
 _CASED_LETTERS = r"\s?[cased letters]+"
@@ -61,11 +61,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
 
 
 def detect_pre_tokenizer(tokenizer: dict[str, Any], source: str) -> str:
-    """llama.cpp's name for the splitting rules of a byte-level BPE tokenizer.json.
-
-    Args:
-        tokenizer: the parsed tokenizer.json.
-        source: name of the checkpoint in messages.
+    """llama.cpp's name for the splitting rules of a parsed byte-level tokenizer.json.
 
     Raises:
         CheckpointError: unknown rules; the message shows them.

@@ -21,11 +21,7 @@ BPE_MODEL = 2
 
 
 def read_piece_model(files: TokenizerFiles) -> Vocabulary:
-    """Tokens, types and scores of tokenizer.model, without added tokens.
-
-    Raises:
-        CheckpointError: the file is no SentencePiece BPE model with byte fallback.
-    """
+    """The tokens of tokenizer.model, without added tokens; CheckpointError if it is no BPE with byte fallback."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
     from sentencepiece import sentencepiece_model_pb2
 
@@ -46,11 +42,7 @@ def read_piece_model(files: TokenizerFiles) -> Vocabulary:
 
 
 def read_pieces(files: TokenizerFiles) -> Vocabulary:
-    """The same from a tokenizer.json of type BPE with `byte_fallback`.
-
-    Raises:
-        CheckpointError: byte tokens are missing.
-    """
+    """The same from a tokenizer.json of type BPE with `byte_fallback`."""
     assert files.tokenizer is not None
     model = files.tokenizer["model"]
     ranks: dict[str, int] = {}

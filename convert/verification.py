@@ -21,7 +21,7 @@ from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary
 from nptool.data.rendering import end_token_ids
 from nptool.errors import GgufError
-from nptool.llama.gguf_parts import Part, find_parts
+from nptool.llama.gguf_parts import find_parts
 
 if TYPE_CHECKING:
     from nptool.convert.reference import Reference
@@ -100,7 +100,8 @@ def verify(
                 from nptool.convert.localization import differing_part
 
                 part = differing_part(model, reference, spec, sample.near, file_type.tolerance)
-                raise _difference(f"the converted model differs from the checkpoint in {part}", logits, file_type)
+                what = f"the converted model differs from the checkpoint in {part}"
+                raise _difference(what, logits, file_type.tolerance, file_type)
             remarks.append(
                 f"logits differ by {logits.relative:.2g} of their spread, more than the {file_type.tolerance:g} that "
                 f"{file_type.name} usually costs; a larger type may be worth its size"
@@ -109,43 +110,37 @@ def verify(
 
 
 def verify_heads(path: Path, reference: Reference, context: int, file_type: FileType) -> tuple[LogitComparison, ...]:
-    """Compare heads 2..n of the finished GGUF at `path` with `reference`, both on transformers' trunk output.
-
-    Args:
-        context: the model's, in tokens.
+    """Compare heads 2..n of the GGUF at `path` with `reference`, both on transformers' trunk output.
 
     Raises:
         GgufError: a head cannot be loaded, or differs.
     """
-    heads = enumerate(find_parts(path).heads, start=2)
-    return tuple(_verify_head(number, part, reference, context, file_type) for number, part in heads)
-
-
-def _verify_head(number: int, part: Part, reference: Reference, context: int, file_type: FileType) -> LogitComparison:
-    from nptool.convert.graph_values import sample_head_logits
+    from nptool.convert.graph_values import sample_logits
     from nptool.llama.model import Model
 
-    with Model.load_part(part.header) as head:
-        sample = _sample(head, reference, context)
-        found = sample_head_logits(head, reference.trunk_output(sample), sample)
-    with reference.head(number):
-        logits = LogitComparison.of(found, reference.logits(sample))
+    compared = []
     tolerance = F32_HEAD_TOLERANCE if file_type.name == "f32" else file_type.tolerance
-    if not logits.within(tolerance):
-        raise _difference(
-            f"head {number} of the converted model differs from the checkpoint", logits, file_type, tolerance
-        )
-    return logits
+    for number, part in enumerate(find_parts(path).heads, start=2):
+        with Model.load_part(part.header) as head:
+            sample = _sample(head, reference, context)
+            found = sample_logits(head, sample, reference.trunk_output(sample))
+        with reference.head(number):
+            logits = LogitComparison.of(found, reference.logits(sample))
+        if not logits.within(tolerance):
+            what = f"head {number} of the converted model differs from the checkpoint"
+            raise _difference(what, logits, tolerance, file_type)
+        compared.append(logits)
+    return tuple(compared)
 
 
 def _sample(model: Model, reference: Reference, context: int) -> Sample:
     return draw_sample(min(len(reference.tokenizer), model.vocabulary_size), context)
 
 
-def _difference(what: str, logits: LogitComparison, file_type: FileType, tolerance: float | None = None) -> GgufError:
+def _difference(what: str, logits: LogitComparison, tolerance: float, file_type: FileType) -> GgufError:
     return GgufError(
         f"{what}: logits differ by {logits.largest:.3g} at a spread of {logits.spread:.3g} (at most "
-        f"{tolerance or file_type.tolerance:g} of it is rounding in {file_type.name}); {NOTHING_KEPT}"
+        f"{tolerance:g} of it is rounding in {file_type.name}); {NOTHING_KEPT}"
     )
 
 

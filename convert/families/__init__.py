@@ -13,22 +13,15 @@ from pkgutil import iter_modules
 
 from nptool.convert.model_spec import Config, ModelSpec
 
-
-def _find() -> dict[str, Callable[[Config], ModelSpec]]:
-    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
-    return {module.ARCHITECTURE: module.read for module in modules}
-
-
-FAMILIES = _find()
-"""The reader of each architecture."""
+_MODULES = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+FAMILIES: dict[str, Callable[[Config], ModelSpec]] = {module.ARCHITECTURE: module.read for module in _MODULES}
 
 
 def read_model_spec(config: Config) -> ModelSpec:
     """Read a `config.json`.
 
     Raises:
-        CheckpointError: an unknown architecture, quantized weights, a missing size, or an option that llama.cpp's graph
-            does not compute.
+        CheckpointError: unknown architecture, quantized weights, missing size, or what the family refuses.
     """
     architecture = next(iter(config.get("architectures") or ()), None)
     known = f"nptool converts {', '.join(FAMILIES)}"
