@@ -110,7 +110,7 @@ def test_interrupt(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nptool.convert.gguf_file._quantized", interrupted)
+    monkeypatch.setattr("nptool.convert.gguf_file._encode", interrupted)
     assert run(["convert", str(make_checkpoint()), "-o", "x.gguf", "--type", "q8_0"], debug=False) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "nptool: interrupted; finished steps are kept"
     assert list(tmp_path.iterdir()) == []

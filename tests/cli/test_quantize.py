@@ -143,7 +143,7 @@ def test_quantized_heads_stay_as_they_are(
     ]
     assert contents[0] == contents[1]
     assert refusal(["quantize", str(mixed), str(out), "f16", "--heads-type", "q6_k"], capsys) == (
-        f"the heads of {mixed} are Q8_0 already and would lose twice by becoming q6_k; leave out --heads-type, or "
+        f"the heads of {mixed} are already Q8_0 and would lose twice by becoming q6_k; omit --heads-type, or "
         "convert the checkpoint again with --heads-type f32 and quantize that file"
     )
 
@@ -152,7 +152,7 @@ def test_what_is_refused(converted: Path, tmp_path: Path, capsys: pytest.Capture
     small, out = tmp_path / "small.gguf", tmp_path / "out.gguf"
     output(["quantize", str(converted), str(small), "q4_0", "--json"], capsys)
     assert refusal(["quantize", str(small), str(out), "q8_0"], capsys) == (
-        f"{small} is quantized already (Q4_0) and would lose twice by becoming q8_0; quantize an f32, f16 or bf16 "
+        f"{small} is already quantized (Q4_0) and would lose twice by becoming q8_0; quantize an f32, f16 or bf16 "
         "file, or convert the checkpoint again with --type"
     )
     assert refusal(["quantize", str(converted), str(out), "q9"], capsys).startswith("--type q9 is not known; ")
