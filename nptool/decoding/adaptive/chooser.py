@@ -45,8 +45,10 @@ class _Promise(NamedTuple):
     """Tokens per second."""
     hope: float
     """The same if all is as good as it may be."""
-    seconds: float
-    """Of a step; of a plan, of the cheapest one that drafts."""
+    fear: float
+    """The same if drafts are as bad as they may be."""
+    seconds: float = 0.0
+    """Of a step."""
     margin: float = 1.0
     """How many times as much as another plan it must promise."""
 
@@ -119,7 +121,7 @@ class Chooser:
         trials = [
             plan
             for plan, promise in options.items()
-            if promise.hope > rate * MARGIN and TEXT * (promise.seconds - 1 / rate) <= self._allowance
+            if promise.hope > rate * MARGIN and TEXT * (1 / promise.fear - 1 / rate) <= self._allowance
         ]
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
@@ -181,23 +183,24 @@ class Chooser:
         gains, start = self.gains[plan.method], self._reading.get(plan.method, 0.0) / TEXT
         found = self._promises(plan.method, plan.members, length, gains.long)
         rates = [1 / (1 / one.rate + start) if width > 1 else one.rate for width, one in found.items()]
-        seconds = [one.seconds + start for width, one in found.items() if width > 1 or not bound]
+        fears = [1 / (1 / one.fear + start) for width, one in found.items() if width > 1 or not bound]
         return _Promise(
             rate=max(rates),
             hope=max(one.hope for one in found.values()),
-            seconds=min(seconds, default=found[plan.members[0]].seconds),
+            fear=max(fears, default=found[plan.members[0]].fear),
             margin=MARGIN + BOUND * gains.curve(gains.long)[1] if bound else 1.0,
         )
 
     def _promises(self, method: str, widths: Sequence[int], length: int, shown: Shown) -> dict[int, _Promise]:
         gains, drafting = self.gains[method], self.drafting.get(method, 0.0)
         exponent, doubt = gains.curve(shown)
-        tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
+        levels = (exponent, exponent + doubt, max(0.0, exponent - doubt))
+        tokens, hoped, feared = (gains.tokens(widths, shown, level) for level in levels)
         found = {}
         for width in widths:
             now, least = self.costs.seconds(width, length)
             seconds = now + drafting if width > 1 else now
-            found[width] = _Promise(tokens[width] / seconds, hoped[width] / least, seconds)
+            found[width] = _Promise(tokens[width] / seconds, hoped[width] / least, feared[width] / seconds, seconds)
         return found
 
     def _times_one_row(self, may_pay: bool, hope: float) -> bool:
