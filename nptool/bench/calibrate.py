@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nptool.decoding.adaptive.cost import Calibration
-from nptool.decoding.adaptive.gains import first_gains, power_with_bend
+from nptool.decoding.adaptive.gains import power_with_bend
+from nptool.decoding.expectations import first_gains
 from nptool.decoding.proposers.methods import JACOBI, find_method
 from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine, provenance
@@ -43,7 +44,7 @@ class CalibrationReport:
         widths = self.calibration.widths
         return {
             **{name: value for name, value in vars(self).items() if name != "calibration"},
-            "calibration": self.calibration.to_json(),
+            "calibration": asdict(self.calibration),
             "cost_ratio": {str(width): self.cost_ratio(width) for width in widths},
             "predicted_speedup": {str(width): self.predicted_speedup(width) for width in widths},
         }

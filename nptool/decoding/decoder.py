@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.adaptive.chooser import Chooser
-from nptool.decoding.adaptive.gains import first_gains
 from nptool.decoding.adaptive.store import Store
 from nptool.decoding.adaptive.widths import AdaptiveWidth
 from nptool.decoding.answer import Answer, DecodeConfig, Vocabulary
 from nptool.decoding.contexts import Contexts
+from nptool.decoding.expectations import first_gains
 from nptool.decoding.loop.steps import FixedWidth, Proposer, Widths
 from nptool.decoding.proposers.methods import Method
 from nptool.llama.context import DEFAULT_WIDTH

@@ -45,10 +45,8 @@ class _Promise(NamedTuple):
     """Tokens per second."""
     hope: float
     """The same if all is as good as it may be."""
-    fear: float
-    """The same if drafts are as bad as they may be."""
-    seconds: float = 0.0
-    """Of a step."""
+    seconds: float
+    """Of a step; of a plan, for each token if drafts are as bad as they may be."""
     margin: float = 1.0
     """How many times as much as another plan it must promise."""
 
@@ -56,28 +54,19 @@ class _Promise(NamedTuple):
 class Chooser:
     """What is known of one model on one machine, from text to text."""
 
-    def __init__(self, calibration: Calibration, learnt: Any = None) -> None:
-        """
-        Args:
-            learnt: `to_json` of another process.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: `learnt` is something else.
-        """
+    def __init__(self, calibration: Calibration, learnt: dict[str, Any] | None = None) -> None:
+        """Args: `learnt` is `to_json` of another process."""
         self.costs = Costs(calibration)
         self.gains: dict[str, Gains] = {}
-        """By method."""
         self.drafting: dict[str, float] = {}
-        """Seconds of a draft, by method."""
+        """Method to seconds of a draft."""
         self.used = False
-        self._reading: dict[str, float] = {}
-        """Seconds before a text's first draft, in which heads read the prompt; by method."""
         self._known: dict[str, Any] = {}
-        """Learnt gains of methods that were not added yet."""
+        """Method to learnt gains, until it is added."""
         self._most = LONG * calibration.seconds[0][0]
         self._allowance = TRIAL_SHARE * self._most
-        """Seconds that trials may lose now; at most LONG steps of one row."""
-        if learnt is not None:
+        """Seconds that trials may lose now, at most LONG steps of one row."""
+        if learnt:
             self._resume(learnt)
 
     def add(self, method: str, gains: Gains) -> None:
@@ -121,7 +110,7 @@ class Chooser:
         trials = [
             plan
             for plan, promise in options.items()
-            if promise.hope > rate * MARGIN and TEXT * (1 / promise.fear - 1 / rate) <= self._allowance
+            if promise.hope > rate * MARGIN and TEXT * (promise.seconds - 1 / rate) <= self._allowance
         ]
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
@@ -159,8 +148,6 @@ class Chooser:
             self.costs.learn(rows, [(step.length, step.seconds - step.drafting) for step in run])
         if drafting := [step.drafting for step in steps if step.drafting and step.drafted]:
             self.drafting[method] = median(drafting)
-        if reading := [step.drafting for step in steps if step.drafting and not step.drafted]:
-            self._reading[method] = median(reading)
         self.gains[method].learn(steps)
 
     def to_json(self) -> dict[str, Any]:
@@ -169,38 +156,35 @@ class Chooser:
         costs = {"shape": self.costs.shape, "pace": self.costs.pace, "drafting": self.drafting}
         return {**costs, "allowance": self._allowance, "gains": {**self._known, **gains}}
 
-    def _resume(self, learnt: Any) -> None:
-        self.costs.shape = {int(width): _positive(factor) for width, factor in learnt["shape"].items()}
-        self.costs.pace = _positive(learnt["pace"])
-        self.drafting = {method: _positive(seconds) for method, seconds in learnt["drafting"].items()}
-        self._allowance = max(-self._most, min(self._most, float(learnt["allowance"])))
+    def _resume(self, learnt: dict[str, Any]) -> None:
+        self.costs.shape = {int(width): factor for width, factor in learnt["shape"].items()}
+        self.costs.pace, self.drafting = learnt["pace"], learnt["drafting"]
+        self._allowance = learnt["allowance"]
         for name, (exponent, weight, long) in learnt["gains"].items():
-            shown = {int(width): (_positive(steps), _positive(tokens)) for width, (steps, tokens) in long.items()}
-            self._known[name] = max(0.0, float(exponent)), _positive(weight), shown
+            self._known[name] = exponent, weight, {int(width): tuple(shown) for width, shown in long.items()}
 
     def _promise(self, plan: Plan, length: int, *, bound: bool) -> _Promise:
-        """What a text by a plan promises; `bound` if it cannot fall back on plain autoregressive decoding."""
-        gains, start = self.gains[plan.method], self._reading.get(plan.method, 0.0) / TEXT
+        """What a text promises; `bound` if it cannot fall back on plain autoregressive decoding."""
+        gains = self.gains[plan.method]
+        exponent, doubt = gains.curve(gains.long)
         found = self._promises(plan.method, plan.members, length, gains.long)
-        rates = [1 / (1 / one.rate + start) if width > 1 else one.rate for width, one in found.items()]
-        fears = [1 / (1 / one.fear + start) for width, one in found.items() if width > 1 or not bound]
+        feared = gains.tokens(plan.members, gains.long, max(0.0, exponent - doubt))
+        drafting = [width for width in plan.members if width > 1 or not bound] or plan.members
         return _Promise(
-            rate=max(rates),
-            hope=max(one.hope for one in found.values()),
-            fear=max(fears, default=found[plan.members[0]].fear),
-            margin=MARGIN + BOUND * gains.curve(gains.long)[1] if bound else 1.0,
+            rate=max(promise.rate for promise in found.values()),
+            hope=max(promise.hope for promise in found.values()),
+            seconds=min(found[width].seconds / feared[width] for width in drafting),
+            margin=MARGIN + BOUND * doubt if bound else 1.0,
         )
 
     def _promises(self, method: str, widths: Sequence[int], length: int, shown: Shown) -> dict[int, _Promise]:
-        gains, drafting = self.gains[method], self.drafting.get(method, 0.0)
+        gains, found = self.gains[method], {}
         exponent, doubt = gains.curve(shown)
-        levels = (exponent, exponent + doubt, max(0.0, exponent - doubt))
-        tokens, hoped, feared = (gains.tokens(widths, shown, level) for level in levels)
-        found = {}
+        tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
         for width in widths:
-            now, least = self.costs.seconds(width, length)
-            seconds = now + drafting if width > 1 else now
-            found[width] = _Promise(tokens[width] / seconds, hoped[width] / least, feared[width] / seconds, seconds)
+            now, calibrated = self.costs.seconds(width, length), self.costs.calibrated(width, length)
+            seconds = now + self.drafting.get(method, 0.0) if width > 1 else now
+            found[width] = _Promise(tokens[width] / seconds, hoped[width] / min(now, calibrated), seconds)
         return found
 
     def _times_one_row(self, may_pay: bool, hope: float) -> bool:
@@ -211,10 +195,3 @@ class Chooser:
             return False
         self._allowance -= price
         return True
-
-
-def _positive(value: Any) -> float:
-    number = float(value)
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{value} is not a positive number")
-    return number

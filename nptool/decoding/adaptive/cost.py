@@ -9,12 +9,12 @@ decoding, `Costs` corrects the calibrated times by what steps really take.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import sqrt
 from statistics import median, median_low
 from time import perf_counter
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ POSITIONS = 8
 """Positions at which the rows of all widths are compared."""
 
 Classes = tuple[tuple[int, ...], ...]
+Rows = dict[int, dict[int, set[bytes]]]
+"""Width and position to digests of the logits: one, if the row does not depend on its place in the batch."""
 
 
 @dataclass(frozen=True)
@@ -52,40 +54,20 @@ class Calibration:
     """Seconds that it took."""
 
     def at(self, width: int, length: float) -> float:
-        """t(w) after `length` tokens: linear in both, and never below that of the first context."""
+        """t(w) after `length` tokens, never below that of the first context."""
         near, slope = self.line(width)
         return near + slope * max(0.0, length - self.contexts[0])
 
     def line(self, width: int) -> tuple[float, float]:
-        """t(w) at the first context, and what every further token adds."""
+        """t(w) at the first context, and what every further token adds; linear between widths and beyond them."""
         beyond = max(1.0, width / self.widths[-1])
         near, far = (beyond * float(np.interp(width, self.widths, self.seconds[row])) for row in (0, -1))
         return near, max(0.0, far - near) / max(1, self.contexts[-1] - self.contexts[0])
 
-    def to_json(self) -> dict[str, Any]:
-        """A value for `json.dumps`."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """
-        Raises:
-            ValueError, TypeError, AttributeError: `value` is no calibration.
-        """
-        found = cls(**{name: _frozen(part) for name, part in value.items()})
-        times = np.array(found.seconds, dtype=np.float64)
-        members = [width for group in found.classes for width in group]
-        if not (
-            found.widths[:1] == (1,)
-            and times.shape == (len(found.contexts), len(found.widths))
-            and bool(np.isfinite(times).all() and (times > 0).all())
-            and all(list(values) == sorted(set(values)) for values in (found.contexts, found.widths))
-            and len(members) == len(set(members))
-            and set(members) <= set(found.widths)
-            and found.spent >= 0
-        ):
-            raise ValueError("no calibration")
-        return found
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """From `dataclasses.asdict` by way of JSON."""
+        return cls(**{name: _frozen(part) for name, part in value.items()})
 
 
 class Costs:
@@ -103,15 +85,20 @@ class Costs:
         self._width: int | None = None
         self._lines: dict[int, tuple[float, float]] = {}
 
-    def seconds(self, width: int, length: int) -> tuple[float, float]:
-        """t(w) after `length` tokens, and the same if the width has become as fast as it was calibrated."""
-        calibrated = self._calibrated(width, length)
-        now = calibrated * self.shape.get(width, 1.0) * self.pace
-        return now, min(now, calibrated)
+    def calibrated(self, width: int, length: int) -> float:
+        """t(w) after `length` tokens, as calibrated."""
+        if width not in self._lines:
+            self._lines[width] = self.calibration.line(width)
+        near, slope = self._lines[width]
+        return near + slope * max(0, length - self.calibration.contexts[0])
+
+    def seconds(self, width: int, length: int) -> float:
+        """t(w) after `length` tokens."""
+        return self.calibrated(width, length) * self.shape.get(width, 1.0) * self.pace
 
     def learn(self, width: int, steps: Sequence[tuple[int, float]]) -> None:
         """Take successive steps of one width into account, given as (tokens before the step, seconds)."""
-        ratio = median(seconds / self._calibrated(width, length) for length, seconds in steps)
+        ratio = median(seconds / self.calibrated(width, length) for length, seconds in steps)
         if width not in self.shape:
             # The first width of all shows the pace.
             self.shape[width] = ratio / self.pace if self.shape else 1.0
@@ -119,21 +106,6 @@ class Costs:
             self.shape[width] *= sqrt(ratio / (self.shape[width] * self.pace))
         self.pace = ratio / self.shape[width]
         self._width = width
-
-    def _calibrated(self, width: int, length: int) -> float:
-        if width not in self._lines:
-            self._lines[width] = self.calibration.line(width)
-        near, slope = self._lines[width]
-        return near + slope * max(0, length - self.calibration.contexts[0])
-
-
-class _Found(NamedTuple):
-    """What batches after one text have shown."""
-
-    seconds: dict[int, list[float]]
-    """By width."""
-    rows: dict[int, dict[int, set[bytes]]]
-    """Width and position to digests of the logits: one where the row does not depend on its place in the batch."""
 
 
 def calibrate(
@@ -156,8 +128,8 @@ def calibrate(
     possible = [width for width in widths if width <= engine.width]
     count = lengths[-1] + 2 * engine.width + POSITIONS
     tokens = np.random.default_rng(0).integers(0, engine.vocabulary_size, count, dtype=np.int32)
-    found = [_measure(engine, tokens, lengths[0], possible, began + budget / len(lengths), clock)]
-    reached, times = list(found[0].seconds), found[0].seconds
+    times, rows = _measure(engine, tokens, lengths[0], possible, began + budget / len(lengths), clock)
+    found, reached = [(times, rows)], list(times)
     foreseen = lengths[-1] * min(times[reached[-1]]) / reached[-1]
     foreseen += sum(len(_starts(width)) * min(times[width]) for width in reached)
     if len(lengths) > 1 and clock() + foreseen < began + budget:
@@ -166,8 +138,8 @@ def calibrate(
     return Calibration(
         contexts=lengths[: len(found)],
         widths=tuple(reached),
-        seconds=tuple(tuple(map(median_low, one.seconds.values())) for one in found),
-        classes=_classes(reached, [one.rows for one in found]),
+        seconds=tuple(tuple(map(median_low, times.values())) for times, _ in found),
+        classes=_classes(reached, [rows for _, rows in found]),
         complete=len(found) == len(lengths) and len(reached) == len(possible),
         spent=clock() - began,
     )
@@ -187,32 +159,31 @@ def _measure(
     end: float,
     clock: Callable[[], float],
     widen: bool = True,
-) -> _Found:
-    """Batches after `length` tokens: of each width, with `widen` as long as there is time, then settled ones."""
+) -> tuple[dict[int, list[float]], Rows]:
+    """Seconds of each width's batches after `length` tokens, as far as there is time if `widen`, and their rows."""
     prefill(engine, tokens[:length])
-    found, widest = _Found({}, {}), 0
+    times, rows, widest = dict[int, list[float]](), Rows(), 0
     for width in widths:
-        if widen and widest:
-            expected = len(_starts(width)) * min(found.seconds[widest]) * width / widest
-            if clock() + expected > end:
-                break
-        times, rows = [], found.rows.setdefault(width, {})
+        if widen and widest and clock() + len(_starts(width)) * min(times[widest]) * width / widest > end:
+            break
+        times[width], rows[width], widest = [], {}, width
         for start in range(length, length + _starts(width).stop, _starts(width).step):
             engine.rollback(start)
             before = engine.seconds
             logits_RV = engine.evaluate(tokens[start : start + width], start)
-            times.append(engine.seconds - before)
+            times[width].append(engine.seconds - before)
             for row, logits_V in enumerate(logits_RV):
-                rows.setdefault(start + row, set()).add(blake2b(logits_V.tobytes(), digest_size=16).digest())
+                digest = blake2b(logits_V.tobytes(), digest_size=16).digest()
+                rows[width].setdefault(start + row, set()).add(digest)
         engine.rollback(length)
         # The first batch of a width builds a new graph.
-        found.seconds[width], widest = times[1:], width
+        times[width].pop(0)
     settled: dict[int, list[float]] = {}
-    for width, seconds in time_in_turns(engine, tokens[:length], list(found.seconds), 3):
+    for width, seconds in time_in_turns(engine, tokens[:length], list(times), 3):
         settled.setdefault(width, []).append(seconds)
         if clock() >= end:
             break
-    return found._replace(seconds=settled) if len(settled) == len(found.seconds) else found
+    return settled if len(settled) == len(times) else times, rows
 
 
 def _starts(width: int) -> range:

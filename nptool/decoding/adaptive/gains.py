@@ -6,18 +6,10 @@ up to 16 rows. Where a width itself has shown something, that comes first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from math import exp, log, sqrt
-from typing import Any
-
-import numpy as np
 
 from nptool.decoding.loop.steps import Drafts, Step
-from nptool.decoding.proposers.methods import JACOBI, JACOBI_BLOCK, LOOKAHEAD, Method
-from nptool.decoding.proposers.tree import Shares, assumed_shares, expected_tokens
-from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY
-from nptool.method_note import METHOD_KEY, measured_in
 
 TRAINED = 0.5
 """Exponent of a model that was trained to draft, before its first step; of any other it is 0. While nothing has been
@@ -30,9 +22,6 @@ SHORT, LONG = 24.0, 128.0
 BEND = 16.0
 """Rows up to which the power holds; beyond, y(w) has diminishing returns."""
 
-WINDOW_GAIN = 1.36
-"""Tokens that a sliding window of n adds to one, relative to a block of n, which is nearly done at its end."""
-
 Reach = Callable[[int], float]
 """The base of the power: the tokens of a step of w rows if its drafts are as right as they can be."""
 Shown = dict[int, tuple[float, float]]
@@ -40,7 +29,7 @@ Shown = dict[int, tuple[float, float]]
 
 
 class Gains:
-    """y(w) of one method: from the steps of the current text, and from the last few texts."""
+    """y(w) of one method, by two memories of steps: one for the next step, and one for the plan of the next text."""
 
     def __init__(self, exponent: float, weight: float = TRIAL_STEPS, *, drafts: Drafts, reach: Reach = float) -> None:
         """Args: `exponent` is expected before the first step, as if `weight` steps of 8 rows had shown it."""
@@ -51,13 +40,12 @@ class Gains:
 
     def curve(self, shown: Shown) -> tuple[float, float]:
         """The exponent that fits best, and how far it may be wrong."""
-        weight = self.weight * self._unit
-        total, seen = weight * self.exponent, 0.0
+        weight, seen = self.weight * self._unit, 0.0
+        total = weight * self.exponent
         for width, (steps, tokens) in shown.items():
-            if width > 1:
-                size = log(self._reach(width))
-                total += steps * size * log(max(1.0, tokens / steps))
-                seen += steps * size**2
+            size = log(self._reach(width))
+            total += steps * size * log(tokens / steps)
+            seen += steps * size**2
         known = seen + max(0.0, self.weight - TRIAL_STEPS) * self._unit
         # Drafts that cannot be right have no curve.
         best = total / (weight + seen) if weight + seen else self.exponent
@@ -77,11 +65,10 @@ class Gains:
 
     def begin(self) -> None:
         """Begin a text: the texts before are only a hint for its steps."""
-        self._rows_before = 0
-        shares = {width: min(1.0, SHORT / steps) for width, (steps, _) in self.long.items() if steps > 0}
-        self.recent = {
-            width: (share * self.long[width][0], share * self.long[width][1]) for width, share in shares.items()
-        }
+        self._rows_before, self.recent = 0, {}
+        for width, (steps, tokens) in self.long.items():
+            share = min(1.0, SHORT / steps)
+            self.recent[width] = share * steps, share * tokens
 
     def learn(self, steps: Sequence[Step]) -> None:
         """Take the steps of one segment into account."""
@@ -105,14 +92,12 @@ class Gains:
         self.weight = TRIAL_STEPS + max(0.0, self.weight - TRIAL_STEPS) * kept
 
     def _told_by(self, step: Step) -> Sequence[int]:
-        """Widths that a step tells of."""
+        """Widths that a step tells of; the last drafts of a window that has just become wider are padding."""
         whole = step.drafted + 1
-        if not step.drafted:
-            return ()
-        if self._drafts is Drafts.INDEPENDENT:
+        if step.drafted and self._drafts is Drafts.INDEPENDENT:
             return range(2, whole + 1)
-        # The last drafts of a window that has just become wider are padding.
-        return (step.rows,) if self._drafts is Drafts.BRANCHING or step.rows <= min(whole, self._rows_before) else ()
+        told = step.drafted and (self._drafts is Drafts.BRANCHING or step.rows <= min(whole, self._rows_before))
+        return (step.rows,) if told else ()
 
 
 def power_with_bend(reach: float, exponent: float) -> float:
@@ -121,34 +106,6 @@ def power_with_bend(reach: float, exponent: float) -> float:
         return float(reach**exponent)
     bend = float(BEND ** (1 - exponent) - 1) / (BEND - 1)
     return reach / (1 + bend * (reach - 1))
-
-
-def first_gains(metadata: Mapping[str, Any], method: Method, heads: int = 1, shares: Shares | None = None) -> Gains:
-    """What a GGUF's metadata say of a method before its first step.
-
-    Args:
-        heads: n of the model, its own included.
-        shares: how often the first, second, ... choice of heads 2..n was right on held-out text.
-    """
-    reach: Reach = float
-    tokens, rows = None, 1
-    accuracy, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
-    measured = measured_in(metadata) if method.name in (JACOBI, JACOBI_BLOCK, LOOKAHEAD) else None
-    if method.heads and isinstance(accuracy, (list, tuple)) and accuracy and isinstance(ranks, int) and ranks > 0:
-        # A draft counts where all before it are right too.
-        firsts = np.asarray(accuracy, dtype=np.float64)[::ranks]
-        tokens, rows = 1.0 + float(np.cumprod(firsts).sum()), len(firsts) + 1
-    elif measured is not None:
-        gain = WINDOW_GAIN if method.name == JACOBI else 1.0
-        tokens, rows = 1.0 + gain * (measured.tokens_per_forward - 1.0), measured.block_size
-    if method.drafts is Drafts.BRANCHING:
-        # The curve is what the accuracies foresee, so they are the 1 in the exponent.
-        reach = partial(expected_tokens, shares or assumed_shares(heads - 1))
-        return Gains(1.0, TRIAL_STEPS if tokens is None else SHORT / 2, drafts=method.drafts, reach=reach)
-    if tokens is not None and rows > 1:
-        return Gains(log(max(1.0, min(tokens, rows))) / log(rows), SHORT / 2, drafts=method.drafts)
-    trained = method.heads or metadata.get(METHOD_KEY) == "cllm"
-    return Gains(TRAINED if trained else 0.0, drafts=method.drafts)
 
 
 def _joined(old: Shown, kept: float, gained: Shown) -> Shown:

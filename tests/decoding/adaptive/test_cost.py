@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_it_stops_widening_when_the_time_is_spent() -> None:
         # One width at least is measured, whatever it takes.
         assert found.spent == machine.seconds < 1.2 * budget + 10
         assert found.at(64, 640) > found.at(1, 128)
-        assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
+        assert Calibration.from_json(json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_a_small_context_is_used_as_far_as_it_goes() -> None:

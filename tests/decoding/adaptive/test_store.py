@@ -22,7 +22,7 @@ from nptool.decoding.loop.steps import Drafts, Step
 from nptool.decoding.text_model import TextModel
 
 KEY = {"model": "a", "threads": 2}
-SMALL = Calibration((128, 640), (1, 2, 4), ((1.0, 1.5, 2.0), (2.0, 2.5, 3.5)), ((1,), (2, 4)), False, 1.5)
+SMALL = Calibration((128, 640), (1, 2, 4), ((1.0, 1.5, 2.4), (2.0, 2.5, 3.5)), ((1,), (2, 4)), False, 1.5)
 STEPS = [Step(130, 4, 3, 2, 2.4, 0.1), Step(133, 4, 3, 1, 2.6, 0.1), Step(135, 1, 0, 0, 1.1)]
 
 
@@ -79,47 +79,28 @@ class TestFile:
         assert [exponent, weight, shown] == list(learnt)
 
     @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("widths", [2, 4]),
-            ("widths", [1, 4, 2]),
-            ("seconds", [[1.0, 1.5]]),
-            ("seconds", [[1.0, -1.5, 2.0], [2.0, 2.5, 3.5]]),
-            ("seconds", "fast"),
-            ("classes", [[1, 2], [2]]),
-            ("classes", [[1, 8]]),
-            ("contexts", []),
-            ("spent", None),
-            ("shape", {"8": 0}),
-            ("shape", {"8": float("nan")}),
-            ("pace", "fast"),
-            ("drafting", {"heads": -1}),
-            ("allowance", None),
-            ("gains", {"heads": [0.5, 2.0]}),
-            ("gains", {"heads": [0.5, 2.0, {"8": [0, 1]}]}),
-            ("gains", {"heads": [0.5, float("inf"), {}]}),
-        ],
+        "damage", [lambda text: text[:-9], lambda text: text.replace("2.4", "2.5"), lambda text: "["]
     )
     def test_a_damaged_file_is_one_line_and_then_replaced(
-        self, folder: Path, caplog: pytest.LogCaptureFixture, name: str, value: Any
+        self, folder: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[str], str]
     ) -> None:
         first = store(lambda: SMALL)
         use(first)
         first.keep()
-        saved = json.loads(first.path.read_text())
-        part = saved["calibration"] if name in saved["calibration"] else saved["learnt"]
-        part[name] = value
-        first.path.write_text(json.dumps(saved))
+        path = first.file.path
+        path.write_text(damage(path.read_text()))
         assert store(lambda: SMALL).calibration == SMALL
         (record,) = caplog.records
-        assert record.getMessage().startswith(f"{first.path} is damaged and will be written again (")
+        assert record.getMessage().startswith(f"{path} is damaged and will be written again (")
         assert store().calibration == SMALL
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"format": 2, "key": {}}', "\ud800"])
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "null", "3", '{"value": 1}', '{"digest": "", "value": {}}', "\ud800"]
+    )
     def test_a_foreign_one_is_not_used(self, folder: Path, text: str) -> None:
         first = store(lambda: SMALL)
         assert first.calibration == SMALL
-        first.path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        first.file.path.write_bytes(text.encode("utf-8", "surrogatepass"))
         assert store(lambda: replace(SMALL, spent=9.0)).calibration.spent == 9.0
 
     def test_a_folder_that_cannot_be_written_is_no_error(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
