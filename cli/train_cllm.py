@@ -36,6 +36,7 @@ from nptool.processes import is_main_process
 from nptool.runs import Run
 from nptool.settings import read_mapping, resolve
 from nptool.training.cllm.curve import read_curve
+from nptool.training.cllm.divergences import DIVERGENCES
 from nptool.training.responses.config import BLOCK_SIZE, run_defaults
 
 DEFAULTS = RoundsConfig
@@ -108,8 +109,12 @@ def train_cllm(
         typer.Option(help=f"teacher: the fixed point, or the next state [{DEFAULTS.consistency}]", show_default=False),
     ] = None,
     divergence: Annotated[
-        Literal["forward-kl", "reverse-kl", "jensen-shannon", "fixed-point"] | None,
-        typer.Option(help=f"distance from teacher to student [{DEFAULTS.divergence}]", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="|".join(DIVERGENCES),
+            help=f"distance from teacher to student [{DEFAULTS.divergence}]",
+            show_default=False,
+        ),
     ] = None,
     ar_target: Annotated[
         Literal["response", "reference"] | None,

@@ -1,8 +1,8 @@
-"""The base training of a model with several heads, from scratch or from a multi-head checkpoint.
+"""Base training of a model with several heads, from scratch or from a multi-head checkpoint.
 
-From scratch n - 1 layers move from the trunk to the heads, so that the number of parameters stays (2404.19737, section
-2). A multi-head checkpoint is trained further with its heads, or without: the paper's best recipe is to pre-train with
-four and to fine-tune with one.
+From scratch, n - 1 layers move from the trunk to the heads, so the number of parameters stays the same (2404.19737,
+section 2). A multi-head checkpoint is trained further with its heads or without: the paper's best recipe is to
+pre-train with four heads and to fine-tune with one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from nptool.errors import UsageError
 from nptool.heads import read_heads_info
 from nptool.training.base.config import BaseConfig
-from nptool.training.base.evaluation import Evaluation, target_bytes
 from nptool.training.base.model import new_llama
-from nptool.training.base.sequences import Sequences
 from nptool.training.heads.checkpoint import load_heads
-from nptool.training.heads.evaluation import HeadsEvaluation
 from nptool.training.heads.model import MultiHead
 
 
 def count_heads(config: BaseConfig) -> int:
-    """Heads that are trained, head 1 included.
+    """Heads that are trained, including head 1.
 
     Raises:
-        UsageError: the model to go on from has another number of heads.
+        UsageError: the model to start from has another number of heads.
         CheckpointError: its heads do not fit it.
     """
     info = read_heads_info(Path(config.model)) if config.model is not None else None
@@ -56,15 +53,10 @@ def start_multi_head(config: BaseConfig, heads: int, tokenizer: PreTrainedTokeni
 
 
 def move_layers(base: Any, heads: int) -> MultiHead:
-    """A model whose last `heads` layers, none of them trained yet, become heads 1..n on what is left as the trunk."""
+    """An untrained model whose last `heads` layers become heads 1..n; the layers before them are the trunk."""
     layers = base.model.layers
     kept = len(layers) - (heads - 1)
     extra = list(layers[kept:])
     del layers[kept:]
     base.config.num_hidden_layers = kept
     return MultiHead(base, extra)
-
-
-def head_1(figures: HeadsEvaluation, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
-    """Of all heads' figures those of head 1, as any model has them."""
-    return Evaluation(figures.tokens[0], figures.loss[0], sum(target_bytes(sequences, tokenizer)))

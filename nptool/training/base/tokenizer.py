@@ -1,8 +1,7 @@
 """Byte-level BPE tokenizers trained on the data.
 
-Pre-tokenization is GPT-2's regular expression, with single digits by option (as in SmolLM): llama.cpp knows both, as
-`gpt-2` and `smollm`. The chat template is the simplest one: each turn is a role token, the content, and the end
-token. Knows no model.
+Pre-tokenization is GPT-2's regular expression, optionally with single digits (as in SmolLM): llama.cpp's `gpt-2` and
+`smollm`. In the chat template each turn is a role token, the content, and the end token.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def train_tokenizer(
     """Train a tokenizer.
 
     Args:
-        vocab_size: tokens with the 256 bytes and the 6 special tokens; little text gives fewer.
-        chat: give it the chat template. Without one, prompts are plain text, as suits a model of plain text.
+        vocab_size: tokens in all, including the 256 bytes and the 6 special tokens; little text gives fewer.
+        chat: add the chat template. Without one, prompts are plain text.
         digits: every digit is a token of its own.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -1,7 +1,7 @@
 """Measures held-out tokens per forward while a CLLM is trained, with the Jacobi decoder that collects trajectories.
 
-The model comes out of a measurement as it went in, and no random number is drawn, so the weights are those of a
-training that is not measured. The time it takes is counted apart. Knows no loss.
+A measurement changes neither the model nor any random state, so the trained weights are the same without it. Its time
+is not counted as training time.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 STEP = "held-out tokens per forward"
 PROMPTS = 32
-"""At most, of a measurement: they are decoded together, so it takes as many passes as the slowest of them."""
+"""Maximum prompts of a measurement; they are decoded in one batch."""
 MEASUREMENTS = 20
-"""In a training, where nobody says how many steps lie between them."""
+"""Measurements in a training with `--curve 0`."""
 
 
 def heldout_file(config: CllmConfig, run: Run) -> Path:
-    """The file of prompts to measure on.
+    """File of prompts to measure on.
 
     Raises:
-        UsageError: there is none, or several processes train.
+        UsageError: there is none, or there are several processes.
     """
     if process_count() > 1:
         raise UsageError("--curve measures in one process; leave it out where several train")
@@ -58,7 +58,7 @@ def heldout_prompts(
     described: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Prompt]:
-    """At most `PROMPTS` prompts, evenly spread over the file, rendered and limited as those of the collection were.
+    """At most `PROMPTS` prompts, evenly spread over the file, with the template and limits of the collection.
 
     Raises:
         DataError: the file is missing, malformed or empty, or no prompt leaves room for a block.
@@ -82,14 +82,14 @@ def heldout_prompts(
 
 
 def tokens_per_forward(model: Any, prompts: Sequence[Prompt], settings: JacobiSettings) -> float:
-    """TPF of greedy Jacobi decoding, over all prompts together."""
+    """Tokens per forward of greedy Jacobi decoding, over all prompts together."""
     waiting = sorted(prompts, key=lambda prompt: len(prompt.ids))
     runs = jacobi_trajectories(model, waiting, settings)
     return sum(map(count, runs), TrajectoryStats()).tokens_per_forward
 
 
 class CurveMeter(TrainerCallback):
-    """Measures before the first step, every so many steps, and after the last; keeps the curve in the run."""
+    """Measures before the first step, every `every` steps, and after the last; writes the curve to `path`."""
 
     def __init__(
         self, prompts: list[Prompt], metadata: CollectionMetadata, every: int, path: Path, progress: Progress
@@ -109,16 +109,16 @@ class CurveMeter(TrainerCallback):
         self._path = path
         self._progress = progress
         fresh = Curve(metadata.n, len(prompts), prompts_digest=digest({"ids": [prompt.ids for prompt in prompts]}))
-        self._curve = _go_on(path, fresh)
+        self._curve = _resume(path, fresh)
         self._checkpoints = read_checkpoints(path)
         self._started = self._before = 0.0
         self.spent = 0.0
-        """Seconds that measuring took in this process."""
+        """Seconds of measuring in this process."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget what lies behind the checkpoint that the training goes on from: it will be trained again."""
+        """Drop measurements after the checkpoint that the training resumes from."""
         kept = tuple(point for point in self._curve.points if point.step <= state.global_step)
         self._curve = replace(self._curve, points=kept)
         last = kept[-1].seconds if kept else 0.0
@@ -128,13 +128,13 @@ class CurveMeter(TrainerCallback):
             self._measure(state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure where it is due."""
+        """Measure if due."""
         every = self._every or max(1, state.max_steps // MEASUREMENTS)
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self._measure(state, kwargs["model"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the time of the checkpoint."""
+        """Record the training time of the checkpoint."""
         self._checkpoints[state.global_step] = self._seconds()
         write_curve(self._path, self._curve, self._checkpoints)
 
@@ -144,7 +144,7 @@ class CurveMeter(TrainerCallback):
 
     def _measure(self, state: TrainerState, model: Any) -> None:
         seconds, started = self._seconds(), monotonic()
-        # peft's wrapper stands around the model, its adapters inside.
+        # peft wraps the model; the adapters are inside it.
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         found = tokens_per_forward(plain, self._prompts, self._settings)
         points = (*self._curve.points, CurvePoint(state.global_step, seconds, found))
@@ -154,8 +154,8 @@ class CurveMeter(TrainerCallback):
         self.spent += monotonic() - started
 
 
-def _go_on(path: Path, fresh: Curve) -> Curve:
-    """The curve that an interrupted training has measured so far, which two sets of prompts would make useless."""
+def _resume(path: Path, fresh: Curve) -> Curve:
+    """The curve that an interrupted training has measured so far, or `fresh`."""
     before = read_curve(path)
     if before is None:
         return fresh

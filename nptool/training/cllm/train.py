@@ -1,13 +1,12 @@
 """Consistency training: from a finished model and its trajectories to a CLLM in a run directory.
 
-The order of work: held-out prompts, collection (where the data are prompts), trajectories, model, a plan of all
-batches, training, checkpoint. Interrupted anywhere, the same call goes on; what is finished is not done again.
+In order: held-out prompts, collection (if the data are prompts), trajectories, a plan of all batches, model, training,
+checkpoint. An interrupted call can be repeated at any point; finished parts are not done again.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
@@ -16,18 +15,17 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from nptool.checkpoints import load_model, save_model
 from nptool.collection.store import Collected, CollectionMetadata
 from nptool.errors import CheckpointError, UsageError
-from nptool.files import read_json, write_json
 from nptool.method_note import MethodNote, write_note
-from nptool.processes import is_main_process, process_count
+from nptool.processes import is_main_process
 from nptool.progress import Progress, silent
-from nptool.provenance import provenance
 from nptool.runs import Run
-from nptool.training.arguments import count_steps, training_arguments
+from nptool.training.arguments import training_arguments
+from nptool.training.batches import batches_per_step, count_steps
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.measuring import CurveMeter, heldout_file, heldout_prompts
 from nptool.training.cllm.planning import Plan, plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
-from nptool.training.continuation import open_run
+from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.lora import add_adapters, merge_adapters
 from nptool.training.responses.data import (
     Source,
@@ -38,30 +36,21 @@ from nptool.training.responses.data import (
     position_limit,
     responses_of,
 )
-from nptool.training.trainer import BatchList, remove_checkpoints, run_trainer, state_dict_of
+from nptool.training.trainer import BatchList, pad_id, run_trainer, state_dict_of
 
-logger = logging.getLogger(__name__)
-
-KIND = "cllm"
 ATTENTION = ("sdpa", "eager")
 
 
-@dataclass(frozen=True)
-class CllmResult:
-    """What a training gave; saved as the run's results. First and last figures are means of a stretch of the log."""
+@dataclass(frozen=True, kw_only=True)
+class CllmResult(TrainingResult):
+    """First and last figures are means over the first and last interval of the log."""
 
-    run: str
-    model: str
-    parameters: int
     trained_parameters: int
     block_size: int
     """n, in tokens."""
     trajectories: int
     left_out: int
     """Trajectories longer than the limit."""
-    steps: int
-    tokens: int
-    """Of all packed sequences, padding not counted."""
     consistency_first: float
     consistency_last: float
     """Nats per taught row."""
@@ -71,16 +60,12 @@ class CllmResult:
     right_first: float
     right_last: float
     """Share of taught rows whose greedy pick is the fixed point's token."""
-    tokens_per_second: float | None
-    """Of the training itself, in the process that finished it."""
-    seconds: float
-    """Of the training itself, in the process that finished it; measuring the curve is not part of it."""
 
 
 def train_cllm(
     config: CllmConfig, progress: Progress = silent, run: Run | None = None, *, publish: bool = True
 ) -> CllmResult:
-    """Train, or go on with, the run that `config` describes; a finished run's result is returned as it is.
+    """Train or resume the run that `config` describes; a finished run's result is returned as it is.
 
     Args:
         run: where to work instead of `runs/<config.run_name>`.
@@ -90,15 +75,14 @@ def train_cllm(
         DataError: the data cannot be used.
         CheckpointError: the model cannot be used, or is not the one of the trajectories.
         UsageError: options contradict each other or the data, or the run directory holds another configuration.
-        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     set_seed(config.seed)
     source = find_source(config)
     described, tokenizer = open_source(source)
-    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)
+    run, finished = open_run(config, data_digest(config.data), run)
     if finished:
-        logger.info("%s is finished already", run.path)
-        return _read_result(run)
+        return read_result(run, CllmResult)
     collected = responses_of(config, source, run, progress)
     check_augmented(config, collected)
     meter = _meter(config, collected.metadata, described, tokenizer, run, progress)
@@ -110,13 +94,13 @@ def train_cllm(
         config,
         config.seed,
         config.batch_tokens,
-        lambda batches_in_pass: count_steps(config, batches_in_pass) * config.accumulation * process_count(),
+        lambda batches_in_pass: count_steps(config, batches_in_pass) * batches_per_step(config),
         progress,
     )
     model, parameters, trained = _model(config, source)
     trainer = _trainer(config, model, batches, tokenizer, run, meter)
-    seconds = run_trainer(trainer, run, progress, "consistency training").metrics["train_runtime"]
-    seconds -= meter.spent if meter is not None else 0.0
+    # Measuring the curve is not part of the training time.
+    seconds = run_trainer(trainer, run, progress, "consistency training") - (meter.spent if meter is not None else 0.0)
     trainer.log_rest()
     _save(trainer, config, source, tokenizer, collected.metadata.n, run)
     result = CllmResult(
@@ -129,19 +113,16 @@ def train_cllm(
         left_out=trajectories.left_out,
         steps=trainer.state.max_steps,
         tokens=sum(batches.tokens),
+        tokens_per_second=trainer.tokens_per_second(batches.tokens, seconds),
         seconds=seconds,
-        **_figures(trainer, batches, seconds),
+        **_figures(trainer),
     )
-    if is_main_process():
-        write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
-        if publish:
-            run.publish()
-    remove_checkpoints(run)
+    finish_run(run, config.KIND, result, publish=publish)
     return result
 
 
 def check_attention(model: PreTrainedModel, ref: str) -> None:
-    """Check that the model's attention takes a mask of ours.
+    """Check that the model's attention takes a custom mask.
 
     Raises:
         CheckpointError: it does not.
@@ -171,7 +152,6 @@ def _meter(
     run: Run,
     progress: Progress,
 ) -> CurveMeter | None:
-    """What measures the curve, if it is wanted."""
     if config.curve is None:
         return None
     prompts = heldout_prompts(heldout_file(config, run), config, metadata, described, tokenizer)
@@ -196,13 +176,12 @@ def _trainer(
     run: Run,
     meter: CurveMeter | None,
 ) -> CllmTrainer:
-    pad_id = int(tokenizer.pad_token_id or 0)
-    count = len(batches.batches)
+    pad, count = pad_id(tokenizer), len(batches.batches)
     return CllmTrainer(
         config,
         model=model,
-        args=training_arguments(config, run, count // (config.accumulation * process_count())),
-        train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad_id))),
+        args=training_arguments(config, run, count // batches_per_step(config)),
+        train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad))),
         callbacks=[] if meter is None else [meter],
     )
 
@@ -215,7 +194,7 @@ def _save(
     block_size: int,
     run: Run,
 ) -> None:
-    """Write the plain model, adapters merged, and what `nptool convert` needs to know."""
+    """Write the plain model with merged adapters, and the note that `nptool convert` reads."""
     weights = state_dict_of(trainer)
     if not is_main_process():
         return
@@ -223,7 +202,7 @@ def _save(
     if config.lora_rank is not None:
         model, weights = merged_model(model, config.lora_rank, source, weights), None
     save_model(model, tokenizer, run.model, weights)
-    write_note(run.model, MethodNote(KIND, block_size))
+    write_note(run.model, MethodNote(config.KIND, block_size))
 
 
 def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:
@@ -238,19 +217,11 @@ def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] 
     return merge_adapters(model)
 
 
-def _figures(trainer: CllmTrainer, batches: Plan, seconds: float) -> dict[str, Any]:
-    """First and last line of the log, and speed since the checkpoint the training went on from."""
+def _figures(trainer: CllmTrainer) -> dict[str, float]:
+    """First and last line of the log."""
     lines = [line for line in trainer.state.log_history if CONSISTENCY in line]
-    per_step = len(batches.batches) // trainer.state.max_steps
-    seen = sum(batches.tokens[trainer.first_step * per_step :])
     names = (("consistency", CONSISTENCY), ("ar", AUTOREGRESSIVE), ("right", RIGHT))
     return {
-        "tokens_per_second": seen / seconds if seen else None,
         **{f"{name}_first": float(lines[0][key]) for name, key in names},
         **{f"{name}_last": float(lines[-1][key]) for name, key in names},
     }
-
-
-def _read_result(run: Run) -> CllmResult:
-    saved = read_json(run.results)
-    return CllmResult(**{name: saved[name] for name in CllmResult.__dataclass_fields__})

@@ -1,6 +1,6 @@
-"""Batches for the heads: at every position where decoding may ask, the tokens that each head is to say.
+"""Batches for the heads: every trained position with the target of each head.
 
-Head k at position i says the token at i + k. All heads are trained at the same positions, those whose next token is
+Head k at position i predicts the token at i + k. All heads are trained at the same positions, those whose next token is
 trained; the last k - 1 of them have no target for head k.
 
 Legend: B rows of a batch, T inputs of its longest row, N trained positions, K heads.
@@ -24,8 +24,8 @@ def heads_batch(sequences: Sequences, rows: Sequence[int] | NDArray[np.int64], p
     """The rows as a batch.
 
     Returns:
-        `input_ids` (B, T), padded on the right; `positions_N`, of the trained positions in the flattened batch;
-        `labels_NK`, what each head is to say there, or `IGNORE`.
+        `input_ids` (B, T), padded on the right; `positions_N`, the trained positions in the flattened batch;
+        `labels_NK`, the target of each head there, or `IGNORE`.
     """
     plain = sequences.batch(rows, pad)
     ids_BT = plain["input_ids"]

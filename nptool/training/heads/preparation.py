@@ -1,4 +1,4 @@
-"""What a training of heads starts from: the model with its heads, and responses to train and to measure on."""
+"""What a training of heads starts from: the model with its heads, and responses to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from nptool.training.responses.data import Source, find_source
 
 
 def find_responses(config: HeadsConfig) -> Source:
-    """As `find_source`; trajectories whose prompts are to be answered anew count as prompts.
+    """As `find_source`; with `answer_anew`, trajectories count as prompts.
 
     Raises:
-        UsageError: there are several processes to answer them.
+        UsageError: several processes would have to answer them.
     """
     source = find_source(config)
     if source.collected is None or not config.answer_anew:
@@ -41,11 +41,8 @@ def find_responses(config: HeadsConfig) -> Source:
 def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig) -> bool:
     """Whether the model has heads already, which are then trained further.
 
-    Args:
-        described: the model's own configuration.
-
     Raises:
-        UsageError: it has another number of them.
+        UsageError: it has another number of them than `config.heads`.
         CheckpointError: they do not fit the model.
     """
     directory = local_directory(source.model)
@@ -61,7 +58,7 @@ def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig
 
 
 def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, Sequences | None]:
-    """Sequences to train on, and a share of them to measure on, drawn by a hash of the prompt.
+    """Sequences to train on, and a share held out, drawn by a hash of the prompt.
 
     Raises:
         DataError: too few rows for the share.
@@ -81,7 +78,7 @@ def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, 
 
 
 def start_model(config: HeadsConfig, source: Source) -> MultiHead:
-    """The model as training starts from it: with its heads, or with copies of its last layer."""
+    """The model with its own heads, or with new ones."""
     directory = local_directory(source.model)
     if directory is not None and read_heads_info(directory) is not None:
         model = load_heads(directory)

@@ -1,6 +1,6 @@
-"""The loss of the heads as autograd would have it: all logits of all heads at once.
+"""The loss of the heads in plain autograd: all logits of all heads at once.
 
-What `losses` is tested and measured against, and the shortest statement of what it computes.
+The reference that `nptool.training.heads.losses` is tested and measured against.
 
 Legend: B batch, T tokens, D hidden, V vocabulary, N trained positions, K heads.
 """
@@ -20,9 +20,8 @@ def plain_loss(
 ) -> Tensor:
     """Sum over the heads of the mean cross-entropy, and head 1's divergence from the original."""
     trunk = model.run_trunk(input_ids)
-    outputs = [head(trunk.z_BTD, **trunk.arguments) for head in model.heads]
     logits = [
-        F.linear(model.norm(output_BTD.flatten(0, 1)[positions_N]), model.unembedding_VD) for output_BTD in outputs
+        F.linear(model.hidden_states(head, trunk, positions_N), model.unembedding_VD) for head in range(model.count)
     ]
     means = [
         F.cross_entropy(
