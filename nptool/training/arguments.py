@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -25,10 +23,6 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
     The batch size is 1, because each item of the data set is a whole batch (see `nptool.training.trainer`).
     """
     cuda = torch.cuda.is_available()
-    # Renamed in transformers 5.2x.
-    names = {field.name for field in fields(TrainingArguments)}
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    options: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=steps,
@@ -46,21 +40,18 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
         bf16=uses_bfloat16(config.precision),
         use_cpu=not cuda and not torch.backends.mps.is_available(),
         seed=config.seed,
-        save_strategy="steps",
         save_steps=config.save_every,
         save_total_limit=CHECKPOINTS_KEPT,
-        logging_strategy="steps",
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="all",
         report_to=[],
         disable_tqdm=True,
-        dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         log_level="error",
-        **options,
+        activation_checkpointing=config.gradient_checkpointing,
     )
     if arguments.n_gpu > 1:
         # The Trainer would split every batch with DataParallel, but a packed batch cannot be split.

@@ -69,7 +69,6 @@ class TrainingConfig:
 
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate."""
         return self.lr if self.lr is not None else 2e-5
 
     @property

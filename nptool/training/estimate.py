@@ -16,7 +16,7 @@ bytes per activation (4 in float32, 2 in bfloat16):
                  T (4 L D + one block's + 8 D)      with gradient checkpointing
     logits       12 R V                             logits, their softmax, and the gradient, in float32
 
-Attention itself adds nothing quadratic: torch's fused kernels keep no T x T matrix. Allocator overhead is not counted.
+torch's fused attention kernels keep no T x T matrix. Allocator overhead is not counted.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Their sum."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 

@@ -9,9 +9,6 @@ from transformers import PreTrainedModel
 
 from nptool.errors import UsageError
 
-# Every linear layer of the transformer blocks, not the unembedding.
-TARGETS = "all-linear"
-
 
 def add_adapters(model: PreTrainedModel, rank: int) -> Any:
     """Freeze the model and add adapters, scaled by 2, to all linear layers of its blocks.
@@ -28,7 +25,7 @@ def add_adapters(model: PreTrainedModel, rank: int) -> Any:
     if not 0 < rank <= limit:
         raise UsageError(f"--lora-rank is {rank}; it must be above 0 and at most {limit}, the model's hidden size")
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=TARGETS, task_type=TaskType.CAUSAL_LM
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type=TaskType.CAUSAL_LM
     )
     # Without a gradient at the embeddings' output, checkpointed blocks would pass none to the adapters.
     model.enable_input_require_grads()  # type: ignore[no-untyped-call]  # untyped in transformers

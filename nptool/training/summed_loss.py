@@ -56,7 +56,6 @@ class SummedLossTrainer(PlannedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This batch's share of the step's loss."""
         assert isinstance(num_items_in_batch, Tensor)
         assert not return_outputs, "there is no evaluation"
         loss, sums = self.sum_losses(model, inputs, num_items_in_batch)
@@ -66,7 +65,6 @@ class SummedLossTrainer(PlannedTrainer):
         return loss * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the terms of the loss since the last line."""
         if "loss" in logs:
             logs |= self._terms()
         super().log(logs, start_time)

@@ -12,7 +12,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -28,7 +29,6 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -57,18 +57,21 @@ class PlannedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Loader of the batches; each of n processes takes every n-th batch."""
         assert self.train_dataset is not None
-        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=itemgetter(0))
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    def tokens_per_second(self, tokens: list[int], seconds: float) -> float | None:
-        """Speed since the checkpoint that the training resumed from; None if no step was left.
+    def run_figures(self, run: Run, tokens: list[int], seconds: float) -> dict[str, Any]:
+        """The fields of `TrainingResult` that do not depend on the kind of training, `parameters` left out.
 
         Args:
             tokens: of each planned batch.
         """
-        seen = sum(tokens[self.first_step * len(tokens) // self.state.max_steps :])
-        return seen / seconds if seen else None
+        steps = self.state.max_steps
+        seen = sum(tokens[self.first_step * len(tokens) // steps :])
+        speed = seen / seconds if seen else None
+        figures = {"steps": steps, "tokens": sum(tokens), "tokens_per_second": speed, "seconds": seconds}
+        return figures | {"run": str(run.path), "model": str(run.model)}
 
 
 def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str) -> float:
@@ -143,22 +146,15 @@ class _Report(TrainerCallback):
         self._time = monotonic()
         self._tokens = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._time, self._tokens = monotonic(), state.num_input_tokens_seen
         self._report(state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._report(state)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if logs is None or "loss" not in logs:
             return
@@ -183,19 +179,19 @@ class _Stop(TrainerCallback):
     def __init__(self) -> None:
         self.requested = False
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.requested:
             control.should_save = control.should_training_stop = True
         # The log is part of a checkpoint; sums since its last line are not.
         control.should_log = control.should_log or control.should_save
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Otherwise the end of the epoch saves the same step a second time.
         control.should_save = False
         if process_count() > 1:
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(checkpoint / COMPLETE, {"step": state.global_step})
 
 
@@ -254,11 +250,9 @@ def _tensorboard(trainer: Trainer, run: Run) -> Iterator[None]:
     threading.excepthook = ignore_writer_errors
     try:
         writer: Any = SummaryWriter(log_dir=str(run.log))
-        trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]  # untyped in transformers
-        try:
+        with closing(writer):
+            trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]  # untyped in transformers
             yield
-        finally:
-            writer.close()
     finally:
         threading.excepthook = hook
 
@@ -266,10 +260,6 @@ def _tensorboard(trainer: Trainer, run: Run) -> Iterator[None]:
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id to pad batches with. Any id would do: pads are neither attended to nor trained."""
     return int(tokenizer.pad_token_id or 0)
-
-
-def _only(items: list[Batch]) -> Batch:
-    return items[0]
 
 
 class BatchList(Dataset[Batch]):

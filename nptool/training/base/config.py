@@ -124,22 +124,18 @@ class BaseConfig(TrainingConfig):
 
     @property
     def head_size(self) -> int:
-        """Size of one attention head."""
         return self.hidden_size // self.attention_heads
 
     @property
     def key_value_heads(self) -> int:
-        """Key and value heads, resolved."""
         return self.kv_heads if self.kv_heads is not None else self.attention_heads
 
     @property
     def feed_forward_size(self) -> int:
-        """Width of the feed-forward layer, resolved."""
         if self.intermediate_size is not None:
             return self.intermediate_size
         return -(-int(self.hidden_size * _INTERMEDIATE_RATIO) // _INTERMEDIATE_MULTIPLE) * _INTERMEDIATE_MULTIPLE
 
     @property
     def origin(self) -> str:
-        """The first data file's name."""
         return self.data[0].resolve().stem

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nptool.data.records import Record, read_records
 from nptool.data.rendering import split_turns
 from nptool.errors import DataError
 from nptool.files import atomic_file
 from nptool.training.base.config import BaseConfig
+
+Item = TypeVar("Item")
 
 # Fewer texts than this are cut into pieces, so that a share can be held out.
 FEW_TEXTS = 40
@@ -44,8 +46,6 @@ class Unit:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The two sides of the data."""
-
     train: list[Unit]
     heldout: list[Unit]
 
@@ -56,7 +56,6 @@ class Corpus:
 
     @property
     def train_digest(self) -> str:
-        """Identifies the training data."""
         digest = blake2b(digest_size=8)
         for unit in self.train:
             digest.update(blake2b("\0".join(unit_texts(unit)).encode(), digest_size=8).digest())
@@ -72,14 +71,7 @@ def load_corpus(config: BaseConfig) -> Corpus:
     units = cut_texts(_read(config.data, config))
     if config.heldout_data is not None:
         return Corpus(units, cut_texts(_read((config.heldout_data,), config)))
-    train, heldout = split_units(units, config.heldout)
-    if not train or (config.heldout and not heldout):
-        names = ", ".join(map(str, config.data))
-        raise DataError(
-            f"{names} holds {len(units)} record{'s' * (len(units) != 1)}, too few to hold out {config.heldout:.0%} of "
-            "them; give more data, or --heldout 0"
-        )
-    return Corpus(train, heldout)
+    return Corpus(*split_units(units, config.heldout, ", ".join(map(str, config.data))))
 
 
 def cut_texts(records: Sequence[Record]) -> list[Unit]:
@@ -99,16 +91,36 @@ def cut_texts(records: Sequence[Record]) -> list[Unit]:
     return units
 
 
-def split_units(units: Sequence[Unit], share: float) -> tuple[list[Unit], list[Unit]]:
-    """Training and held-out units. If no hash is below `share`, the unit with the smallest hash is held out."""
+def split_units(units: Sequence[Unit], share: float, name: str = "--data") -> tuple[list[Unit], list[Unit]]:
+    """Training and held-out units (see `split_by_hash`)."""
+    return split_by_hash(units, [_key(unit) for unit in units], share, name)
+
+
+def split_by_hash(
+    items: Sequence[Item], keys: Sequence[bytes], share: float, name: str = "--data"
+) -> tuple[list[Item], list[Item]]:
+    """Training and held-out items.
+
+    An item is held out if the hash of its key, a number in [0, 1), is below `share`. If none is, those with the
+    smallest hash are.
+
+    Args:
+        name: of the data, for the message.
+
+    Raises:
+        DataError: all items would be held out.
+    """
     if not share:
-        return list(units), []
-    places = [_place(unit) for unit in units]
-    border = share if min(places) < share else math.nextafter(min(places), 1)
-    return (
-        [unit for unit, place in zip(units, places, strict=True) if place >= border],
-        [unit for unit, place in zip(units, places, strict=True) if place < border],
-    )
+        return list(items), []
+    hashes = [int.from_bytes(blake2b(key, digest_size=8).digest()) / 2**64 for key in keys]
+    border = share if min(hashes) < share else math.nextafter(min(hashes), 1)
+    train = [item for item, place in zip(items, hashes, strict=True) if place >= border]
+    if not train:
+        raise DataError(
+            f"{name} holds {len(items)} record{'s' * (len(items) != 1)}, too few to hold out {share:.0%} of them; "
+            "give more data, or --heldout 0"
+        )
+    return train, [item for item, place in zip(items, hashes, strict=True) if place < border]
 
 
 def unit_texts(unit: Unit) -> Iterator[str]:
@@ -166,12 +178,9 @@ def _read(paths: tuple[Path, ...], config: BaseConfig) -> list[Record]:
     return list(read_records(paths, prompt_field=config.prompt_field, response_field=config.response_field))
 
 
-def _place(unit: Unit) -> float:
-    """The unit's hash, a number in [0, 1)."""
-    record = unit.record
-    if record.text is not None:
-        key = record.text
-    else:
-        prompt, _ = split_turns(record)
-        key = "\0".join(message.content for message in prompt)
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) / 2**64
+def _key(unit: Unit) -> bytes:
+    """The text, or the prompt of a record that has one."""
+    if unit.record.text is not None:
+        return unit.record.text.encode()
+    prompt, _ = split_turns(unit.record)
+    return "\0".join(message.content for message in prompt).encode()

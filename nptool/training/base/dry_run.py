@@ -15,9 +15,8 @@ from nptool.training.arguments import uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import Unit, load_corpus, unit_texts
 from nptool.training.base.model import llama_config
-from nptool.training.base.multi_head import count_heads
 from nptool.training.base.sequences import make_sequences
-from nptool.training.base.train import check_context, new_tokenizer, tokenizer_source
+from nptool.training.base.train import check_context, count_heads, new_tokenizer, tokenizer_source
 from nptool.training.estimate import estimate_memory, report, shape_of
 from nptool.training.heads.head import with_heads
 
@@ -26,12 +25,9 @@ SAMPLE_CHARS = 1_000_000
 
 
 def dry_run(config: BaseConfig) -> dict[str, Any]:
-    """The `nptool.training.estimate.report` of a training.
+    """The `report` of a training; raises what the training itself would about data, model or configuration.
 
     Tokens and steps are exact for data of up to `SAMPLE_CHARS` characters, else estimated from a sample.
-
-    Raises:
-        NptoolError: what the training itself would raise about data, model or configuration.
     """
     described = None
     if config.model is not None:

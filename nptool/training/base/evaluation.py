@@ -18,8 +18,6 @@ from nptool.training.batches import cut_batches
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well held-out text is predicted."""
-
     tokens: int
     """Predicted tokens."""
     loss: float

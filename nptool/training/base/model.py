@@ -39,7 +39,6 @@ def new_llama(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaFo
 
 
 def llama_config(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The transformers configuration of the new model."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,

@@ -26,6 +26,8 @@ from nptool.training.trainer import Batch
 
 logger = logging.getLogger(__name__)
 
+Ids = NDArray[np.int32]
+
 # Reports of progress while tokenizing.
 _REPORTS = 200
 
@@ -34,7 +36,7 @@ _REPORTS = 200
 class Sequences:
     """Rows of token ids in one flat array; neighbouring rows of a text share the token at their border."""
 
-    ids: NDArray[np.int32]
+    ids: Ids
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     first_targets: NDArray[np.int64]
@@ -110,10 +112,8 @@ def make_sequences(
         loss: whether a record's prompt is trained too.
         prompt_share: share of a prompt's tokens that are trained, drawn at random.
     """
-    text: list[NDArray[np.int32]] = []
-    records: list[NDArray[np.int32]] = []
-    record_targets: list[int] = []
-    response_starts: list[int] = []
+    text: list[Ids] = []
+    records: list[tuple[Ids, int, int]] = []
     skipped = 0
     for index, unit in enumerate(units):
         if index % max(1, len(units) // _REPORTS) == 0:
@@ -126,40 +126,34 @@ def make_sequences(
         if len(ids) > context or first >= len(ids):
             skipped += 1
             continue
-        records.append(ids)
-        record_targets.append(first)
         # `prompt_share` does not apply to records without a response.
-        response_starts.append(max(first, prompt_length) if prompt_length < len(ids) else first)
+        response_start = max(first, prompt_length) if prompt_length < len(ids) else first
+        records.append((ids, first, response_start))
     progress("tokenizing", len(units), len(units))
     if skipped:
         logger.warning("%d of %d records left out: longer than %d tokens, or empty", skipped, len(units), context)
-    joined = _join(text, records, record_targets, response_starts, context)
-    return replace(joined, skipped=skipped, prompt_share=prompt_share)
+    return replace(join_rows(text, records, context), skipped=skipped, prompt_share=prompt_share)
 
 
-def _join(
-    text: list[NDArray[np.int32]],
-    records: list[NDArray[np.int32]],
-    targets: list[int],
-    response_starts: list[int],
-    context: int,
-) -> Sequences:
+def join_rows(text: Sequence[Ids], records: Sequence[tuple[Ids, int, int]], context: int) -> Sequences:
+    """Sequences of texts, which are cut into rows, and of records: their ids, first target and response start."""
     stream = np.concatenate([*text, np.empty(0, np.int32)])
     text_starts = np.arange(0, max(0, len(stream) - 1), context, dtype=np.int64)
     text_ends = np.minimum(text_starts + context + 1, len(stream))
-    sizes = np.array([len(ids) for ids in records], dtype=np.int64)
+    sizes = np.array([len(ids) for ids, _, _ in records], dtype=np.int64)
     ends = len(stream) + np.cumsum(sizes, dtype=np.int64)
+    ones = np.ones(len(text_starts), np.int64)
     return Sequences(
-        ids=np.concatenate([stream, *records]),
+        ids=np.concatenate([stream, *(ids for ids, _, _ in records)]),
         starts=np.concatenate([text_starts, ends - sizes]),
         ends=np.concatenate([text_ends, ends]),
-        first_targets=np.concatenate([np.ones(len(text_starts), np.int64), np.array(targets, dtype=np.int64)]),
-        response_starts=np.concatenate([np.ones(len(text_starts), np.int64), np.array(response_starts, np.int64)]),
+        first_targets=np.concatenate([ones, np.array([first for _, first, _ in records], np.int64)]),
+        response_starts=np.concatenate([ones, np.array([start for _, _, start in records], np.int64)]),
         skipped=0,
     )
 
 
-def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> Ids:
     rendered = render(unit.record, tokenizer)
     response = rendered.response_ids or []
     if not unit.closes and response[-1:] == [tokenizer.eos_token_id]:
@@ -167,7 +161,7 @@ def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int3
     return np.array((rendered.prompt_ids if unit.opens else []) + response, dtype=np.int32)
 
 
-def _record_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[NDArray[np.int32], int]:
+def _record_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, int]:
     """Ids of prompt and response, if there is one, and the length of the prompt."""
     rendered = render(record, tokenizer)
     return np.array(rendered.prompt_ids + (rendered.response_ids or []), dtype=np.int32), len(rendered.prompt_ids)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from nptool.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer, save_model, save_tokenizer
-from nptool.errors import ContextError, DataError
+from nptool.errors import ContextError, DataError, UsageError
+from nptool.heads import read_heads_info
 from nptool.processes import is_main_process, main_process_first
 from nptool.progress import Progress, silent
 from nptool.runs import Run
@@ -22,15 +24,14 @@ from nptool.training.base.config import BYTES, SMALLEST_VOCABULARY, BaseConfig
 from nptool.training.base.corpus import Corpus, Unit, load_corpus, unit_texts, write_heldout
 from nptool.training.base.evaluation import Evaluation, evaluate, target_bytes
 from nptool.training.base.model import new_llama
-from nptool.training.base.multi_head import count_heads, start_multi_head
 from nptool.training.base.sequences import Sequences, make_sequences
 from nptool.training.base.tokenizer import train_tokenizer
 from nptool.training.batches import Rows, plan_steps
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.heads.batching import heads_batch
-from nptool.training.heads.checkpoint import save_heads
+from nptool.training.heads.checkpoint import load_heads, save_heads
 from nptool.training.heads.evaluation import evaluate_heads
-from nptool.training.heads.model import MultiHead
+from nptool.training.heads.model import MultiHead, move_layers
 from nptool.training.heads.trainer import HeadsTrainer
 from nptool.training.trainer import BatchList, PlannedTrainer, pad_id, run_trainer, state_dict_of
 
@@ -55,15 +56,10 @@ class BaseResult(TrainingResult):
 
 
 def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None = None) -> BaseResult:
-    """Train or resume the run that `config` describes; a finished run's result is returned as it is.
-
-    Args:
-        run: where to work instead of `runs/<config.run_name>`.
+    """Train or resume `run`, by default `runs/<config.run_name>`; a finished run's result is returned as it is.
 
     Raises:
-        DataError: the data cannot be used.
-        CheckpointError: the model or tokenizer to start from cannot be used.
-        UsageError: the run directory holds another configuration.
+        NptoolError: data, model or options cannot be used, or the run directory holds another configuration.
         KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     set_seed(config.seed)
@@ -79,7 +75,11 @@ def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None 
     tokenizer = _tokenizer(config, corpus, run, progress)
     options: dict[str, Any] = {"context": config.context, "loss": config.loss}
     train = make_sequences(corpus.train, tokenizer, prompt_share=config.prompt_share, progress=progress, **options)
-    check_targets(config, train)
+    if not train.targets:
+        raise DataError(
+            f"nothing to train on: all {train.skipped} records are empty or longer than {config.context} tokens; "
+            "raise --context"
+        )
     heldout = make_sequences(corpus.heldout, tokenizer, **options) if corpus.heldout else None
     if is_main_process() and corpus.heldout:
         write_heldout(corpus.heldout, run.heldout)
@@ -91,40 +91,43 @@ def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None 
     figures = _save_and_evaluate(config, trainer, heldout, tokenizer, run, progress)
     tokens = [int(train.lengths[rows].sum()) for rows in plan]
     result = BaseResult(
-        run=str(run.path),
-        model=str(run.model),
         parameters=parameters,
-        steps=steps,
-        tokens=sum(tokens),
         skipped_records=train.skipped,
-        tokens_per_second=trainer.tokens_per_second(tokens, seconds),
-        seconds=seconds,
         heads=heads,
+        **trainer.run_figures(run, tokens, seconds),
         **figures,
     )
     finish_run(run, config.KIND, result)
     return result
 
 
-def check_targets(config: BaseConfig, train: Sequences) -> None:
-    """Check that there is something to train on.
+def count_heads(config: BaseConfig) -> int:
+    """Heads that are trained, including head 1.
 
     Raises:
-        DataError: there is not.
+        UsageError: the model to start from has another number of heads.
+        CheckpointError: its heads do not fit it.
     """
-    if not train.targets:
-        raise DataError(
-            f"nothing to train on: all {train.skipped} records are empty or longer than {config.context} tokens; "
-            "raise --context"
+    info = read_heads_info(Path(config.model)) if config.model is not None else None
+    if config.model is None or config.heads == 1:
+        return config.heads or 1
+    if info is None:
+        if config.heads is None:
+            return 1
+        raise UsageError(
+            f"{config.model} has no extra heads; put some on it with `nptool train heads -m {config.model}`, or leave "
+            "--heads out"
         )
+    if config.heads not in (None, info.count):
+        raise UsageError(
+            f"{config.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count}, or 1 to go "
+            "on without them"
+        )
+    return info.count
 
 
 def check_context(config: BaseConfig, described: PretrainedConfig) -> None:
-    """Check that a finished model has positions for the configured context.
-
-    Raises:
-        ContextError: it does not.
-    """
+    """Raise `ContextError` unless a finished model has positions for the configured context."""
     limit = getattr(described.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context > limit:
         raise ContextError(f"--context is {config.context}; {config.model} has positions for {limit} tokens")
@@ -156,9 +159,10 @@ def _tokenizer(config: BaseConfig, corpus: Corpus, run: Run, progress: Progress)
 
 
 def _model(config: BaseConfig, heads: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | MultiHead:
-    if heads > 1:
-        return start_multi_head(config, heads, tokenizer)
-    return new_llama(config, tokenizer) if config.model is None else load_model(config.model)
+    if config.model is None:
+        model = new_llama(config, tokenizer)
+        return move_layers(model, heads) if heads > 1 else model
+    return load_heads(Path(config.model)) if heads > 1 else load_model(config.model)
 
 
 def _trainer(

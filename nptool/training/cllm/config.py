@@ -10,9 +10,6 @@ from nptool.settings import check_range
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.responses.config import ResponsesConfig
 
-FULL_LR = 2e-5
-"""CLLM's learning rate for the whole model."""
-
 LORA_LR = 2e-4
 """LoRA's learning rate (arXiv 2106.09685, table 11: 2e-4 for GPT-2)."""
 
@@ -41,7 +38,5 @@ class CllmConfig(Recipe, ResponsesConfig):
 
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate: 2e-5, with LoRA 2e-4, unless given."""
-        if self.lr is not None:
-            return self.lr
-        return FULL_LR if self.lora_rank is None else LORA_LR
+        """The peak learning rate: CLLM's 2e-5, with LoRA 2e-4, unless given."""
+        return LORA_LR if self.lr is None and self.lora_rank is not None else super().learning_rate

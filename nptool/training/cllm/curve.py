@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nptool.files import read_json, write_json
 
@@ -14,8 +13,6 @@ LAST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measurement."""
-
     step: int
     """Optimizer steps done."""
     seconds: float
@@ -26,8 +23,6 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """All measurements of a run, in order."""
-
     block_size: int
     """n, in tokens."""
     prompts: int
@@ -57,11 +52,9 @@ class Curve:
 
 def read_curve(path: Path) -> Curve | None:
     """The curve in a run's file, if there is one."""
-    return curve_from_json(read_json(path)) if path.is_file() else None
-
-
-def curve_from_json(values: dict[str, Any]) -> Curve:
-    """The reverse of `asdict`; additional keys are ignored."""
+    if not path.is_file():
+        return None
+    values = read_json(path)
     points = tuple(CurvePoint(**point) for point in values["points"])
     return Curve(values["block_size"], values["prompts"], points, values.get("prompts_digest", ""))
 

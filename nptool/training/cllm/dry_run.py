@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
-from nptool.collection.store import Trajectory, read_collected
+from nptool.checkpoints import check_checkpoint, load_config
+from nptool.collection.store import read_collected
 from nptool.training.arguments import uses_bfloat16
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.planning import draw
@@ -18,10 +17,10 @@ from nptool.training.estimate import estimate_memory, report, shape_of
 from nptool.training.responses.config import BLOCK_SIZE
 from nptool.training.responses.data import (
     Source,
-    check_match,
     expected_lengths,
     find_source,
     load_trajectories,
+    open_source,
     position_limit,
 )
 
@@ -30,11 +29,7 @@ SAMPLE = 2000
 
 
 def dry_run(config: CllmConfig) -> dict[str, Any]:
-    """The `nptool.training.estimate.report` of a training.
-
-    Raises:
-        NptoolError: what the training itself would raise about data, model or configuration.
-    """
+    """The `report` of a training; raises what the training itself would about data, model or configuration."""
     source = find_source(config)
     check_checkpoint(source.model)
     sizes = _guess(config, source) if source.collected is None else _measure(config, source)
@@ -73,10 +68,8 @@ def _measure(config: CllmConfig, source: Source) -> _Sizes:
     """Pack collected trajectories; evenly spaced ones if there are many."""
     assert source.collected is not None
     collected = read_collected(source.collected)
-    described, tokenizer = load_config(source.model), load_tokenizer(source.model)
-    check_match(collected.metadata, source.collected, described, tokenizer, source.model)
-    limit = position_limit(described, config)
-    rows: Sequence[Trajectory] = load_trajectories(collected, limit, references=config.ar_target == "reference").rows
+    limit = position_limit(open_source(source)[0], config)
+    rows = load_trajectories(collected, limit, references=config.ar_target == "reference").rows
     sample = rows[:: -(-len(rows) // SAMPLE)]
     packed = [draw(sample, row, config, config.seed, 0) for row in range(len(sample))]
     return _Sizes(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from nptool.collection.config import CollectConfig
 from nptool.collection.jacobi import JacobiSettings, Prompt, jacobi_trajectories
@@ -26,9 +26,6 @@ from nptool.runs import Run
 from nptool.settings import digest
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.curve import Curve, CurvePoint, read_checkpoints, read_curve, write_curve
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 STEP = "held-out tokens per forward"
 PROMPTS = 32
@@ -89,15 +86,15 @@ def tokens_per_forward(model: Any, prompts: Sequence[Prompt], settings: JacobiSe
 
 
 class CurveMeter(TrainerCallback):
-    """Measures before the first step, every `every` steps, and after the last; writes the curve to `path`."""
+    """Measures before the first step, every `every` steps, and after the last; writes the curve to `path`.
+
+    Raises:
+        UsageError: the curve at `path` was measured on other prompts.
+    """
 
     def __init__(
         self, prompts: list[Prompt], metadata: CollectionMetadata, every: int, path: Path, progress: Progress
     ) -> None:
-        """
-        Raises:
-            UsageError: the curve at `path` was measured on other prompts.
-        """
         self._prompts = prompts
         self._settings = JacobiSettings(
             n=metadata.n,
@@ -108,16 +105,19 @@ class CurveMeter(TrainerCallback):
         self._every = every
         self._path = path
         self._progress = progress
-        fresh = Curve(metadata.n, len(prompts), prompts_digest=digest({"ids": [prompt.ids for prompt in prompts]}))
-        self._curve = _resume(path, fresh)
+        prompts_digest = digest({"ids": [prompt.ids for prompt in prompts]})
+        self._curve = read_curve(path) or Curve(metadata.n, len(prompts), prompts_digest=prompts_digest)
+        if self._curve.prompts_digest != prompts_digest:
+            raise UsageError(
+                f"{path} was measured on other prompts; go on with the same --curve-data, or remove that file to begin "
+                "a new curve"
+            )
         self._checkpoints = read_checkpoints(path)
         self._started = self._before = 0.0
         self.spent = 0.0
         """Seconds of measuring in this process."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Drop measurements after the checkpoint that the training resumes from."""
         kept = tuple(point for point in self._curve.points if point.step <= state.global_step)
         self._curve = replace(self._curve, points=kept)
@@ -127,19 +127,16 @@ class CurveMeter(TrainerCallback):
         if not kept:
             self._measure(state, kwargs["model"])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure if due."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         every = self._every or max(1, state.max_steps // MEASUREMENTS)
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self._measure(state, kwargs["model"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Record the training time of the checkpoint."""
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._checkpoints[state.global_step] = self._seconds()
         write_curve(self._path, self._curve, self._checkpoints)
 
     def _seconds(self) -> float:
-        """Training time so far, over all calls."""
         return self._before + monotonic() - self._started - self.spent
 
     def _measure(self, state: TrainerState, model: Any) -> None:
@@ -152,16 +149,3 @@ class CurveMeter(TrainerCallback):
         write_curve(self._path, self._curve, self._checkpoints)
         self._progress(STEP, state.global_step, state.max_steps, f"{found:.2f}")
         self.spent += monotonic() - started
-
-
-def _resume(path: Path, fresh: Curve) -> Curve:
-    """The curve that an interrupted training has measured so far, or `fresh`."""
-    before = read_curve(path)
-    if before is None:
-        return fresh
-    if before.prompts_digest != fresh.prompts_digest:
-        raise UsageError(
-            f"{path} was measured on other prompts; go on with the same --curve-data, or remove that file to begin a "
-            "new curve"
-        )
-    return before

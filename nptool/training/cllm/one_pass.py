@@ -17,8 +17,6 @@ from nptool.training.cllm.recipe import Recipe
 
 
 class PackedLoss(NamedTuple):
-    """The loss and its terms."""
-
     loss: Tensor
     """Scalar with gradient."""
     sums: Tensor

@@ -27,35 +27,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from nptool.collection.store import Trajectory
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.cllm.schedule import Choice
 
 Ints = npt.NDArray[np.int64]
-
-
-class TrajectoryLike(Protocol):
-    """What packing reads of a collected trajectory."""
-
-    @property
-    def prompt_ids(self) -> npt.NDArray[np.int32]:
-        """Prompt, shape (P,), P >= 1."""
-
-    @property
-    def response_ids(self) -> npt.NDArray[np.int32]:
-        """The model's response with its end token, shape (R,), R >= 1."""
-
-    @property
-    def reference_ids(self) -> npt.NDArray[np.int32] | None:
-        """The data set's own answer with an end token."""
-
-    @property
-    def states(self) -> Sequence[npt.NDArray[np.int32]]:
-        """For each block its states, shape (k + 1, N), the last one the fixed point."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +62,7 @@ class Packed:
         return len(self.ids_S)
 
 
-def pack(trajectory: TrajectoryLike, choices: Sequence[Choice], recipe: Recipe) -> Packed:
+def pack(trajectory: Trajectory, choices: Sequence[Choice], recipe: Recipe) -> Packed:
     """Pack a trajectory with the chosen states of its blocks."""
     prompt, response_R = (ids.astype(np.int64) for ids in (trajectory.prompt_ids, trajectory.response_ids))
     streams = _Streams(np.concatenate([prompt, response_R[:-1]]), len(prompt))
@@ -100,7 +80,7 @@ def pack(trajectory: TrajectoryLike, choices: Sequence[Choice], recipe: Recipe) 
     )
 
 
-def noisy_response(trajectory: TrajectoryLike, chosen: Sequence[int]) -> Ints:
+def noisy_response(trajectory: Trajectory, chosen: Sequence[int]) -> Ints:
     """The response with every block at its chosen state, shape (R,); cut off after the end token."""
     states = [block[state] for block, state in zip(trajectory.states, chosen, strict=True)]
     return np.concatenate(states)[: len(trajectory.response_ids)].astype(np.int64)
@@ -119,8 +99,6 @@ def taught_rows(wrong_R: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.bo
 
 @dataclass(frozen=True)
 class _Taught:
-    """The taught rows of one choice."""
-
     response_M: Ints
     """Index in the response of each row's token."""
     student_rows_M: Ints
@@ -129,7 +107,7 @@ class _Taught:
     """Tokens between each and the first wrong one of its block."""
 
 
-def _teach(streams: _Streams, trajectory: TrajectoryLike, choice: Choice, recipe: Recipe) -> _Taught:
+def _teach(streams: _Streams, trajectory: Trajectory, choice: Choice, recipe: Recipe) -> _Taught:
     """Add the branches of a choice; returns its taught rows with their teachers."""
     response_R = trajectory.response_ids.astype(np.int64)
     noisy_R = noisy_response(trajectory, choice.states)
@@ -192,7 +170,7 @@ class _Streams:
         )
 
 
-def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
+def _edges(trajectory: Trajectory, recipe: Recipe, phase: int) -> list[int]:
     """Response indices that separate the branches, first 0, last R."""
     response, block = len(trajectory.response_ids), trajectory.states[0].shape[1]
     if recipe.context == "noisy":
@@ -201,7 +179,7 @@ def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
     return [0, *range(size - shift, response, size), response]
 
 
-def _ar_rows(streams: _Streams, trajectory: TrajectoryLike, recipe: Recipe) -> tuple[Ints, Ints]:
+def _ar_rows(streams: _Streams, trajectory: Trajectory, recipe: Recipe) -> tuple[Ints, Ints]:
     """Rows and labels of the autoregressive term.
 
     The data set's answer is one more branch, which leaves the clean stream where the two differ.

@@ -40,7 +40,6 @@ class Plan:
     """Tokens of each batch, without padding."""
 
     def batch(self, number: int, pad_id: int) -> Batch:
-        """The batch, packed and padded."""
         epoch, rows = self.batches[number]
         return collate([draw(self.trajectories, int(row), self.recipe, self.seed, epoch) for row in rows], pad_id)
 
@@ -93,7 +92,6 @@ def plan(
 
 
 def _lengths(trajectories: Sequence[Trajectory], recipe: Recipe, seed: int, epoch: int, progress: Progress) -> Rows:
-    """Packed length of every trajectory in a pass."""
     lengths = np.empty(len(trajectories), dtype=np.int64)
     every = max(1, len(trajectories) // _REPORTS)
     for row in range(len(trajectories)):

@@ -17,13 +17,6 @@ Context = Literal["noisy", "window", "clean"]
 Consistency = Literal["global", "local"]
 ArTarget = Literal["response", "reference"]
 
-AR_WEIGHT = 10.0
-"""Weight of the autoregressive term in CLLM's released trainer and Jacobi Forcing's paper."""
-
-WINDOW = 8
-"""Blocks in a window of the progressive schedule; Jacobi Forcing's second round (n = 32; its first has n = 16 and 16
-blocks), the best of its ablation."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,8 +24,8 @@ class Recipe:
 
     schedule: Schedule = "progressive"
     """How the shown state of each block is chosen: see `nptool.training.cllm.schedule`."""
-    window: int = WINDOW
-    """Blocks over which the progressive schedule goes from `min_noise` to `max_noise`."""
+    window: int = 8
+    """Blocks from `min_noise` to `max_noise` in the schedule; 8 is the best in Jacobi Forcing's ablation."""
     random_phase: bool = True
     """Start a response of fewer blocks than the window at a random point of the schedule."""
     min_noise: float = 0.0
@@ -54,8 +47,8 @@ class Recipe:
     """Divergence of student from teacher rows, one of `nptool.training.cllm.divergences`."""
     ar_target: ArTarget = "response"
     """Sequence of the autoregressive term: the model's own response, or the data set's answer."""
-    ar_weight: float = AR_WEIGHT
-    """Weight of the autoregressive term; that of the consistency term is 1."""
+    ar_weight: float = 10.0
+    """Weight of the autoregressive term (10 in both papers); that of the consistency term is 1."""
     label_smoothing: float = 0.0
     """Share of the autoregressive target spread over the vocabulary (0 to 1, 1 excluded); CLLM's trainer used 0.1."""
 

@@ -59,7 +59,8 @@ def choose(
         # Evenly spread over the window, so the draws show different levels.
         phase = (start + number * recipe.window // recipe.draws) % recipe.window
         wanted = noise_levels(len(states), recipe, phase, rng)
-        nearest = (_nearest(shares, level) for shares, level in zip(noise, wanted, strict=True))
+        # The noisier state on a tie.
+        nearest = (int(np.argmin(np.abs(shares - level))) for shares, level in zip(noise, wanted, strict=True))
         choices.append(Choice(tuple(nearest), phase))
     return choices
 
@@ -85,8 +86,3 @@ def _uniform(shares: npt.NDArray[np.float64], draws: int, rng: np.random.Generat
     unfinished = int(np.count_nonzero(shares))
     drawn: list[int] = rng.permutation(unfinished)[:draws].tolist()
     return drawn + [len(shares) - 1] * (draws - len(drawn))
-
-
-def _nearest(shares: npt.NDArray[np.float64], level: float) -> int:
-    """The state nearest to the level; the noisier one on a tie."""
-    return int(np.argmin(np.abs(shares - level)))

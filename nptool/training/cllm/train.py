@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from nptool.checkpoints import load_model, save_model
-from nptool.collection.store import Collected, CollectionMetadata
 from nptool.errors import CheckpointError, UsageError
 from nptool.method_note import MethodNote, write_note
 from nptool.processes import is_main_process
@@ -23,7 +22,7 @@ from nptool.training.arguments import training_arguments
 from nptool.training.batches import batches_per_step, count_steps
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.measuring import CurveMeter, heldout_file, heldout_prompts
-from nptool.training.cllm.planning import Plan, plan
+from nptool.training.cllm.planning import plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.lora import add_adapters, merge_adapters
@@ -38,6 +37,7 @@ from nptool.training.responses.data import (
 )
 from nptool.training.trainer import BatchList, pad_id, run_trainer, state_dict_of
 
+# Implementations that take a custom mask.
 ATTENTION = ("sdpa", "eager")
 
 
@@ -65,16 +65,13 @@ class CllmResult(TrainingResult):
 def train_cllm(
     config: CllmConfig, progress: Progress = silent, run: Run | None = None, *, publish: bool = True
 ) -> CllmResult:
-    """Train or resume the run that `config` describes; a finished run's result is returned as it is.
+    """Train or resume `run`, by default `runs/<config.run_name>`; a finished run's result is returned as it is.
 
     Args:
-        run: where to work instead of `runs/<config.run_name>`.
         publish: let `runs/latest` name the run once it is finished.
 
     Raises:
-        DataError: the data cannot be used.
-        CheckpointError: the model cannot be used, or is not the one of the trajectories.
-        UsageError: options contradict each other or the data, or the run directory holds another configuration.
+        NptoolError: data, model or options cannot be used, or the run directory holds another configuration.
         KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     set_seed(config.seed)
@@ -84,8 +81,12 @@ def train_cllm(
     if finished:
         return read_result(run, CllmResult)
     collected = responses_of(config, source, run, progress)
-    check_augmented(config, collected)
-    meter = _meter(config, collected.metadata, described, tokenizer, run, progress)
+    if config.augment and collected.metadata.augmented:
+        raise UsageError(f"{collected.path} was collected with --augment already; leave it out here")
+    metadata, meter = collected.metadata, None
+    if config.curve is not None:
+        prompts = heldout_prompts(heldout_file(config, run), config, metadata, described, tokenizer)
+        meter = CurveMeter(prompts, metadata, config.curve, run.curve, progress)
     trajectories = load_trajectories(
         collected, position_limit(described, config), references=config.ar_target == "reference"
     )
@@ -98,101 +99,47 @@ def train_cllm(
         progress,
     )
     model, parameters, trained = _model(config, source)
-    trainer = _trainer(config, model, batches, tokenizer, run, meter)
-    # Measuring the curve is not part of the training time.
-    seconds = run_trainer(trainer, run, progress, "consistency training") - (meter.spent if meter is not None else 0.0)
-    trainer.log_rest()
-    _save(trainer, config, source, tokenizer, collected.metadata.n, run)
-    result = CllmResult(
-        run=str(run.path),
-        model=str(run.model),
-        parameters=parameters,
-        trained_parameters=trained,
-        block_size=collected.metadata.n,
-        trajectories=len(trajectories.rows),
-        left_out=trajectories.left_out,
-        steps=trainer.state.max_steps,
-        tokens=sum(batches.tokens),
-        tokens_per_second=trainer.tokens_per_second(batches.tokens, seconds),
-        seconds=seconds,
-        **_figures(trainer),
-    )
-    finish_run(run, config.KIND, result, publish=publish)
-    return result
-
-
-def check_attention(model: PreTrainedModel, ref: str) -> None:
-    """Check that the model's attention takes a custom mask.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    if model.config._attn_implementation not in ATTENTION:
-        raise CheckpointError(
-            f"{ref} runs with {model.config._attn_implementation} attention; packed training needs one of "
-            f"{', '.join(ATTENTION)}"
-        )
-
-
-def check_augmented(config: CllmConfig, collected: Collected) -> None:
-    """Check that states are not augmented twice.
-
-    Raises:
-        UsageError: they would be.
-    """
-    if config.augment and collected.metadata.augmented:
-        raise UsageError(f"{collected.path} was collected with --augment already; leave it out here")
-
-
-def _meter(
-    config: CllmConfig,
-    metadata: CollectionMetadata,
-    described: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    progress: Progress,
-) -> CurveMeter | None:
-    if config.curve is None:
-        return None
-    prompts = heldout_prompts(heldout_file(config, run), config, metadata, described, tokenizer)
-    return CurveMeter(prompts, metadata, config.curve, run.curve, progress)
-
-
-def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
-    """The model to train, its number of parameters without adapters, and how many are trained."""
-    model: Any = load_model(source.model)
-    check_attention(model, source.model)
-    parameters = model.num_parameters()
-    if config.lora_rank is not None:
-        model = add_adapters(model, config.lora_rank)
-    return model, parameters, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-
-
-def _trainer(
-    config: CllmConfig,
-    model: Any,
-    batches: Plan,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    meter: CurveMeter | None,
-) -> CllmTrainer:
     pad, count = pad_id(tokenizer), len(batches.batches)
-    return CllmTrainer(
+    trainer = CllmTrainer(
         config,
         model=model,
         args=training_arguments(config, run, count // batches_per_step(config)),
         train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad))),
         callbacks=[] if meter is None else [meter],
     )
+    # Measuring the curve is not part of the training time.
+    seconds = run_trainer(trainer, run, progress, "consistency training") - (meter.spent if meter is not None else 0.0)
+    trainer.log_rest()
+    _save(trainer, config, source, tokenizer, metadata.n, run)
+    result = CllmResult(
+        parameters=parameters,
+        trained_parameters=trained,
+        block_size=metadata.n,
+        trajectories=len(trajectories.rows),
+        left_out=trajectories.left_out,
+        **trainer.run_figures(run, batches.tokens, seconds),
+        **_figures(trainer),
+    )
+    finish_run(run, config.KIND, result, publish=publish)
+    return result
+
+
+def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
+    """The model to train, its number of parameters without adapters, and how many are trained."""
+    model: Any = load_model(source.model)
+    attention = model.config._attn_implementation
+    if attention not in ATTENTION:
+        raise CheckpointError(
+            f"{source.model} runs with {attention} attention; packed training needs one of {', '.join(ATTENTION)}"
+        )
+    parameters = model.num_parameters()
+    if config.lora_rank is not None:
+        model = add_adapters(model, config.lora_rank)
+    return model, parameters, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _save(
-    trainer: CllmTrainer,
-    config: CllmConfig,
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    run: Run,
+    trainer: CllmTrainer, config: CllmConfig, source: Source, tokenizer: PreTrainedTokenizerBase, n: int, run: Run
 ) -> None:
     """Write the plain model with merged adapters, and the note that `nptool convert` reads."""
     weights = state_dict_of(trainer)
@@ -202,7 +149,7 @@ def _save(
     if config.lora_rank is not None:
         model, weights = merged_model(model, config.lora_rank, source, weights), None
     save_model(model, tokenizer, run.model, weights)
-    write_note(run.model, MethodNote(config.KIND, block_size))
+    write_note(run.model, MethodNote(config.KIND, n))
 
 
 def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:
@@ -217,8 +164,7 @@ def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] 
     return merge_adapters(model)
 
 
-def _figures(trainer: CllmTrainer) -> dict[str, float]:
-    """First and last line of the log."""
+def _figures(trainer: CllmTrainer) -> dict[str, Any]:
     lines = [line for line in trainer.state.log_history if CONSISTENCY in line]
     names = (("consistency", CONSISTENCY), ("ar", AUTOREGRESSIVE), ("right", RIGHT))
     return {

@@ -16,8 +16,6 @@ CONSISTENCY, AUTOREGRESSIVE, RIGHT = "consistency_loss", "ar_loss", "taught_rows
 
 
 class CllmTrainer(SummedLossTrainer):
-    """Trains on the packed loss, and logs its terms."""
-
     def __init__(self, recipe: Recipe, **options: Any) -> None:
         super().__init__(**options)
         self.recipe = recipe
@@ -27,12 +25,10 @@ class CllmTrainer(SummedLossTrainer):
         return count_rows(batch)
 
     def sum_losses(self, model: nn.Module, batch: Any, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """See `packed_loss`."""
         attention = str(self.accelerator.unwrap_model(model).config._attn_implementation)
         return packed_loss(model, batch, self.recipe, counts, attention)
 
     def terms(self, sums: Tensor, counts: Tensor) -> dict[str, float]:
-        """Means of consistency loss and cross-entropy, and the share of right picks."""
         consistency, cross_entropy, right = sums.tolist()
         weight, labels, rows = torch.where(counts > 0, counts, 1).tolist()
         return {CONSISTENCY: consistency / weight, AUTOREGRESSIVE: cross_entropy / labels, RIGHT: right / rows}

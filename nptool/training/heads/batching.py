@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nptool.collection.store import Trajectory
-from nptool.training.base.sequences import Sequences
+from nptool.training.base.sequences import Sequences, join_rows
 from nptool.training.heads.losses import IGNORE
 from nptool.training.trainer import Batch
 
@@ -44,15 +44,8 @@ def heads_batch(sequences: Sequences, rows: Sequence[int] | NDArray[np.int64], p
 
 def response_sequences(rows: Sequence[Trajectory]) -> Sequences:
     """Prompts with the model's own responses; the responses' tokens are trained."""
-    ids = [np.concatenate([row.prompt_ids, row.response_ids]) for row in rows]
-    lengths = np.array([len(one) for one in ids], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    prompts = np.array([len(row.prompt_ids) for row in rows], dtype=np.int64)
-    return Sequences(
-        ids=np.concatenate([*ids, np.empty(0, np.int32)]),
-        starts=ends - lengths,
-        ends=ends,
-        first_targets=prompts,
-        response_starts=prompts,
-        skipped=0,
-    )
+    records = []
+    for row in rows:
+        prompt = len(row.prompt_ids)
+        records.append((np.concatenate([row.prompt_ids, row.response_ids]), prompt, prompt))
+    return join_rows([], records, context=1)

@@ -74,11 +74,7 @@ def load_heads(directory: Path) -> MultiHead:
 
 
 def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> None:
-    """Check that a checkpoint's heads belong to the model beside them and their file is complete. Loads no weights.
-
-    Raises:
-        CheckpointError: they do not, or it is not.
-    """
+    """Raise `CheckpointError` if a checkpoint's heads are for another model, or incomplete. Loads no weights."""
     for name, found in (
         ("trunk_layer", config.num_hidden_layers - 1),
         ("model_type", config.model_type),
@@ -94,7 +90,6 @@ def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> N
 
 
 def _load_extra(directory: Path, info: HeadsInfo, last_layer: torch.nn.Module) -> list[torch.nn.Module]:
-    """Heads 2..n."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -14,9 +14,6 @@ from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
 
-HEADS = 4
-"""n: best of 1 to 8 at a vocabulary of 32,000 (2404.19737, table 1)."""
-
 HEADS_LR = 1e-3
 """Peak learning rate of heads on a frozen trunk: Medusa-1's (arXiv 2401.10774)."""
 
@@ -36,8 +33,8 @@ class HeadsConfig(ResponsesConfig):
 
     batch_tokens: int = 2048
     """Tokens in one forward pass on one device, including padding; small, since collections are small."""
-    heads: int = HEADS
-    """n: heads in all, including the model's own last layer."""
+    heads: int = 4
+    """n: heads in all, including the model's own last layer; 4 is the best of 1 to 8 in 2404.19737, table 1."""
     joint: bool = False
     """Then train trunk and heads together at a low learning rate, with head 1 kept near the original model."""
     joint_lr: float = JOINT_LR
@@ -69,7 +66,6 @@ class HeadsConfig(ResponsesConfig):
 
     @property
     def origin(self) -> str:
-        """The model's run, or else that of the data."""
         run = run_of(self.model) if self.model is not None else None
         return run.path.name if run is not None else super().origin
 

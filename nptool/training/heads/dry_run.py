@@ -20,10 +20,9 @@ from nptool.training.responses.data import Source, expected_lengths, load_trajec
 
 
 def dry_run(config: HeadsConfig) -> dict[str, Any]:
-    """The `nptool.training.estimate.report` of a training; with `joint`, memory is that of the joint stage.
+    """The `report` of a training; raises what the training itself would about data, model or configuration.
 
-    Raises:
-        NptoolError: what the training itself would raise about data, model or configuration.
+    With `joint`, memory is that of the joint stage.
     """
     source = find_responses(config)
     check_checkpoint(source.model)

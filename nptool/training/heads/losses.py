@@ -34,8 +34,6 @@ IGNORE = -100
 
 
 class HeadsLoss(NamedTuple):
-    """The loss and its terms."""
-
     loss: Tensor
     """Scalar with gradient."""
     sums: Tensor

@@ -30,7 +30,6 @@ class Tap(nn.Module):
         self.output: TrunkOutput | None = None
 
     def forward(self, z_BTD: Tensor, **arguments: Any) -> Tensor:
-        """Store z and the layer's arguments."""
         self.output = TrunkOutput(z_BTD, arguments)
         return z_BTD
 
@@ -72,22 +71,14 @@ class MultiHead(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        """The final norm, shared by all heads."""
         norm: nn.Module = self.trunk.norm
         return norm
 
     @property
     def unembedding_VD(self) -> nn.Parameter:
-        """The unembedding, shared by all heads."""
         owner = self.trunk.embed_tokens if self.lm_head is None else self.lm_head
         weight: nn.Parameter = owner.weight
         return weight
-
-    @property
-    def plain_parameters(self) -> int:
-        """Parameters of the plain model."""
-        with self.plain_model() as base:
-            return int(base.num_parameters())
 
     def shared(self) -> list[nn.Parameter]:
         """Weights of the final norm and the unembedding."""
@@ -95,7 +86,6 @@ class MultiHead(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
         return self.unembedding_VD.device
 
     def run_trunk(self, ids_BT: Tensor) -> TrunkOutput:
@@ -133,18 +123,9 @@ class MultiHead(nn.Module):
         finally:
             layers[-1] = self.tap
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Recompute the activations of the trunk's layers in the backward pass; called by the Trainer.
-
-        Only one head's activations are in memory at a time anyway.
-        """
-        self.trunk.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
-        )
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Called by the Trainer; the heads need no checkpointing, since they are run one at a time."""
+        self.trunk.activation_checkpointing_enable(**options)
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """The training loss (`nptool.training.heads.losses`)."""
@@ -154,22 +135,27 @@ class MultiHead(nn.Module):
 
 
 def add_heads(base: Any, count: int) -> MultiHead:
-    """`base` with new heads 2..`count`.
-
-    Raises:
-        CheckpointError: see `check_layers`.
-    """
+    """`base` with new heads 2..`count`; raises as `check_layers`."""
     check_layers(base)
     last = base.base_model.layers[-1]
     return MultiHead(base, [new_head(last) for _ in range(count - 1)])
 
 
-def check_layers(base: Any) -> None:
-    """Check that the model has the parts that heads need.
+def move_layers(base: Any, heads: int) -> MultiHead:
+    """An untrained model whose last `heads` layers become heads 1..n; the layers before them are the trunk.
 
-    Raises:
-        CheckpointError: layers, final norm or unembedding are not where they are expected, or there is one layer only.
+    So the number of parameters does not depend on the number of heads (2404.19737, section 2).
     """
+    layers = base.model.layers
+    kept = len(layers) - (heads - 1)
+    extra = list(layers[kept:])
+    del layers[kept:]
+    base.config.num_hidden_layers = kept
+    return MultiHead(base, extra)
+
+
+def check_layers(base: Any) -> None:
+    """Raise `CheckpointError` if the model has no trunk below its last layer, or its parts are not found."""
     trunk, unembedding = base.base_model, base.get_output_embeddings()
     layers: Any = getattr(trunk, "layers", None)
     parts = isinstance(layers, nn.ModuleList) and hasattr(trunk, "norm") and hasattr(trunk, "embed_tokens")

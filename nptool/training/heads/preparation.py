@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
 
 from transformers import PretrainedConfig
 
 from nptool.checkpoints import load_model, local_directory
 from nptool.collection.store import Trajectory
-from nptool.errors import DataError, UsageError
+from nptool.errors import UsageError
 from nptool.heads import read_heads_info
 from nptool.processes import process_count
+from nptool.training.base.corpus import split_by_hash
 from nptool.training.base.sequences import Sequences
 from nptool.training.heads.batching import response_sequences
 from nptool.training.heads.checkpoint import check_heads, load_heads
@@ -58,23 +58,9 @@ def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig
 
 
 def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, Sequences | None]:
-    """Sequences to train on, and a share held out, drawn by a hash of the prompt.
-
-    Raises:
-        DataError: too few rows for the share.
-    """
-    if not share:
-        return response_sequences(rows), None
-    places = [int.from_bytes(blake2b(row.prompt_ids.tobytes(), digest_size=8).digest()) / 2**64 for row in rows]
-    border = max(share, min(places))
-    heldout = [row for row, place in zip(rows, places, strict=True) if place <= border]
-    train = [row for row, place in zip(rows, places, strict=True) if place > border]
-    if not train:
-        raise DataError(
-            f"{len(rows)} trajector{'y is' if len(rows) == 1 else 'ies are'} too few to hold out {share:.0%} of them; "
-            "give more data, or --heldout 0"
-        )
-    return response_sequences(train), response_sequences(heldout)
+    """Sequences to train on, and a share held out by a hash of the prompt (see `split_by_hash`)."""
+    train, heldout = split_by_hash(rows, [row.prompt_ids.tobytes() for row in rows], share)
+    return response_sequences(train), response_sequences(heldout) if share else None
 
 
 def start_model(config: HeadsConfig, source: Source) -> MultiHead:

@@ -9,21 +9,21 @@ finished parts are not done again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from nptool.checkpoints import load_model
 from nptool.collection.store import Collected
-from nptool.method_note import MethodNote, read_note, write_note
+from nptool.method_note import read_note, write_note
 from nptool.processes import is_main_process, main_process_first
 from nptool.progress import Progress, silent
 from nptool.runs import Run
 from nptool.training.arguments import training_arguments
-from nptool.training.base.sequences import Sequences
-from nptool.training.batches import Rows, plan_steps
+from nptool.training.batches import plan_steps
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.heads.batching import heads_batch
 from nptool.training.heads.checkpoint import save_heads
@@ -59,7 +59,6 @@ class HeadsResult(TrainingResult):
     left_out: int
     """Trajectories longer than the limit."""
     heldout: int
-    """Trajectories held out."""
     loss_before: float | None = None
     """Loss of head 1 before the training, nats per token."""
     loss: tuple[float, ...] | None = None
@@ -70,15 +69,10 @@ class HeadsResult(TrainingResult):
 
 
 def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | None = None) -> HeadsResult:
-    """Train or resume the run that `config` describes; a finished run's result is returned as it is.
-
-    Args:
-        run: where to work instead of `runs/<config.run_name>`.
+    """Train or resume `run`, by default `runs/<config.run_name>`; a finished run's result is returned as it is.
 
     Raises:
-        DataError: the data cannot be used.
-        CheckpointError: the model cannot be used, or is not the one of the trajectories.
-        UsageError: options contradict each other or the data, or the run directory holds another configuration.
+        NptoolError: data, model or options cannot be used, or the run directory holds another configuration.
         KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     set_seed(config.seed)
@@ -97,105 +91,58 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     train, heldout = split_heldout(rows.rows, config.heldout)
     model = start_model(config, source)
     steps, plan = plan_steps(config, train.lengths)
-    # The trainer moves the model to its device, where evaluation is fast.
-    trainer = _trainer(config, model, train, plan, tokenizer, run, source, steps)
-    before = _evaluate(model, heldout, config, progress, "loss of head 1 before", heads=1)
-    seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP)
-    trainer.log_rest()
-    after = _evaluate(model, heldout, config, progress, "figures of the heads")
-    tokens = [int(train.lengths[batch].sum()) for batch in plan]
-    result = HeadsResult(
-        run=str(run.path),
-        model=str(run.model),
-        heads=config.heads,
-        joint=config.joint,
-        parameters=model.plain_parameters,
-        trained_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        trajectories=len(train.lengths),
-        left_out=rows.left_out,
-        heldout=0 if heldout is None else len(heldout.lengths),
-        steps=steps,
-        tokens=sum(tokens),
-        tokens_per_second=trainer.tokens_per_second(tokens, seconds),
-        seconds=seconds,
-        **_figures(before, after),
-    )
-    # In a joint training, all processes then read the checkpoint of the heads alone.
-    with main_process_first():
-        if is_main_process():
-            _save(model, config, note, tokenizer, run, described.dtype, after)
-        finish_run(run, config.KIND, result, publish=run.path.name != ALONE)
-    return result
-
-
-def _heads_alone(config: HeadsConfig, source: Source, collected: Collected, run: Run, progress: Progress) -> Source:
-    """Train the heads on a frozen trunk first, in a run inside `run`; returns the model with them."""
-    alone = replace(
-        config,
-        data=(collected.path,),
-        model=source.model,
-        joint=False,
-        joint_lr=JOINT_LR,
-        guard=GUARD,
-        answer_anew=False,
-    )
-    return replace(source, model=train_heads(alone, progress, Run(run.path / ALONE)).model)
-
-
-def _trainer(
-    config: HeadsConfig,
-    model: MultiHead,
-    train: Sequences,
-    plan: list[Rows],
-    tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    source: Source,
-    steps: int,
-) -> HeadsTrainer:
     pad = pad_id(tokenizer)
-    return HeadsTrainer(
+    # It moves the model to its device, before the first evaluation.
+    trainer = HeadsTrainer(
         model,
         original=load_model(source.model) if config.joint and config.guard else None,
         guard=config.guard,
         args=training_arguments(config, run, steps),
         train_dataset=BatchList(len(plan), lambda index: heads_batch(train, plan[index], pad, model.count)),
     )
+    measure = partial(evaluate_heads, model, batch_tokens=config.batch_tokens, progress=progress)
+    before = measure(heldout, step="loss of head 1 before", heads=1) if heldout is not None else None
+    seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP)
+    trainer.log_rest()
+    after = measure(heldout, step="figures of the heads") if heldout is not None else None
+    tokens = [int(train.lengths[batch].sum()) for batch in plan]
+    result = HeadsResult(
+        heads=config.heads,
+        joint=config.joint,
+        **_parameters(model),
+        trajectories=len(train.lengths),
+        left_out=rows.left_out,
+        heldout=0 if heldout is None else len(heldout.lengths),
+        **trainer.run_figures(run, tokens, seconds),
+        **_figures(before, after),
+    )
+    # In a joint training, all processes then read the checkpoint of the heads alone.
+    with main_process_first():
+        if is_main_process():
+            # A frozen trunk keeps its dtype.
+            kept = described.dtype if not config.joint and isinstance(described.dtype, torch.dtype) else torch.float32
+            save_heads(model, tokenizer, run.model, after.accuracy[1:] if after else (), kept)
+            if note is not None:
+                # The joint stage changes the trunk, so the note's measured speed no longer holds.
+                write_note(run.model, replace(note, measured=None) if config.joint else note)
+        finish_run(run, config.KIND, result, publish=run.path.name != ALONE)
+    return result
 
 
-def _evaluate(
-    model: MultiHead,
-    heldout: Sequences | None,
-    config: HeadsConfig,
-    progress: Progress,
-    step: str,
-    heads: int | None = None,
-) -> HeadsEvaluation | None:
-    if heldout is None:
-        return None
-    return evaluate_heads(model, heldout, batch_tokens=config.batch_tokens, heads=heads, progress=progress, step=step)
+def _heads_alone(config: HeadsConfig, source: Source, collected: Collected, run: Run, progress: Progress) -> Source:
+    """Train the heads on a frozen trunk first, in a run inside `run`; returns the model with them."""
+    options: dict[str, Any] = {"joint": False, "joint_lr": JOINT_LR, "guard": GUARD, "answer_anew": False}
+    alone = replace(config, data=(collected.path,), model=source.model, **options)
+    return replace(source, model=train_heads(alone, progress, Run(run.path / ALONE)).model)
+
+
+def _parameters(model: MultiHead) -> dict[str, Any]:
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    with model.plain_model() as plain:
+        return {"parameters": plain.num_parameters(), "trained_parameters": trained}
 
 
 def _figures(before: HeadsEvaluation | None, after: HeadsEvaluation | None) -> dict[str, Any]:
     if before is None or after is None:
         return {}
     return {"loss_before": before.loss[0], "loss": after.loss, "top1": after.top(1), "top5": after.top(5)}
-
-
-def _save(
-    model: MultiHead,
-    config: HeadsConfig,
-    note: MethodNote | None,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    dtype: Any,
-    evaluation: HeadsEvaluation | None,
-) -> None:
-    """Write the checkpoint; a frozen trunk keeps its dtype.
-
-    The note that says how the model decodes best is kept; a joint stage removes its measured speed.
-    """
-    kept = not config.joint and isinstance(dtype, torch.dtype)
-    accuracy = evaluation.accuracy[1:] if evaluation else ()
-    save_heads(model, tokenizer, run.model, accuracy, dtype if kept else torch.float32)
-    if note is not None:
-        write_note(run.model, replace(note, measured=None) if config.joint else note)

@@ -44,7 +44,6 @@ class HeadsTrainer(SummedLossTrainer):
         return counts_K
 
     def sum_losses(self, model: nn.Module, batch: Any, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """See `nptool.training.heads.losses`."""
         loss, sums = model(**batch, counts_K=counts, guard=self._guard_of(batch))
         return loss, sums
 
@@ -64,7 +63,6 @@ class HeadsTrainer(SummedLossTrainer):
         return terms | ({GUARD: float(sums[-1] / counts_K[0])} if self._original is not None else {})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save the trained weights."""
         model: Any = self.accelerator.unwrap_model(self.model)
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         weights = model.state_dict() if state_dict is None else state_dict

@@ -51,7 +51,6 @@ class ResponsesConfig(TrainingConfig):
 
     @property
     def origin(self) -> str:
-        """The run that the trajectories are in, or their file's name."""
         run = run_of(self.data[0])
         return run.path.name if run else self.data[0].resolve().stem
 

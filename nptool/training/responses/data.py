@@ -100,12 +100,7 @@ def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
         logger.info("%s has no held-out prompts; name some to `nptool bench` with --prompts", run.path)
         return
     records = read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field)
-    train, heldout = split_units(cut_texts(list(records)), config.heldout)
-    if not train:
-        raise DataError(
-            f"{config.data[0]} holds {len(heldout)} record{'s' * (len(heldout) != 1)}, too few to hold out "
-            f"{config.heldout:.0%} of them; give more data, or --heldout 0"
-        )
+    _, heldout = split_units(cut_texts(list(records)), config.heldout, str(config.data[0]))
     write_heldout(heldout, run.heldout)
 
 
@@ -153,11 +148,7 @@ def check_match(
     tokenizer: PreTrainedTokenizerBase,
     model: str,
 ) -> None:
-    """Check that the trajectories' token ids are tokens of the model.
-
-    Raises:
-        CheckpointError: the model has another vocabulary size, or its tokenizer other tokens.
-    """
+    """Raise `CheckpointError` if the model has another vocabulary size, or its tokenizer other tokens."""
     remedy = f"collect again with `nptool collect -m {model}`"
     rows = described.get_text_config().vocab_size
     if rows != metadata.vocab_size:
@@ -173,8 +164,6 @@ def check_match(
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Trajectories to train on."""
-
     rows: list[Trajectory]
     left_out: int
     """Trajectories longer than the limit."""
@@ -218,9 +207,7 @@ def _check_row(row: Trajectory, metadata: CollectionMetadata, where: str) -> Non
     whole = len(row.states) == -(-len(response) // n) and all(
         len(states) and states.shape[1] == n for states in row.states
     )
-    if not whole or not np.array_equal(
-        np.concatenate([states[-1] for states in row.states])[: len(response)], response
-    ):
+    if not whole or (np.concatenate([states[-1] for states in row.states])[: len(response)] != response).any():
         raise DataError(f"{where}: the fixed points do not spell the response; collect again")
     references = [] if row.reference_ids is None else [row.reference_ids]
     largest = max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.states, *references))
@@ -229,10 +216,10 @@ def _check_row(row: Trajectory, metadata: CollectionMetadata, where: str) -> Non
 
 
 def open_source(source: Source) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """The model's configuration and tokenizer, checked against each other and the trajectories.
+    """The model's configuration and tokenizer.
 
     Raises:
-        CheckpointError: they do not match, or cannot be read.
+        CheckpointError: they do not match each other or the trajectories, or cannot be read.
     """
     described, tokenizer = load_config(source.model), load_tokenizer(source.model)
     check_vocabulary(described, tokenizer, source.model)
