@@ -115,7 +115,7 @@ def count_heads(config: BaseConfig) -> int:
         if config.heads is None:
             return 1
         raise UsageError(
-            f"{config.model} has no extra heads; put some on it with `nptool train heads -m {config.model}`, or leave "
+            f"{config.model} has no extra heads; train some with `nptool train heads -m {config.model}`, or leave "
             "--heads out"
         )
     if config.heads not in (None, info.count):

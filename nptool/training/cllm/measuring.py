@@ -41,7 +41,7 @@ def heldout_file(config: CllmConfig, run: Run) -> Path:
         UsageError: there is none, or there are several processes.
     """
     if process_count() > 1:
-        raise UsageError("--curve measures in one process; leave it out where several train")
+        raise UsageError("--curve measures in one process; leave it out with several")
     path = config.curve_data or run.heldout
     if config.curve_data is None and not (path.is_file() and path.stat().st_size):
         raise UsageError(f"--curve needs held-out prompts, and {run.path} has none; name some with --curve-data")

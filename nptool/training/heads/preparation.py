@@ -32,8 +32,8 @@ def find_responses(config: HeadsConfig) -> Source:
         return source
     if process_count() > 1:
         raise UsageError(
-            f"{source.collected} is to be answered anew; with several processes, run `nptool collect -m {source.model} "
-            f"--data {source.collected}` first"
+            f"--answer-anew works in one process; with several, run `nptool collect -m {source.model} --data "
+            f"{source.collected}` first"
         )
     return replace(source, collected=None)
 
@@ -51,7 +51,7 @@ def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig
         check_heads(directory, info, described)
     if info is not None and info.count != config.heads:
         raise UsageError(
-            f"{source.model} has {info.count} heads and is to have {config.heads}; give --heads {info.count} to train "
+            f"{source.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count} to train "
             "them further, or start from the plain model"
         )
     return info is not None

@@ -55,7 +55,7 @@ def find_source(config: ResponsesConfig) -> Source:
         if config.model is None:
             # The file may be damaged trajectories, which need no -m: reading it raises that error first.
             next(read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field))
-            raise UsageError("-m is missing; name the model that is to answer the prompts in --data and be trained")
+            raise UsageError("-m is missing; name the model to train, which first answers the prompts in --data")
         if process_count() > 1:
             raise UsageError("--data holds prompts; with several processes, run `nptool collect` first")
         return Source(config.model, None)
@@ -186,7 +186,7 @@ def load_trajectories(collected: Collected, limit: int | None, *, references: bo
         answers = [row.response_ids]
         if references:
             if row.reference_ids is None or not len(row.reference_ids):
-                raise DataError(f"{where}: no reference answer, which --ar-target reference needs; take response")
+                raise DataError(f"{where}: no reference answer for --ar-target reference; use --ar-target response")
             answers.append(row.reference_ids)
         length = len(row.prompt_ids) + max(map(len, answers))
         if limit is None or length <= limit:

@@ -1,157 +1,49 @@
-"""Small random models, and trajectories as a random model would leave them."""
+"""Small random models of every family, and trajectories of random tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedModel
 
-from nptool.checkpoints import load_tokenizer, save_model
-from nptool.collection.store import CollectionMetadata, Trajectory, write_collected
-from nptool.data.rendering import tokenizer_digest
-from nptool.training.base.config import SMALLEST_VOCABULARY
-from nptool.training.base.tokenizer import train_tokenizer
+from nptool.collection.store import Trajectory
 
-VOCABULARY = 29
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.5,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+Build = Callable[..., PreTrainedModel]
 
 
-class ExactNorm(nn.Module):
-    """RMSNorm in the dtype of its input: transformers' own goes through float32, also in a float64 model."""
-
-    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
-        super().__init__()
-        self.weight = weight
-        self.epsilon = epsilon
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.epsilon)
-
-
-def build_model(family: str, attention: str = "sdpa") -> PreTrainedModel:
-    """A two-layer float64 model."""
-    torch.manual_seed(0)
-    classes: dict[str, Any] = {
-        "llama": (LlamaForCausalLM, LlamaConfig(**SIZES, attn_implementation=attention)),
-        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES, attn_implementation=attention)),
-        "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES, head_dim=4, attn_implementation=attention)),
-        "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None, attn_implementation=attention)),
-    }
-    make, config = classes[family]
-    model: PreTrainedModel = make(config).double()
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, ExactNorm(module.weight, module.variance_epsilon))
-    return model
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+@pytest.fixture(scope="session", params=["llama", "qwen2", "qwen3", "mistral"])
+def model(request: pytest.FixtureRequest, exact_model: Build) -> PreTrainedModel:
     """One model of each family."""
-    return build_model(request.param)
+    return exact_model(request.param, 2)
 
 
 @pytest.fixture(scope="session")
-def llama() -> PreTrainedModel:
+def llama(exact_model: Build) -> PreTrainedModel:
     """A Llama."""
-    return build_model("llama")
+    return exact_model("llama", 2)
 
 
 @pytest.fixture(scope="session")
-def eager_llama() -> PreTrainedModel:
+def eager_llama(exact_model: Build) -> PreTrainedModel:
     """The same Llama with eager attention."""
-    return build_model("llama", "eager")
+    return exact_model("llama", 2, attn_implementation="eager")
 
 
 @pytest.fixture(scope="session")
-def make_trajectory() -> Callable[..., Trajectory]:
-    """Makes a random trajectory from a seed and lengths."""
-    return _make_trajectory
-
-
-def _make_trajectory(seed: int, prompt: int = 5, response: int = 9, block: int = 4) -> Trajectory:
-    """A trajectory of random tokens: each state fixes the first wrong token, and by chance some behind it."""
-    rng = np.random.default_rng(seed)
-
-    def draw(count: int) -> np.ndarray:
-        return rng.integers(VOCABULARY, size=count).astype(np.int32)
-
-    response_ids = draw(response)
-    fixed = np.concatenate([response_ids, draw(-response % block)]).reshape(-1, block)
-    return Trajectory(draw(prompt), response_ids, draw(response + 2), tuple(_states(row, rng) for row in fixed))
-
-
-def _states(fixed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    state = rng.integers(VOCABULARY, size=len(fixed)).astype(np.int32)
-    states = [state]
-    while (state != fixed).any():
-        right = int(np.flatnonzero(state != fixed)[0]) + 1
-        state = np.where(rng.random(len(fixed)) < 0.3, fixed, rng.integers(VOCABULARY, size=len(fixed)))
-        state[:right] = fixed[:right]
-        states.append(state.astype(np.int32))
-    return np.stack(states)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_byte_model: Callable[[Path, int], Path]) -> Path:
+    """A two-layer Llama with a byte-level tokenizer and a chat template."""
+    return save_byte_model(tmp_path_factory.mktemp("base") / "model", 2)
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama with a byte-level tokenizer and a chat template."""
-    tokenizer = train_tokenizer(["select a from b"], SMALLEST_VOCABULARY)
-    torch.manual_seed(0)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(**SIZES | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | ends)
-    path = tmp_path_factory.mktemp("base") / "model"
-    save_model(LlamaForCausalLM(config), tokenizer, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def collected(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+def collected(
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint: Path,
+    make_trajectory: Callable[..., Trajectory],
+    write_rows: Callable[..., Path],
+) -> Path:
     """A file of 30 random trajectories of the checkpoint's vocabulary, n = 4."""
-    tokenizer = load_tokenizer(checkpoint)
-    metadata = CollectionMetadata(
-        n=4,
-        model=str(checkpoint),
-        model_digest="0",
-        tokenizer_digest=tokenizer_digest(tokenizer),
-        vocab_size=len(tokenizer),
-        template=str(tokenizer.chat_template),
-        seed=0,
-        temperature=0.0,
-        max_new_tokens=32,
-        end_token_ids=(int(tokenizer.eos_token_id),),
-        pad_token_id=int(tokenizer.pad_token_id),
-        augmented=False,
-    )
-    path = tmp_path_factory.mktemp("collected") / "trajectories.parquet"
-    write_collected(path, metadata, [_make_trajectory(seed, 3 + seed % 5, 5 + seed % 9) for seed in range(30)])
-    return path
+    rows = [make_trajectory(seed, 3 + seed % 5, 5 + seed % 9) for seed in range(30)]
+    return write_rows(tmp_path_factory.mktemp("collected") / "trajectories.parquet", checkpoint, rows)

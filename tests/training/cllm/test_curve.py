@@ -234,7 +234,7 @@ def test_without_held_out_prompts_there_is_no_curve(config: CllmConfig, monkeypa
     run.heldout.write_text('{"prompt": "a", "response": "b"}\n')
     assert heldout_file(replace(config, curve_data=None), run) == run.heldout
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--curve measures in one process; leave it out where several train"):
+    with pytest.raises(UsageError, match="--curve measures in one process; leave it out with several"):
         heldout_file(config, Run(Path("runs/one")))
 
 
