@@ -121,7 +121,6 @@ def last_checkpoint(run: Run) -> Path | None:
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step after which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -50,7 +50,6 @@ class CllmResult(TrainingResult):
     """n, in tokens."""
     trajectories: int
     left_out: int
-    """Trajectories longer than the limit."""
     consistency_first: float
     consistency_last: float
     """Nats per taught row."""

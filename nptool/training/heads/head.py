@@ -1,7 +1,7 @@
 """What a head is: one transformer layer with the architecture of the model's last layer (arXiv 2404.19737).
 
-All that depends on the kind of head in training is in this module: how a new one is made, how it is run, and its size.
-The final norm and the unembedding after it are shared with the model (`nptool.training.heads.model`).
+Another kind of head changes this module: how a new one is made, how it is run, and its size. The final norm and the
+unembedding after it are shared with the model (`nptool.training.heads.model`).
 
 Legend: B batch, T tokens, D hidden.
 """

@@ -57,7 +57,6 @@ class HeadsResult(TrainingResult):
     trained_parameters: int
     trajectories: int
     left_out: int
-    """Trajectories longer than the limit."""
     heldout: int
     loss_before: float | None = None
     """Loss of head 1 before the training, nats per token."""
