@@ -270,7 +270,7 @@ def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collecte
     assert heads_defaults({"data": (collected,)}) == {}
 
 
-def test_another_model_answers_the_prompts_of_trajectories_anew(
+def test_another_model_answers_the_prompts_of_trajectories_itself(
     config: HeadsConfig, checkpoint: Path, collected: Path, tmp_path: Path
 ) -> None:
     """One that ends every answer at once."""
