@@ -1,9 +1,8 @@
-"""What llama.cpp's fused attention ("flash attention") costs or saves on this machine, by width and length of the text.
+"""Time of steps and prefill with and without llama.cpp's fused attention ("flash attention"), by width and length.
 
     python benchmarks/attention.py model.gguf
 
-Both ways in turns, in one process: what a step takes with it and without it, and what reading the text before does.
-`nptool.llama.attention` rests on these figures.
+Both run in turns in one process. `nptool.llama.attention` rests on these figures.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.step_times import prefill, time_in_turns
+from nptool.decoding.loop.timing import prefill, time_in_turns
 from nptool.llama.context import Context
 from nptool.llama.model import Model
 from nptool.provenance import machine
 
-# Tokens of a vocabulary's beginning are special ones.
+# The first tokens of a vocabulary are special ones.
 FIRST_TOKEN = 6
 
 
 def main() -> None:
-    """Measure what the line names, and print it."""
+    """Measure and print."""
     options = parse()
     widths, lengths = numbers(options.widths), numbers(options.lengths)
     with (
@@ -48,7 +47,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--widths", default="1,4,8,16", help="[%(default)s]")
@@ -60,14 +58,13 @@ def parse() -> argparse.Namespace:
 
 
 def numbers(text: str) -> list[int]:
-    """Whole numbers, separated by commas."""
     return [int(part) for part in text.split(",")]
 
 
 def compare(
     fused: Context, unfused: Context, text: NDArray[np.int32], widths: list[int], rounds: int
 ) -> dict[str, Any]:
-    """Median milliseconds of both ways behind one text: a step of each width, and reading the text."""
+    """Median milliseconds, both ways: a step of each width after one text, and the prefill of the text."""
     steps: dict[str, dict[int, list[float]]] = {}
     reading: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -90,7 +87,7 @@ def compare(
 def show(found: dict[str, Any], widths: list[int]) -> None:
     """The table: milliseconds with the fused kernel / without it."""
     print(f"{found['model']}, {found['threads']} threads; milliseconds with flash attention / without it")
-    titles = ("reading them", *(f"{width} rows" for width in widths))
+    titles = ("prefill", *(f"{width} rows" for width in widths))
     print(f"{'tokens before':>14}" + "".join(f"{title:>19}" for title in titles))
     for row in found["lengths"]:
         cells = [

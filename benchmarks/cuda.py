@@ -1,12 +1,12 @@
-"""What is to be measured on a GPU machine, in one go and one JSON file: t(w), width classes, exactness, speed.
+"""All measurements on a GPU machine in one JSON file: t(w), width classes, exactness, speed.
 
     python benchmarks/cuda.py --build   # first CMAKE_ARGS="-DGGML_CUDA=on" pip install llama-cpp-python
     python benchmarks/cuda.py           # a random model of 134M parameters in F16 and Q8_0
-    python benchmarks/cuda.py --train   # a CLLM of 114M parameters trained there, in minutes
-    python benchmarks/cuda.py --small   # tries the script itself, with a tiny model, wherever it runs
+    python benchmarks/cuda.py --train   # a CLLM of 114M parameters, trained there in minutes
+    python benchmarks/cuda.py --small   # a test of the script with a tiny model, on any machine
 
-Every figure is what one command printed, and the file holds these commands. Where llama.cpp finds no GPU, the same
-commands run on the processor, and the file and the last line say that no GPU was measured.
+Every figure is the output of one command, and the file has these commands. Without a GPU the same commands run on the
+CPU, and the file and the last line say so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ("-m", "pip", "install", "--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python")
 CUDA = "-DGGML_CUDA=on"
 PROMPTS = "heldout.jsonl"
-# Sizes of the random model, of the trained one and of its training, and what `nptool bench` does; then all of it small.
+# Sizes of the random and the trained model, settings of training and measurements; then the same for --small.
 LARGE = {
     "shape": {"hidden": 768, "layers": 12, "heads": 12, "key_value_heads": 12, "feed_forward": 2048}
     | {"vocabulary": 32_000, "context": 4096},
@@ -61,23 +61,23 @@ SMALL = {
 
 
 class Commands:
-    """Runs commands in one folder and keeps what they were and how long they took."""
+    """Runs commands in one folder and records them with their times."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.done: list[dict[str, Any]] = []
 
     def nptool(self, words: str) -> Any:
-        """What `nptool WORDS --json` printed."""
+        """The output of `nptool WORDS --json`."""
         return self.run(f"nptool {words} --json", [sys.executable, "-m", "nptool", *shlex.split(words), "--json"])
 
     def script(self, name: str, words: str) -> Any:
-        """What a script of this folder printed."""
+        """The output of a script in this folder."""
         program = [sys.executable, str(ROOT / "benchmarks" / name), *shlex.split(words), "--json"]
         return self.run(f"python benchmarks/{name} {words} --json", program)
 
     def run(self, shown: str, words: list[str]) -> Any:
-        """What a program printed, as JSON; its time is noted. Ends the script where it fails."""
+        """A program's output as JSON; exits if the program fails."""
         print(f"$ {shown}", flush=True)
         began = perf_counter()
         result = subprocess.run(words, cwd=self.folder, stdout=subprocess.PIPE, text=True)
@@ -88,7 +88,7 @@ class Commands:
 
 
 def main() -> None:
-    """Run all commands on this machine, write their figures into one file and show the chief ones."""
+    """Run all commands, write their figures to one file and print the main ones."""
     options = parse()
     if options.build:
         build()
@@ -112,7 +112,7 @@ def main() -> None:
         "commands": commands.done,
         "provenance": provenance(),
     }
-    # A trial on a processor must not take the place of a GPU's figures.
+    # Figures of a CPU must not replace those of a GPU.
     output = options.output or RESULTS / ("cuda.json" if gpu["usable"] else "cuda_without_gpu.json")
     write_json(output, result)
     for model in models:
@@ -121,20 +121,19 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", action="store_true", help="compile llama-cpp-python with CUDA first")
     parser.add_argument("--train", action="store_true", help="train the model instead of drawing its weights")
     parser.add_argument("--small", action="store_true", help="tiny models and few repeats")
     parser.add_argument("--types", default="f16,q8_0", help="of the GGUF files [%(default)s]")
-    parser.add_argument("--folder", type=Path, help="where models are put and stay [a temporary one]")
+    parser.add_argument("--folder", type=Path, help="where the models are kept [a temporary folder]")
     parser.add_argument("-t", "--threads", type=int, help="[usable cores]")
     parser.add_argument("-o", "--output", type=Path, help="[benchmarks/results/cuda.json, or cuda_without_gpu.json]")
     return parser.parse_args()
 
 
 def build() -> None:
-    """Compile the version that constraints.txt names, for the GPU of this machine."""
+    """Compile the version in constraints.txt for the GPU of this machine."""
     words = [sys.executable, *BUILD, "-c", str(ROOT / "constraints.txt")]
     print(f'$ CMAKE_ARGS="{CUDA}" python {shlex.join(BUILD)} -c constraints.txt', flush=True)
     result = subprocess.run([*words, "llama-cpp-python"], env=os.environ | {"CMAKE_ARGS": CUDA, "FORCE_CMAKE": "1"})
@@ -143,8 +142,8 @@ def build() -> None:
 
 
 def find_gpu() -> dict[str, Any]:
-    """What llama.cpp and the driver say of GPUs."""
-    # Only now: --build may just have replaced it.
+    """What llama.cpp and the driver report about GPUs."""
+    # Imported here, because --build may have replaced it.
     import llama_cpp
 
     from nptool.llama.library import supports_gpu
@@ -162,13 +161,13 @@ def find_gpu() -> dict[str, Any]:
 
 
 def write_examples(path: Path, split: str, count: int, skip: int = 0) -> None:
-    """A file of `count` examples of the embedded task, those behind the first `skip`."""
+    """Write `count` examples of the embedded task, after the first `skip`."""
     examples = generate_examples(split, skip + count, 0)[skip:]
     path.write_text("".join(f"{json.dumps(example.to_record())}\n" for example in examples))
 
 
 def draw(folder: Path, sizes: dict[str, Any], kinds: list[str]) -> list[str]:
-    """Files with random weights."""
+    """Write models with random weights."""
     from random_model import Shape, write_random_model
 
     names = [f"random-{kind}.gguf" for kind in kinds]
@@ -179,13 +178,13 @@ def draw(folder: Path, sizes: dict[str, Any], kinds: list[str]) -> list[str]:
 
 
 def train(commands: Commands, sizes: dict[str, Any], kinds: list[str]) -> list[str]:
-    """The pipeline: a text-to-SQL model from nothing, its trajectories, the CLLM, and its files."""
+    """The whole pipeline: a text-to-SQL model from scratch, its trajectories, the CLLM, and its GGUF files."""
     write_examples(commands.folder / "train.jsonl", "train", sizes["examples"])
     write_examples(commands.folder / "prompts.jsonl", "train", sizes["prompts"], skip=sizes["examples"])
     commands.nptool(f"train base --data train.jsonl --heldout-data {PROMPTS} --name base {sizes['base']}")
     commands.nptool(f"collect -m runs/base/model --data prompts.jsonl -n 16 -o collected.parquet {sizes['collect']}")
     commands.nptool(f"train cllm --data collected.parquet --name cllm {sizes['cllm']}")
-    # The strictest comparison with transformers: a GPU that computes where it should not shows here.
+    # The strictest comparison with transformers; it fails if a GPU computes where it should not.
     commands.nptool("convert runs/cllm/model --type f32 -o cllm-f32.gguf")
     names = [f"cllm-{kind}.gguf" for kind in kinds]
     for name, kind in zip(names, kinds, strict=True):
@@ -209,13 +208,13 @@ def measure(commands: Commands, file: str, sizes: dict[str, Any], where: str) ->
 
 
 def confirmed(calibrated: list[list[int]], exact: list[list[int]]) -> bool:
-    """Whether widths that calibration put into one class share their bits, which is what the exact mode relies on."""
+    """Whether the widths of each class of the calibration give the same bits, as the exact mode assumes."""
     compared = {width for group in exact for width in group}
     return all(any({*group} & compared <= {*found} for found in exact) for group in calibrated)
 
 
 def show(model: dict[str, Any]) -> None:
-    """Print the chief figures of one model."""
+    """Print the main figures of one model."""
     print(f"\n{model['model']}: {model['description']}")
     ratios = model["calibration"]["cost_ratio"]
     print("  t(w) / t(1): " + "  ".join(f"{width}: {ratio:.2f}" for width, ratio in ratios.items()))

@@ -1,11 +1,11 @@
-"""What each extra head of a GGUF costs in memory while llama.cpp decodes, beside the model alone.
+"""Memory of each extra head of a GGUF while llama.cpp decodes.
 
     python benchmarks/heads_decoding_memory.py model.gguf
 
-Each row is a process of its own that answers one prompt with 1 (plain decoding), 2, ... n heads. Its resident memory
-behind the answer counts the mapped pages of the file. The peak says less: llama.cpp maps the whole file for each part
-and gives back what is none of it, so that the same pages are counted twice for a moment. Beside it the parts that are
-known: the head in the file, of which the unembedding, and its KV cache. Linux only.
+Each row is a process of its own that answers one prompt with 1 (plain decoding), 2, ... n heads. Measured is its
+resident memory after the answer, which includes the mapped pages of the file. The peak would be misleading: llama.cpp
+maps the whole file for each part before it unmaps the rest. Also printed are the known parts: the head in the file, its
+unembedding and its KV cache. Linux only.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from nptool.provenance import machine
 MEBIBYTE = 2**20
 UNEMBEDDING = "token_embd.weight"
 CACHE_BYTES = 2
-"""Of one value in the KV cache, F16."""
+"""Bytes of a value in the KV cache, F16."""
 
 
 def main() -> None:
-    """Measure what the line names, and print it."""
+    """Measure and print."""
     options = parse()
     with nptool.load(options.gguf, threads=1) as model:
         heads = require_heads(model.contexts.parts)
@@ -53,7 +53,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("-c", "--context", type=int, default=1024, help="tokens [%(default)s]")
@@ -71,7 +70,7 @@ def measure(options: argparse.Namespace, heads: int) -> float:
 
 
 def answer(path: str, context_length: int, heads: int) -> int:
-    """Resident bytes of a process that has answered with so many heads, all of them in steps of as many rows."""
+    """Resident bytes of this process after an answer with `heads` heads, in steps of as many rows."""
     with nptool.load(path, context_length=context_length, threads=1) as model:
         config = DecodeConfig("heads" if heads > 1 else "ar", max(2, heads), exact=True, max_tokens=32)
         for _ in model.answer(model.encode("once upon a time", raw=True), config):
@@ -91,13 +90,12 @@ def cache(head: Part, context_length: int) -> int:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print as text."""
     print(f"{found['model']}, a context of {found['context_length']} tokens; resident memory")
     first = found["resident_mib"][0]
     for extra, mib in enumerate(found["resident_mib"]):
         print(f"{extra} extra heads: {mib:8.1f} MiB  (+{mib - first:.1f})")
     print(
-        f"each head: {found['each_head_mib']:.1f} MiB; in the file {found['head_in_file_mib']:.1f}, of which the "
+        f"each head: {found['each_head_mib']:.1f} MiB; in the file {found['head_in_file_mib']:.1f}, its "
         f"unembedding {found['unembedding_mib']:.1f}; its KV cache {found['cache_mib']:.2f}"
     )
 

@@ -3,7 +3,7 @@
     python benchmarks/heads_memory.py              # V = 32,000, D = 512, from scratch: layers move to the heads
     python benchmarks/heads_memory.py --frozen     # heads added to a frozen model
 
-Each row is a process of its own: on a CPU its peak resident memory less what it held before the model was made, on a
+Each row is a process of its own: on a CPU the growth of its peak resident memory from before the model was made, on a
 GPU (--cuda) the peak that torch allocated. Both include weights, gradients and AdamW's averages.
 """
 
@@ -31,7 +31,7 @@ IMPLEMENTATIONS = ("plain", "ours")
 
 
 def main() -> None:
-    """Measure what the line names, and print it."""
+    """Measure and print."""
     options = parse()
     rows = []
     for implementation in IMPLEMENTATIONS:
@@ -45,7 +45,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="1,2,4,8", help="[%(default)s]")
     parser.add_argument("--frozen", action="store_true", help="extra heads on a frozen trunk (2 heads or more)")
@@ -53,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=512, help="[%(default)s]")
     parser.add_argument("--layers", type=int, default=10, help="[%(default)s]")
     parser.add_argument("--tokens", type=int, default=1024, help="in a batch [%(default)s]")
-    parser.add_argument("--steps", type=int, default=3, help="timed ones, after one more [%(default)s]")
+    parser.add_argument("--steps", type=int, default=3, help="timed, after one more [%(default)s]")
     parser.add_argument("--cuda", action="store_true", help="on the GPU")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -63,7 +62,7 @@ def parse() -> argparse.Namespace:
 
 
 def in_process(options: argparse.Namespace, implementation: str, heads: int) -> dict[str, Any]:
-    """Measure in a new process, whose peak nothing before has raised."""
+    """Measure in a new process, because peak memory never falls."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(measure, (options, implementation, heads))
@@ -97,7 +96,7 @@ def measure(options: argparse.Namespace, implementation: str, heads: int) -> dic
 
 
 def build(options: argparse.Namespace, heads: int) -> MultiHead:
-    """A random Llama with so many heads."""
+    """A random Llama with `heads` heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=options.vocabulary,
@@ -117,7 +116,7 @@ def build(options: argparse.Namespace, heads: int) -> MultiHead:
 
 
 def make_batch(options: argparse.Namespace, heads: int, device: str) -> dict[str, torch.Tensor]:
-    """Rows of 256 random tokens, every position trained."""
+    """Rows of 256 random tokens, with labels at every position."""
     ids_BT = torch.randint(options.vocabulary, (options.tokens // 256, 256), device=device)
     count = ids_BT.numel()
     return {
@@ -148,14 +147,14 @@ def plain_loss(model: MultiHead, input_ids: Tensor, positions_N: Tensor, labels_
 
 
 def peak(cuda: bool) -> int:
-    """Bytes."""
+    """Peak memory in bytes."""
     if cuda:
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def show(row: dict[str, Any], first: dict[str, Any]) -> None:
-    """Print one row, beside the first of its implementation."""
+    """Print one row, relative to the first of its implementation."""
     print(
         f"{row['implementation']:>6} {row['heads']} heads: {row['peak_bytes'] / MEBIBYTE:7.0f} MiB "
         f"({row['peak_bytes'] / first['peak_bytes']:.2f} of the first), "

@@ -2,7 +2,7 @@
 
     python benchmarks/loop_overhead.py                    # a random 11M-parameter model in F32, F16 and Q8_0
     python benchmarks/loop_overhead.py --size 134M        # larger ones, with a vocabulary of 32,000
-    python benchmarks/loop_overhead.py runs/x/model.gguf  # a file of yours
+    python benchmarks/loop_overhead.py runs/x/model.gguf  # a given file
 
 Run it on an idle machine: with two threads on two cores, any other process makes llama.cpp's threads wait for each
 other, and times grow many times over.
@@ -34,7 +34,7 @@ REPEATS = 3
 
 
 def main() -> None:
-    """Measure what the line names, and print it."""
+    """Measure and print."""
     options = parse()
     results = []
     with files(options) as paths:
@@ -55,7 +55,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", nargs="*", type=Path, help="GGUF files [random models]")
     parser.add_argument("--types", default="f32,f16,q8_0", help="types of the random models [%(default)s]")
@@ -72,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 @contextmanager
 def files(options: argparse.Namespace) -> Iterator[dict[str, Path]]:
-    """The files named on the line, or random ones that are gone afterwards."""
+    """The given files, or temporary random ones."""
     if options.gguf:
         yield {str(path): path for path in options.gguf}
         return
@@ -87,7 +86,7 @@ def files(options: argparse.Namespace) -> Iterator[dict[str, Path]]:
 
 
 def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
-    """Median time in milliseconds of a batch of each width; the widths take turns."""
+    """Width to median milliseconds of a batch; the widths take turns."""
     widths = [int(width) for width in options.widths.split(",")]
     times: dict[int, list[float]] = {width: [] for width in widths}
     start = options.context
@@ -98,7 +97,7 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
         engine.evaluate(tokens[:start], 0, outputs=False)
         for _ in range(options.rounds):
             for width in widths:
-                # The first batch of another width builds a new graph; a loop of fixed width never does.
+                # Not timed: the first batch of another width builds a new graph, which a loop of fixed width does not.
                 for repeat in range(1 + REPEATS):
                     before = engine.seconds
                     engine.evaluate(tokens[start : start + width], start)
@@ -109,7 +108,7 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
 
 
 def loop_overhead(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What the loop adds to llama_decode, greedy and sampled."""
+    """Time of a step outside llama_decode, greedy and sampled."""
     found = {}
     with TextModel(path, threads=options.threads, flash_attention=options.flash_attention) as model:
         for name, temperature in (("greedy", 0.0), ("temperature 0.8", 0.8)):

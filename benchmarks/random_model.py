@@ -1,7 +1,6 @@
-"""Random-weight Llama GGUFs with a working byte-level BPE tokenizer: what benchmarks and tests decode.
+"""Random-weight Llama GGUFs of any size with a working byte-level BPE tokenizer, for benchmarks and tests.
 
-A model of any size in seconds, without a download. Its text means nothing; a `counting` model's is foreseeable, so
-that its extra heads can be right. Not part of the conversion of real models.
+A `counting` model is predictable, so that its extra heads can be right.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Shape:
     key_value_heads: int = 2
     feed_forward: int = 128
     vocabulary: int = 320
-    """Tokens: the special ones, 256 bytes, pairs of letters for the rest; at least 262."""
+    """Tokens: special ones, 256 bytes, then pairs of letters; at least 262."""
     context: int = 1024
 
     @property
@@ -64,12 +63,12 @@ def write_random_model(
 
     Args:
         kind: type of the matrices: f32, f16, bf16, q8_0 or another that gguf can write.
-        sharpness: standard deviation of the logits, about.
-        add_bos: whether the tokenizer puts `<|bos|>` before a text.
+        sharpness: approximate standard deviation of the logits.
+        add_bos: whether the tokenizer adds `<|bos|>` to a text.
         metadata: more entries.
-        heads: heads in all; those from the second on are written behind the model.
-        counting: how much the model and its heads are drawn to count on: token t is followed by t + 1, t + 2, ...
-            Large values make every head right, 0 leaves them to chance.
+        heads: number of heads; those from the second on are written after the model.
+        counting: weight of the continuation t + 1, t + 2, ... of token t in the model and its heads. Large values make
+            every head right; with 0 they are random.
     """
     path = Path(path)
     entries: dict[str, str | int] = dict(metadata or {})
@@ -100,7 +99,7 @@ def _draw(
     distance: int,
     weight: float,
 ) -> None:
-    """Draw an unembedding towards the token `distance` behind the one that is read."""
+    """Move an unembedding towards the token `distance` after the one that is read."""
     tensors[name] = tensors[name] + np.float32(weight) * np.roll(embedding_VD, distance, axis=0)
 
 
@@ -113,7 +112,7 @@ def _append_head(
     kind: str,
     counting: float,
 ) -> None:
-    """Write one more head behind what `path` holds, in the layout that `convert` writes."""
+    """Append a head to a file, in the layout that `convert` writes."""
     one_layer = replace(shape, layers=1)
     part = path.with_suffix(".head")
     writer = gguf.GGUFWriter(part, "llama")
@@ -196,7 +195,7 @@ def byte_alphabet() -> list[str]:
 def _tensors(
     shape: Shape, generator: np.random.Generator, sharpness: float
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Weights that keep activations at the size of 1 through the layers."""
+    """Weights that keep activations at about 1 in all layers."""
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
         values = generator.standard_normal((rows, columns), dtype=np.float32)

@@ -1,9 +1,9 @@
-"""t(w) of models of about equal size and different shapes: which of them make a wide batch cheap.
+"""t(w) of models of different shapes and about equal size.
 
     python benchmarks/shapes.py 6x256x4x768 4x256x4x1280 3x256x4x1792
 
-A shape is layers x hidden size x attention heads x feed-forward size. The models are random ones in F32, one process,
-in turns: a shared machine's speed changes from minute to minute. `nptool.pipeline.default` rests on these figures.
+A shape is layers x hidden size x attention heads x feed-forward size. The models have random weights in F32 and are
+measured in turns in one process. `nptool.pipeline.default` rests on these figures.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from random_model import Shape, write_random_model
 
-from nptool.decoding.adaptive.step_times import prefill, time_in_turns
+from nptool.decoding.loop.timing import prefill, time_in_turns
 from nptool.llama.context import Context
 from nptool.llama.model import Model
 from nptool.provenance import machine
 
-# Tokens of a vocabulary's beginning are special ones.
+# The first tokens of a vocabulary are special ones.
 FIRST_TOKEN = 6
 
 
 def main() -> None:
-    """Measure what the line names, and print it."""
+    """Measure and print."""
     options = parse()
     widths = [int(width) for width in options.widths.split(",")]
     found = measure(options, widths)
@@ -40,7 +40,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", type=shape, metavar="LxHxAxF")
     parser.add_argument("--widths", default="1,4,8,16", help="the first is the unit [%(default)s]")
@@ -61,7 +60,7 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def measure(options: argparse.Namespace, widths: list[int]) -> list[dict[str, Any]]:
-    """Parameters and median milliseconds by width, of every shape."""
+    """Parameters and median milliseconds by width for every shape."""
     times: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in options.shapes]
     text = np.random.default_rng(0).integers(FIRST_TOKEN, options.vocabulary, options.context, dtype=np.int32)
     with ExitStack() as stack:
@@ -92,7 +91,7 @@ def measure(options: argparse.Namespace, widths: list[int]) -> list[dict[str, An
 
 
 def show(found: list[dict[str, Any]], widths: list[int]) -> None:
-    """A line for each shape: milliseconds, and their ratio to the first width's."""
+    """Print a line per shape: milliseconds, and their ratio to those of the first width."""
     print(f"{'shape':<16}{'parameters':>11}" + "".join(f"{f't({width})':>16}" for width in widths))
     for entry in found:
         times = entry["milliseconds_by_width"]

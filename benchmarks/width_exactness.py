@@ -1,13 +1,13 @@
-"""Which widths give a row the same bits, wherever it stands in its batch: the exact mode's promise, put to the test.
+"""Which widths give a row the same bits at any place in its batch, as the exact mode assumes.
 
     python benchmarks/width_exactness.py model.gguf            # on the processor
     python benchmarks/width_exactness.py model.gguf --no-flash-attention
     python benchmarks/width_exactness.py model.gguf -ngl -1    # on the GPU
 
-`nptool bench --calibrate` finds the classes of widths from a few rows in two seconds. Here a text is decoded as a loop
-would, with every width: batches of that many rows, of which a random number are the text's and stay in the cache, and
-the rest is junk that is rolled back. Several times, with other numbers and other junk, behind every context. Two widths
-are of one class where all logits are the same to the last bit.
+`nptool bench --calibrate` finds the classes of widths from a few rows in two seconds. Here every width decodes a text
+as a loop would: a random number of a batch's rows belong to the text and stay in the cache, the others are junk and are
+rolled back. This is repeated with other random numbers, and after contexts of several lengths. Two widths are in one
+class if all logits have the same bits.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.calibration import CONTEXTS, GRID, fitting
-from nptool.decoding.adaptive.step_times import prefill
+from nptool.decoding.adaptive.cost import CONTEXTS, GRID, fitting
 from nptool.decoding.loop.engine import Engine
+from nptool.decoding.loop.timing import prefill
 from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine
 
-# Tokens of a vocabulary's beginning are special ones.
+# The first tokens of a vocabulary are special ones.
 FIRST_TOKEN = 6
 
 
 def main() -> None:
-    """Measure what the line names, and print it."""
+    """Measure and print."""
     options = parse()
     widths = [int(width) for width in options.widths.split(",")]
     with TextModel(
@@ -57,11 +57,10 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--widths", default=",".join(map(str, GRID)), help="[%(default)s]")
-    parser.add_argument("--rows", type=int, default=96, help="of the text, behind each context [%(default)s]")
+    parser.add_argument("--rows", type=int, default=96, help="of the text, after each context [%(default)s]")
     parser.add_argument("--repeats", type=int, default=3, help="how often each width decodes it [%(default)s]")
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU; -1 is all [%(default)s]")
     parser.add_argument("-c", "--context-length", type=int, default=1024, help="tokens [%(default)s]")
@@ -74,7 +73,7 @@ def parse() -> argparse.Namespace:
 def compare_widths(
     engine: Engine, widths: list[int], contexts: Iterable[int], rows: int, repeats: int
 ) -> dict[str, Any]:
-    """Classes, widths that do not even agree with themselves, and how far each is from the first width."""
+    """Classes, widths whose repeats differ, and the differences from the first width."""
     generator = np.random.default_rng(0)
     steady = dict.fromkeys(widths, True)
     same = {(one, other): True for one in widths for other in widths}
@@ -103,7 +102,7 @@ def compare_widths(
 
 
 def decode(engine: Engine, text: NDArray[np.int32], start: int, width: int, seed: int) -> NDArray[np.float32]:
-    """Logits (T, V) of the text from `start` on, in batches of `width` rows whose last ones are junk."""
+    """Logits (T, V) of the text from `start` on, in batches of `width` rows that end in junk."""
     generator = np.random.default_rng(seed)
     prefill(engine, text[:start])
     logits = []
@@ -119,7 +118,7 @@ def decode(engine: Engine, text: NDArray[np.int32], start: int, width: int, seed
 
 
 def classes_of(widths: Iterable[int], same: dict[tuple[int, int], bool]) -> list[list[int]]:
-    """Groups of widths, by the first of each."""
+    """Group the widths that equal a group's first."""
     groups: list[list[int]] = []
     for width in widths:
         for group in groups:
@@ -134,7 +133,7 @@ def classes_of(widths: Iterable[int], same: dict[tuple[int, int], bool]) -> list
 def show(found: dict[str, Any]) -> None:
     """Print the classes and the differences."""
     attention = f"{'with' if found['flash_attention'] else 'no'} flash attention"
-    print(f"{found['rows']} rows, {found['repeats']} times, behind {found['contexts']} tokens, {attention}")
+    print(f"{found['rows']} rows, {found['repeats']} times, after {found['contexts']} tokens, {attention}")
     for group in found["classes"]:
         print(f"same bits: {', '.join(map(str, group))}")
     if found["unsteady"]:

@@ -1,1 +1,1 @@
-"""The command line: parses, calls the library, prints. It knows no algorithm."""
+"""The command line: parses options, calls the library, prints results."""

@@ -1,7 +1,7 @@
-"""The `nptool` command: its commands, and what happens to errors.
+"""The `nptool` command, its subcommands and its exit codes.
 
-A user's mistake is one line on stderr and exit code 2; Ctrl-C is one line and 130. `--debug`, anywhere on the line,
-shows the traceback instead.
+Invalid input gives one line on stderr and exit code 2, Ctrl-C one line and 130. `--debug`, anywhere on the command
+line, shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with what was kept as message. typer would swallow a KeyboardInterrupt and its message."""
+    """Ctrl-C, with a message about what was kept. typer would drop the message of a KeyboardInterrupt."""
 
 
 class _Commands(TyperGroup):
@@ -40,13 +40,12 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Interrupted(str(interrupt) or "interrupted; finished steps are kept") from interrupt
+            raise Interrupted(str(interrupt)) from interrupt
 
 
 app = typer.Typer(
     name="nptool",
     cls=_Commands,
-    help="Teach a language model to emit several tokens per forward pass, and run it in llama.cpp.",
     epilog="Add --debug anywhere to see the traceback of an error.",
     add_completion=False,
     rich_markup_mode=None,
@@ -76,27 +75,21 @@ def root(
         print(context.get_help())
 
 
-app.command()(bench)
-app.command()(chat)
-app.command()(collect)
-app.command()(convert)
-app.command()(generate)
-app.command()(inspect)
-app.command()(quantize)
-app.command()(trace)
+for command in (bench, chat, collect, convert, generate, inspect, quantize, trace):
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if debug:
-        # llama.cpp's own log is part of it.
+        # This includes llama.cpp's log.
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("nptool").setLevel(logging.DEBUG)
     else:
-        # Third parties' advice to developers; the library's own messages go through logging.
+        # Warnings of other packages are for developers; nptool uses logging.
         warnings.simplefilter("ignore")
     sys.exit(run(words, debug))
 
@@ -107,18 +100,15 @@ def run(words: Sequence[str], debug: bool) -> int:
         result = app(args=list(words), prog_name="nptool", standalone_mode=False)
     except NptoolError as error:
         return _fail(str(error), debug)
-    except (Interrupted, KeyboardInterrupt) as interrupt:
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as interrupt:
         if debug:
             raise
         _say(str(interrupt) or "interrupted; finished steps are kept")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) left. Python would complain once more when it flushes stdout at exit.
+        # The reader of the pipe (`| head`) has exited; without this, flushing stdout at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except typer.Abort:
-        _say("interrupted; finished steps are kept")
-        return INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             where = getattr(getattr(error, "ctx", None), "command_path", "nptool")

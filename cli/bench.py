@@ -1,4 +1,4 @@
-"""`nptool bench`: methods of decoding against each other on one GGUF."""
+"""`nptool bench`: decoding methods compared on one GGUF."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 PROMPTS = Annotated[
     Path | None,
-    typer.Option("--prompts", metavar="FILE", help="prompts [what the model's run held out]", show_default=False),
+    typer.Option("--prompts", metavar="FILE", help="prompts [the run's held-out ones]", show_default=False),
 ]
 METHODS = Annotated[
     str,
     typer.Option(
         "--methods",
         metavar="NAMES",
-        help="methods, separated by commas; NAME-auto and NAME-free choose the width of each step, auto the method too",
+        help="comma-separated methods; NAME-auto and NAME-free choose the width of each step, auto the method too",
     ),
 ]
 LENGTHS = Annotated[
@@ -41,15 +41,15 @@ LENGTHS = Annotated[
     ),
 ]
 CALIBRATE = Annotated[
-    bool, typer.Option("--calibrate", help="measure only what steps cost and which widths give the same bits")
+    bool, typer.Option("--calibrate", help="only measure the cost of each width, and which widths give identical bits")
 ]
-PLOT = Annotated[bool, typer.Option("--plot", help="with --calibrate: draw the cost and the speed foreseen by width")]
+PLOT = Annotated[bool, typer.Option("--plot", help="with --calibrate: draw cost and predicted speed by width")]
 PLOT_FILE = Annotated[
     Path | None,
     typer.Option("--plot-file", metavar="SVG", help="with --calibrate: draw both into a file", show_default=False),
 ]
-ROUNDS = Annotated[int, typer.Option("--rounds", help="how often each method answers each prompt")]
-COUNT = Annotated[int, typer.Option("--count", help="prompts, from the beginning of the file")]
+ROUNDS = Annotated[int, typer.Option("--rounds", help="times each method answers each prompt")]
+COUNT = Annotated[int, typer.Option("--count", help="number of prompts, from the start of the file")]
 DEFAULT_METHODS = ",".join(BenchConfig.methods)
 
 

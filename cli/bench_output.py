@@ -1,41 +1,39 @@
-"""How `nptool bench` prints its report: two tables of at most 80 columns, and what stands behind the figures."""
+"""How `nptool bench` prints its report: two tables of at most 80 columns, then details."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from nptool.bench.report import BenchReport, MethodReport
 
-# Positions of a draft whose acceptance is shown; --json has them all.
+# Draft positions whose acceptance is printed; --json has all.
 SHOWN_POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def counted(count: int, noun: str) -> str:
-    """A number with its noun: 1 round, 2 rounds."""
+    """A count with its noun: 1 round, 2 rounds."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def settings(gpu_layers: int, flash_attention: bool) -> str:
-    """How llama.cpp computes, to follow the threads."""
+    """llama.cpp's settings as the end of a list."""
     return f"{', layers on the GPU' if gpu_layers else ''}, {'with' if flash_attention else 'no'} flash attention"
 
 
 def print_report(report: BenchReport) -> None:
-    """Print the tables."""
+    """Print the tables and details."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    processor = report.machine["processor"]
     console.print(f"{report.model}: {report.model_description}, {report.model_bytes / 2**20:.1f} MiB")
-    console.print(
-        f"{processor}, {counted(report.threads, 'thread')}{settings(report.gpu_layers, report.flash_attention)}"
-    )
+    computed = f"{counted(report.threads, 'thread')}{settings(report.gpu_layers, report.flash_attention)}"
+    console.print(f"{report.machine['processor']}, {computed}")
     console.print(
         f"{counted(report.prompts, 'prompt')} of {report.prompts_file} "
-        f"(about {report.prompt_tokens_median:.0f} tokens each)"
-        f", {counted(report.rounds, 'round')}, {_sampling(report)}"
+        f"(about {report.prompt_tokens_median:.0f} tokens each), {counted(report.rounds, 'round')}, {_sampling(report)}"
     )
     console.print()
     console.print(_speed(report.methods))
@@ -49,26 +47,21 @@ def print_report(report: BenchReport) -> None:
         console.print(f"time of a step, {method.name} {method.n}: {_parts(method)}")
     for method in report.methods:
         if len(method.passes_by_width) > 1:
-            console.print(f"widths of the steps, {method.name} {method.n}: {_widths(method)}")
+            total = method.forward_passes
+            shares = {width: f"{passes / total:.0%}" for width, passes in method.passes_by_width.items()}
+            console.print(f"widths of the steps, {method.name} {method.n}: {_listed(shares)}")
     for method in report.methods:
         if len(method.answers_by_method) > 1:
-            used = "  ".join(f"{name}: {count}" for name, count in method.answers_by_method.items())
-            console.print(f"answers by method, {method.name} {method.n}: {used}")
-    console.print(f"t(w) behind {report.step_context} tokens, ms: {_steps(report)}")
+            console.print(f"answers by method, {method.name} {method.n}: {_listed(method.answers_by_method)}")
+    times = {width: f"{milliseconds:.2f}" for width, milliseconds in report.step_ms.items()}
+    console.print(f"t(w) after {report.step_context} tokens, ms: {_listed(times)}")
     if report.peak_memory_bytes is not None:
         console.print(f"peak memory of the process: {report.peak_memory_bytes / 2**20:.0f} MiB")
 
 
 def _speed(methods: Sequence[MethodReport]) -> Table:
-    heads = (
-        "tokens/s",
-        "with\nprefill",
-        "speed-up",
-        "with\nprefill",
-        "tokens/\nforward",
-        "t(n)/\nt(1)",
-        "pre-\ndicted",
-    )
+    with_prefill = "with\nprefill"
+    heads = ("tokens/s", with_prefill, "speed-up", with_prefill, "tokens/\nforward", "t(n)/\nt(1)", "pre-\ndicted")
     rows = (
         (
             f"{method.tokens_per_second:.1f}",
@@ -86,20 +79,21 @@ def _speed(methods: Sequence[MethodReport]) -> Table:
 
 def _equality(methods: Sequence[MethodReport]) -> Table:
     scored = any(method.accuracy is not None for method in methods)
-    heads = ("= AR of\nwidth n", "= AR of\nwidth 1", "logit margin\nmedian", "\nworst", "first token\nms")
+    heads = ["= AR of\nwidth n", "= AR of\nwidth 1", "logit margin\nmedian", "\nworst", "first token\nms"]
+    if scored:
+        heads.append("execution\naccuracy")
     rows = (
         (
             _share(method.identical_equal_width),
             _share(method.identical_width_1),
-            _number(method.margin_median),
-            _number(method.margin_worst),
+            "-" if method.margin_median is None else f"{method.margin_median:.3g}",
+            "-" if method.margin_worst is None else f"{method.margin_worst:.3g}",
             f"{method.first_token_ms:.1f}",
             *([_share(method.accuracy)] if scored else []),
         )
         for method in methods
     )
-    title = "text (margins where it leaves AR of width 1)"
-    return _table(title, methods, (*heads, *(["execution\naccuracy"] if scored else [])), rows)
+    return _table("text (margins at the first difference from AR of width 1)", methods, heads, rows)
 
 
 def _table(title: str, methods: Sequence[MethodReport], heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
@@ -115,7 +109,7 @@ def _table(title: str, methods: Sequence[MethodReport], heads: Iterable[str], ro
 
 def _acceptance(method: MethodReport) -> str:
     shares = method.acceptance_by_position
-    return "  ".join(f"{place}: {shares[place - 1]:.0%}" for place in SHOWN_POSITIONS if place <= len(shares))
+    return _listed({place: f"{shares[place - 1]:.0%}" for place in SHOWN_POSITIONS if place <= len(shares)})
 
 
 def _parts(method: MethodReport) -> str:
@@ -123,12 +117,8 @@ def _parts(method: MethodReport) -> str:
     return f"model {method.trunk_ms:.3f} ms, {heads}loop {method.loop_ms:.3f} ms"
 
 
-def _widths(method: MethodReport) -> str:
-    return "  ".join(f"{rows}: {passes / method.forward_passes:.0%}" for rows, passes in method.passes_by_width.items())
-
-
-def _steps(report: BenchReport) -> str:
-    return "  ".join(f"{rows}: {milliseconds:.2f}" for rows, milliseconds in report.step_ms.items())
+def _listed(values: Mapping[Any, Any]) -> str:
+    return "  ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def _sampling(report: BenchReport) -> str:
@@ -138,9 +128,5 @@ def _sampling(report: BenchReport) -> str:
 
 
 def _share(value: float | None) -> str:
-    """A share in percent, rounded down: 100 % only where there is no exception."""
+    """In percent, rounded down: 100% only without exceptions."""
     return "-" if value is None else f"{floor(1000 * value) / 10:g}%"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""`nptool chat`: a conversation in the terminal, or with the text of a pipe."""
+"""`nptool chat`: a conversation in the terminal or from a pipe."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ SYSTEM = Annotated[
 PROMPT_SIGN = "> "
 CONTINUATION_SIGN = ". "
 CONTINUES = "\\"
-"""At the end of a line in a terminal: the message goes on in the next one (llama.cpp's convention)."""
+"""In a terminal, a line that ends in it continues on the next (llama.cpp's convention)."""
 COMMANDS = {
     "/help": "this list",
-    "/reset": "forget the conversation",
+    "/reset": "start a new conversation",
     "/stats": "figures of all answers so far",
     "/exit": "leave (Ctrl-D too)",
 }
@@ -86,8 +86,8 @@ def chat(
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
-    A line that ends in a backslash goes on in the next one. In a pipe an empty line or a /command ends
-    a message; `nptool generate` takes a whole pipe as one prompt.
+    A line that ends in a backslash continues on the next. In a pipe, an empty line or a /command ends
+    a message; `nptool generate` reads a whole pipe as one prompt.
     """
     from nptool.decoding.session import Session
 
@@ -118,7 +118,7 @@ def chat(
 
 
 def _turn(session: Session, message: str) -> bool:
-    """One message or command of the user's; False when it is the last."""
+    """Handle a message or a command; False ends the chat."""
     if _is_command(message):
         return _command(session, message)
     if message:
@@ -143,7 +143,11 @@ def _command(session: Session, line: str) -> bool:
 
 
 def _answer(session: Session, line: str) -> None:
-    """Stream the answer. Ctrl-C ends it and keeps what was said; a conversation that is too long is a remark."""
+    """Stream the answer. Ctrl-C stops it and keeps the partial answer.
+
+    Raises:
+        ContextError: the conversation does not fit the context, and input is not a terminal.
+    """
     tokens = session.ask(line)
     try:
         for token in tokens:
@@ -166,15 +170,15 @@ def _answer(session: Session, line: str) -> None:
 
 
 def _is_command(message: str) -> bool:
-    """Whether it is for the chat itself. In a pipe only the known ones are: text may begin with a slash."""
+    """Whether it is a command. In a pipe only known commands are: text may begin with a slash."""
     return message in COMMANDS or (message.startswith("/") and sys.stdin.isatty())
 
 
 def _messages() -> Iterator[str]:
-    """What the user says until Ctrl-D or the end of the pipe. Ctrl-C leaves the program."""
+    """The user's messages until Ctrl-D or the end of the pipe. Ctrl-C exits."""
     try:
         if sys.stdin.isatty():
-            # Without line editing where only the output is redirected.
+            # No line editing if the output is redirected.
             yield from _typed(_editor() if sys.stdout.isatty() else _plain)
         else:
             with utf8_input():
@@ -184,7 +188,7 @@ def _messages() -> Iterator[str]:
 
 
 def _typed(read: Callable[[str], str]) -> Iterator[str]:
-    """A message is a line, with the following ones where it ends in a backslash."""
+    """Messages from a terminal: a line each, continued after a backslash."""
     try:
         while True:
             message = read(PROMPT_SIGN)
@@ -196,7 +200,7 @@ def _typed(read: Callable[[str], str]) -> Iterator[str]:
 
 
 def _editor() -> Callable[[str], str]:
-    """Line editing with a history of this session."""
+    """Line editing with the history of this session."""
     from prompt_toolkit import PromptSession
 
     prompt: PromptSession[str] = PromptSession()
@@ -211,7 +215,7 @@ def _plain(_: str) -> str:
 
 
 def _piped() -> Iterator[str]:
-    """Lines up to an empty one or a command are one message, so a prompt of several lines stays whole."""
+    """Messages from a pipe: all lines up to an empty one or a command."""
     lines: list[str] = []
     for line in sys.stdin:
         if line.strip() and line.strip() not in COMMANDS:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nptool.cli.console import progress_bars
-from nptool.cli.options import AsJson, ConfigFile, DryRun, ModelCheckpoint
-from nptool.cli.training_options import DataFiles, MoreData, PromptField, ResponseField, data_paths, given_fields
+from nptool.cli import training_options as training
+from nptool.cli.console import print_table, progress_bars
+from nptool.cli.options import AsJson, ConfigFile, DryRun
 from nptool.collection.config import CollectConfig, run_defaults
-from nptool.settings import read_mapping, resolve
+from nptool.settings import resolve
 
 if TYPE_CHECKING:
     from nptool.collection.collect import CollectResult
@@ -21,83 +22,67 @@ DEFAULTS = CollectConfig
 
 
 def collect(
-    data: DataFiles = None,
-    more: MoreData = None,
-    model: ModelCheckpoint = None,
+    data: training.Data = None,
+    more: training.MoreData = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", metavar="DIR|ID", help="Hugging Face directory or Hub id [newest run]"),
+    ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="PARQUET", help=f"[{DEFAULTS.output}, or the run's]", show_default=False
-        ),
+        Path | None, typer.Option("-o", "--output", metavar="PARQUET", help=f"[{DEFAULTS.output}, or the run's]")
     ] = None,
     n: Annotated[
+        int | None, typer.Option("-n", "--block-length", help=f"block length in tokens [{DEFAULTS.n}]")
+    ] = None,
+    max_new_tokens: training.MaxNewTokens = None,
+    batch_size: Annotated[int | None, typer.Option(help=f"sequences in a batch [{DEFAULTS.batch_size}]")] = None,
+    seed: Annotated[
         int | None,
-        typer.Option("-n", "--block-length", help=f"block length in tokens [{DEFAULTS.n}]", show_default=False),
+        typer.Option(help="seed of everything random; prompt i (from 0) is sampled as by `generate --seed SEED+i` [0]"),
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help=f"longest response in tokens [{DEFAULTS.max_new_tokens}]", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help=f"sequences in flight [{DEFAULTS.batch_size}]", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of everything random [0]", show_default=False)] = None,
     temperature: Annotated[
-        float | None,
-        typer.Option("--temp", "--temperature", help="of sampled responses; 0 is greedy [0]", show_default=False),
+        float | None, typer.Option("--temp", "--temperature", help="sampling temperature; 0 is greedy [0]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="only the first so many records", show_default=False)] = None,
-    augment: Annotated[
-        bool | None,
-        typer.Option("--augment/--no-augment", help="copy right tokens into states at random [no]", show_default=False),
-    ] = None,
+    limit: training.Limit = None,
+    augment: training.Augment = None,
     keep_degenerate: Annotated[
         bool | None,
         typer.Option(
-            "--keep-degenerate/--drop-degenerate",
-            help="responses that loop or do not end [dropped]",
-            show_default=False,
+            "--keep-degenerate/--drop-degenerate", help="responses that repeat themselves or do not end [drop]"
         ),
     ] = None,
     chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--no-chat", help="use the model's chat template, if any [yes]", show_default=False),
+        bool | None, typer.Option("--chat/--no-chat", help="use the model's chat template, if it has one [yes]")
     ] = None,
-    prompt_field: PromptField = None,
-    response_field: ResponseField = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="leave out longer prompts", show_default=False)] = None,
+    prompt_field: training.PromptField = None,
+    response_field: training.ResponseField = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="skip longer prompts")] = None,
     text_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(help=f"prompts cut from plain text [{DEFAULTS.text_prompt_tokens}]", show_default=False),
+        int | None, typer.Option(help=f"length of prompts cut from plain text [{DEFAULTS.text_prompt_tokens}]")
     ] = None,
     exclude: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="prompts to leave out [the run's held-out ones]", show_default=False),
+        list[Path] | None, typer.Option(metavar="FILE", help="skip the prompts of this file [the run's held-out ones]")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the model runs [auto]", show_default=False)
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="device the model runs on [auto]")
     ] = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"] | None,
-        typer.Option(help="auto is bfloat16 on a GPU, float32 on a CPU [auto]", show_default=False),
-    ] = None,
-    overwrite: Annotated[
-        bool | None, typer.Option("--overwrite", help="begin anew where the output exists", show_default=False)
-    ] = None,
+    precision: training.Precision = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="start over if the output exists")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model answer prompts, and keep the states its answers pass through in Jacobi decoding.
+    """Collect a model's responses to prompts, with the states that Jacobi decoding passes through.
 
     DATA are JSONL, JSON or Parquet records (messages, prompt/completion, question/answer, text, ShareGPT, Alpaca), text
-    and source files, or the prompts of an earlier collection. The same command goes on with an interrupted collection.
+    and source files, or the prompts of an earlier collection. Run the same command again to resume an interrupted
+    collection.
     """
-    flags: dict[str, Any] = given_fields(locals(), CollectConfig)
-    flags["data"] = data_paths(data, more)
-    flags["exclude"] = tuple(exclude) if exclude else None
-    given = {name: value for name, value in flags.items() if value is not None}
-    in_file = read_mapping(CollectConfig, config) if config is not None else {}
-    resolved = resolve(CollectConfig, config, run_defaults({**in_file, **given}) | given)
+    given = training.given_fields(locals(), CollectConfig)
+    if exclude:
+        given["exclude"] = tuple(exclude)
+    defaults = run_defaults(training.with_file(given, CollectConfig, config))
+    resolved = resolve(CollectConfig, config, defaults | given)
     if dry_run:
         from nptool.collection.dry_run import dry_run as estimate
 
@@ -112,66 +97,48 @@ def collect(
 
 
 def _print_estimate(estimate: dict[str, Any], as_json: bool) -> None:
-    import json
-
     if as_json:
-        typer.echo(json.dumps(estimate))
+        print(json.dumps(estimate))
         return
     memory = estimate["memory"]
-    _print_table(estimate["config"].items(), "configuration")
+    print_table("configuration", estimate["config"])
     rows = {
         "device": estimate["device"],
         "parameters": f"{estimate['parameters']:,}",
-        "prompts": f"{estimate['prompts']:,} of {estimate['prompt_tokens']:,} tokens",
+        "prompts": f"{estimate['prompts']:,}, {estimate['prompt_tokens']:,} tokens",
         "left out": _reasons(estimate["left_out"]),
         "responses": f"at most {estimate['most_new_tokens']:,} tokens",
         "memory": ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in memory.items()),
     }
-    _print_table(rows.items(), "estimate")
+    print_table("estimate", rows)
 
 
 def _print_result(result: CollectResult, as_json: bool) -> None:
-    import json
-    from dataclasses import asdict
-
     stats = result.stats
-    derived = {
-        "tokens_per_forward": stats.tokens_per_forward,
-        "steps_to_fixed_point": stats.steps_to_fixed_point,
-        "mean_response_tokens": stats.mean_response_tokens,
-    }
     if as_json:
-        typer.echo(json.dumps({**asdict(result), **derived, "path": str(result.path)}))
+        derived = {
+            "tokens_per_forward": stats.tokens_per_forward,
+            "steps_to_fixed_point": stats.steps_to_fixed_point,
+            "mean_response_tokens": stats.mean_response_tokens,
+        }
+        print(json.dumps({**asdict(result), **derived, "path": str(result.path)}))
         return
     dropped = sum(result.dropped.values())
+    earlier = f" ({result.done_before:,} prompts were already done)" if result.done_before else ""
     rows = {
         "file": result.path,
         "kept": f"{result.rows:,} of {result.prompts:,} responses",
-        "dropped": f"{dropped:,}" + (f" ({_reasons(result.dropped)})" if dropped else ""),
+        "dropped": f"{dropped:,} ({_reasons(result.dropped)})" if dropped else "0",
         "left out": _reasons(result.left_out),
         "mean response": f"{stats.mean_response_tokens:.1f} tokens",
         "Jacobi TPF": f"{stats.tokens_per_forward:.2f} tokens per forward pass",
         "steps to the fixed point": f"{stats.steps_to_fixed_point:.2f} per block",
         "fast-forwarded": f"{stats.fast_forwarded:,} tokens",
         "stationary": f"{stats.stationary:,} tokens",
-        "time": f"{result.seconds:.1f} s"
-        + (f", {result.done_before:,} prompts were done before" if result.done_before else ""),
+        "time": f"{result.seconds:.1f} s{earlier}",
     }
-    _print_table(rows.items(), "collected")
+    print_table("collected", rows)
 
 
 def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {reason}" for reason, number in counts.items()) or "-"
-
-
-def _print_table(rows: Iterable[tuple[str, Any]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        table.add_row(name, "-" if shown is None else str(shown))
-    Console().print(table, markup=False, highlight=False)

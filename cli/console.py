@@ -1,32 +1,47 @@
-"""Where the command line prints: results on stdout, progress and remarks on stderr."""
+"""What commands print with: tables and bars on stdout, progress on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from nptool.progress import Progress
 
 REDRAW_SECONDS = 0.2
+LONGEST_BAR = 48
+"""Columns."""
+
+
+def print_table(title: str, rows: Mapping[str, Any]) -> None:
+    """Print labels and values; None is a dash, a list its items."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        table.add_row(name, "-" if shown is None else str(shown))
+    Console().print(table, markup=False, highlight=False)
+
+
+def bar(value: float, highest: float) -> str:
+    """A bar as long as the value's share of the highest one, followed by the value."""
+    return f"{'█' * max(1, round(LONGEST_BAR * value / highest))} {value:.2f}"
 
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Bars on stderr, one for each step, with the time that remains; plain lines when stderr is no terminal.
+    """Progress bars on stderr, one for each stage, with the remaining time; plain lines if stderr is not a terminal.
 
-    They are drawn only when the step reports: a thread that redraws would compete with what is being timed.
+    Bars are redrawn only when a stage reports progress: a redrawing thread would disturb what is being timed.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
@@ -59,7 +74,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 class _PlainLines:
-    """A line for every tenth of a step: what a log file wants instead of a moving bar."""
+    """A line for every tenth of a stage, for log files."""
 
     def __init__(self) -> None:
         self._start: dict[str, float] = {}

@@ -1,56 +1,44 @@
-"""`nptool convert`: a Hugging Face checkpoint becomes a verified GGUF."""
+"""`nptool convert`: a Hugging Face checkpoint to a verified GGUF."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES
+from nptool.errors import DataError
+from nptool.runs import latest_run
 
 if TYPE_CHECKING:
     from nptool.convert.conversion import Conversion, ConvertedHeads
+    from nptool.convert.verification import LogitComparison
 
 CHECKPOINT = Annotated[
     str | None,
     typer.Argument(
         metavar="[DIR|ID]",
-        help="Hugging Face directory or Hub id, or Meta's directory of a multi-token model [newest run's model]",
-        show_default=False,
+        help="Hugging Face directory or Hub id, or the directory of Meta's multi-token model [newest run's model]",
     ),
 ]
 OUTPUT = Annotated[
     Path | None,
     typer.Option(
-        "-o",
-        "--output",
-        metavar="GGUF",
-        help="file to write [the run's model.gguf, else NAME-TYPE.gguf here]",
-        show_default=False,
+        "-o", "--output", metavar="GGUF", help="file to write [the run's model.gguf, else NAME-TYPE.gguf here]"
     ),
 ]
 TYPE = Annotated[str, typer.Option("--type", metavar="TYPE", help=f"type of the matrices: {', '.join(FILE_TYPES)}")]
 HEADS_TYPE = Annotated[
-    str | None,
-    typer.Option(
-        "--heads-type",
-        metavar="TYPE",
-        help="type of the extra heads: f32, f16, bf16, q8_0, q4_0 [q8_0]",
-        show_default=False,
-    ),
+    str | None, typer.Option(metavar="TYPE", help="type of the extra heads: f32, f16, bf16, q8_0, q4_0 [q8_0]")
 ]
 NO_VERIFY = Annotated[bool, typer.Option("--no-verify", help="do not compare the result with transformers")]
 PRE = Annotated[
-    str | None,
-    typer.Option(
-        "--pre",
-        metavar="NAME",
-        help="llama.cpp's name for the tokenizer's splitting rules [found from the tokenizer]",
-        show_default=False,
-    ),
+    str | None, typer.Option(metavar="NAME", help="llama.cpp's name of the tokenizer's splitting rules [detected]")
 ]
 
 
@@ -64,7 +52,6 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to GGUF, and verify it against transformers."""
-    from nptool.cli.console import progress_bars
     from nptool.convert.conversion import convert as convert_checkpoint
 
     source = checkpoint if checkpoint is not None else _newest_model()
@@ -78,69 +65,65 @@ def convert(
             pre=pre,
             progress=progress,
         )
-    _print_json(done) if as_json else _print_text(done, newest=checkpoint is None and output is None)
+    if as_json:
+        _print_json(done)
+    else:
+        _print_text(done, newest=checkpoint is None and output is None)
 
 
 def _newest_model() -> str:
-    from nptool.errors import DataError
-    from nptool.runs import latest_run
-
     try:
         return str(latest_run().model)
     except DataError as error:
         raise DataError(
-            "no checkpoint was named and there is no run to take it from; write `nptool convert DIR`, or train one "
-            "with `nptool train`"
+            "no checkpoint is given and there is no run to take it from; name one with `nptool convert DIR`, or train "
+            "one with `nptool train`"
         ) from error
 
 
 def _print_json(done: Conversion) -> None:
-    import json
-
     result: dict[str, Any] = asdict(done) | {"path": str(done.path)}
     if done.verification is not None:
         result["verification"]["logits"]["relative"] = done.verification.logits.relative
     if done.heads is not None and done.heads.logits is not None:
         for entry, logits in zip(result["heads"]["logits"], done.heads.logits, strict=True):
             entry["relative"] = logits.relative
-    typer.echo(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2))
 
 
 def _print_text(done: Conversion, newest: bool) -> None:
-    size = f"{done.bytes / 2**20:.1f} MiB"
-    typer.echo(
-        f"{done.path}: {done.file_type}, {size}, {done.parameters / 1e6:.1f}M parameters, "
+    print(
+        f"{done.path}: {done.file_type}, {done.bytes / 2**20:.1f} MiB, {done.parameters / 1e6:.1f}M parameters, "
         f"architecture {done.architecture}, {done.seconds:.0f} s"
     )
+    remarks = [*done.remarks]
     if done.verification is None:
-        typer.echo("not verified")
+        print("not verified")
     else:
-        logits = done.verification.logits
-        typer.echo(
-            f"verified against transformers: {done.verification.texts} texts tokenized alike; {logits.tokens} tokens: "
-            f"logits differ by at most {logits.largest:.2g} ({logits.relative:.1e} of their spread), "
-            f"{logits.same_choice:.0%} with the same most likely token"
-        )
-        for remark in done.verification.remarks:
-            typer.echo(f"note: {remark}")
-    if done.heads is not None:
-        _print_heads(done.heads)
-    for remark in done.remarks:
-        typer.echo(f"note: {remark}")
+        texts = done.verification.texts
+        print(f"verified against transformers: {texts} texts tokenized alike; {_difference(done.verification.logits)}")
+        remarks = [*done.verification.remarks, *remarks]
     parallel = f" --jacobi -n {done.block_size}" if done.block_size is not None else ""
     if done.heads is not None:
+        _print_heads(done.heads)
         parallel = " --heads"
+    for remark in remarks:
+        print(f"note: {remark}")
     model = "" if newest else f" -m {done.path}"
-    typer.echo(f"next: nptool chat{parallel}{model}")
+    print(f"next: nptool chat{parallel}{model}")
 
 
 def _print_heads(heads: ConvertedHeads) -> None:
-    typer.echo(
-        f"{heads.count - 1} extra heads behind it: {heads.file_type}, {heads.bytes / 2**20:.1f} MiB, "
+    print(
+        f"{heads.count - 1} extra heads after the model: {heads.file_type}, {heads.bytes / 2**20:.1f} MiB, "
         f"{heads.parameters / 1e6:.1f}M parameters"
     )
     for number, logits in enumerate(heads.logits or (), start=2):
-        typer.echo(
-            f"head {number}: {logits.tokens} tokens: logits differ by at most {logits.largest:.2g} "
-            f"({logits.relative:.1e} of their spread), {logits.same_choice:.0%} with the same most likely token"
-        )
+        print(f"head {number}: {_difference(logits)}")
+
+
+def _difference(logits: LogitComparison) -> str:
+    return (
+        f"{logits.tokens} tokens: logits differ by at most {logits.largest:.2g} ({logits.relative:.1e} of their "
+        f"spread), {logits.same_choice:.0%} with the same most likely token"
+    )

@@ -1,4 +1,4 @@
-"""What `generate` and `chat` share: their options, the model these name, and the line of figures after an answer."""
+"""What `generate` and `chat` share: options, loading the model, and the line of figures after an answer."""
 
 from __future__ import annotations
 
@@ -23,39 +23,37 @@ BlockLengthOrModels = Annotated[
         "-n",
         "--block-length",
         metavar="N|auto",
-        help="most tokens in a step, or heads used; auto is no bound [auto]",
+        help="most tokens in a step, or most heads; auto is no limit [auto]",
         show_default=False,
     ),
 ]
-Fixed = Annotated[
-    bool, typer.Option("--fixed", help="n rows in every step [what is fastest, down to autoregressive decoding]")
-]
+Fixed = Annotated[bool, typer.Option("--fixed", help="n rows in every step [the fastest width, down to AR]")]
 AUTO = "auto"
 BlockMode = Annotated[
-    bool, typer.Option("--block-mode", help="Jacobi iteration block by block, as in the CLLM paper, not sliding")
+    bool, typer.Option("--block-mode", help="iterate block by block, as in the CLLM paper, instead of a sliding window")
 ]
 Exact = Annotated[
     bool | None,
     typer.Option(
         "--exact/--free-width",
-        help="pad every batch, so that the text is AR's to the bit [yes with --jacobi or --heads]",
+        help="pad batches so that the text is exactly AR's [yes with --jacobi or --heads]",
         show_default=False,
     ),
 ]
-Temperature = Annotated[float, typer.Option("--temp", metavar="T", help="temperature; 0 takes the likeliest token")]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="only the K likeliest tokens; 0 is all")]
-TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="only the likeliest tokens of total probability P")]
+Temperature = Annotated[float, typer.Option("--temp", metavar="T", help="temperature; 0 is greedy")]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="only the K most likely tokens; 0 is all")]
+TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="only the most likely tokens of total probability P")]
 MinP = Annotated[
-    float, typer.Option("--min-p", metavar="P", help="only tokens P times as likely as the likeliest, or more")
+    float, typer.Option("--min-p", metavar="P", help="only tokens at least P times as likely as the most likely one")
 ]
 RepeatPenalty = Annotated[
-    float, typer.Option("--repeat-penalty", metavar="X", help="penalty of the last 64 tokens; 1 is none")
+    float, typer.Option("--repeat-penalty", metavar="X", help="penalty on the last 64 tokens; 1 is none")
 ]
 Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="end the answer before TEXT; may be repeated", show_default=False),
 ]
-Raw = Annotated[bool, typer.Option("--raw", help="take the text as it is, without the chat template")]
+Raw = Annotated[bool, typer.Option("--raw", help="use the text as it is, without the chat template")]
 
 
 def model_path(given: Path | None) -> Path:
@@ -107,10 +105,10 @@ def decode_config(
     repeat_penalty: float,
     seed: int,
 ) -> DecodeConfig:
-    """The options of the line as the library takes them.
+    """The library's configuration from the command line's options.
 
     Raises:
-        UsageError, ContextError: one of them cannot be used.
+        UsageError, ContextError: an option is invalid.
     """
     from nptool.decoding.answer import DecodeConfig
     from nptool.decoding.loop.sampling import Sampling
@@ -138,10 +136,10 @@ def _length(text: str | None) -> int | None:
 
 
 def held_out(path: Path, seed: int) -> tuple[Record, str]:
-    """A prompt of the split that was held out when the model was trained, and where it stands.
+    """A prompt that was held out when the model was trained, and its source.
 
     Raises:
-        DataError: the model lies in no run, or its run has no held-out split.
+        DataError: the model is not in a run, or its run has no held-out split.
     """
     from nptool.data.records import read_records
     from nptool.runs import run_of
@@ -163,7 +161,7 @@ def figures(tally: Tally) -> str:
 
 
 def widths_used(answer: Answer) -> str:
-    """What an answer's steps were, where they were chosen: to follow the figures."""
+    """The widths of an answer's steps, to follow the figures; empty if they were fixed."""
     from nptool.decoding.adaptive.widths import AdaptiveWidth
 
     if not isinstance(answer.widths, AdaptiveWidth):
@@ -190,7 +188,7 @@ def describe(config: DecodeConfig, n: int) -> str:
 
 @contextmanager
 def utf8_input() -> Iterator[None]:
-    """What standard input brings inside the block is UTF-8, or one clear error."""
+    """Raise a DataError if standard input, read inside the block, is not UTF-8."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -198,5 +196,5 @@ def utf8_input() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """A remark on stderr."""
+    """Print a message on stderr."""
     typer.echo(message, err=True)

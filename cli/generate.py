@@ -1,4 +1,4 @@
-"""`nptool generate`: one answer, streamed, with its speed; `--compare` sets it beside autoregressive decoding."""
+"""`nptool generate`: one answer, streamed, with its speed; `--compare` also decodes autoregressively."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     from nptool.decoding.text_model import TextModel
 
 COMPARE = Annotated[
-    bool, typer.Option("--compare", help="decode autoregressively too and compare; without --heads implies --jacobi")
+    bool, typer.Option("--compare", help="also decode autoregressively and compare; without --heads implies --jacobi")
 ]
-# Short answers are timed more than once, in turns: a fifth of a second is easily disturbed.
+# Answers that take less than COMPARE_SECONDS are timed COMPARE_ROUNDS times, the two methods in turns.
 COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
 
@@ -149,7 +149,7 @@ def _result(model: TextModel, answer: Answer) -> dict[str, Any]:
 
 
 def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:
-    """Both ways in turns; the fast autoregressive form is one row wide, so its text may differ at a near tie."""
+    """Decode with `config` and with AR, in turns. AR has width 1, so the texts may differ at a near tie."""
     baseline = replace(config, method="ar", others=(), exact=False)
     rounds = [(_run(model, ids, config), _run(model, ids, baseline))]
     spent = sum(answer.tally.decode_seconds for answer in rounds[0])
@@ -173,7 +173,7 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
         return
     typer.echo(parallel.text)
     n = model.block_length(config)
-    # What the width policy did may differ from run to run: figures and note are of the same one.
+    # The chosen widths may differ between runs: figures and note are of the same run.
     shown, plain = (_middle(runs) for runs in zip(*rounds, strict=True))
     for settings, run in ((baseline, plain), (config, shown)):
         say(f"{describe(settings, n):>18}: {figures(run.tally)}")

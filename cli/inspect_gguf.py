@@ -1,7 +1,8 @@
-"""`nptool inspect`: what is in a GGUF file, the heads behind the model included."""
+"""`nptool inspect`: the parts and tensors of a GGUF file, extra heads included."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +14,7 @@ from nptool.cli.options import AsJson
 if TYPE_CHECKING:
     from nptool.llama.gguf_summary import FileSummary, PartSummary
 
-FILE = Annotated[
-    Path | None, typer.Argument(metavar="[GGUF]", help="file to look into [newest run's]", show_default=False)
-]
+FILE = Annotated[Path | None, typer.Argument(metavar="[GGUF]", help="file to read [newest run's]")]
 
 
 def inspect(file: FILE = None, as_json: AsJson = False) -> None:
@@ -24,32 +23,24 @@ def inspect(file: FILE = None, as_json: AsJson = False) -> None:
     from nptool.llama.gguf_summary import summarize
 
     summary = summarize(model_path(file))
-    _print_json(summary) if as_json else _print_text(summary)
-
-
-def _print_json(summary: FileSummary) -> None:
-    import json
-
-    typer.echo(json.dumps(asdict(summary), indent=2))
-
-
-def _print_text(summary: FileSummary) -> None:
-    typer.echo(f"{summary.path}: {_size(summary.bytes)}{_trained(summary)}")
+    if as_json:
+        print(json.dumps(asdict(summary), indent=2))
+        return
+    print(f"{summary.path}: {_size(summary.bytes)}{_trained(summary)}")
     for part in summary.parts:
-        typer.echo(_part_line(part))
+        print(_part_line(part))
     if summary.measured is not None:
         found = summary.measured
-        typer.echo(f"held out: {found.tokens_per_forward:.2f} tokens per forward in blocks of {found.block_size}")
+        print(f"held out: {found.tokens_per_forward:.2f} tokens per forward in blocks of {found.block_size}")
     for number, row in enumerate(summary.accuracy, start=2):
-        first, behind = row[0], sum(row)
-        typer.echo(f"head {number} held out: first choice right {first:.1%}, one of {len(row)} right {behind:.1%}")
+        print(f"head {number} held out: top-1 {row[0]:.1%}, top-{len(row)} {sum(row):.1%}")
     for part in summary.parts:
-        typer.echo(f"\ntensors of {part.part}:")
+        print(f"\ntensors of {part.part}:")
         for tensor in part.tensors:
             shape = " x ".join(map(str, tensor.shape))
-            typer.echo(f"  {tensor.name:<28} {shape:>16}  {tensor.type:<6} {_size(tensor.bytes):>11}")
+            print(f"  {tensor.name:<28} {shape:>16}  {tensor.type:<6} {_size(tensor.bytes):>11}")
     for remark in summary.remarks:
-        typer.echo(f"\nnote: {remark}")
+        print(f"\nnote: {remark}")
 
 
 def _trained(summary: FileSummary) -> str:

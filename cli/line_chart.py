@@ -1,4 +1,4 @@
-"""Line charts as one SVG: everything in the text, no script, light and dark. Knows nothing of what is drawn."""
+"""Line charts as one self-contained SVG without scripts, in light and dark colours."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from math import ceil, floor, log2, log10
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 72, 56
-"""Margins around the lines of one chart: room for titles, legend and numbers."""
+"""Margins in pixels, for titles, legend and tick labels."""
 MOST_TICKS = 7
-# Told apart by people who see few colours (Okabe and Ito, 2008), on white and on black.
+# Colour-blind safe on white and on black (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = """
 svg { color-scheme: light dark; font: 13px system-ui, sans-serif; }
@@ -26,7 +26,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one x axis. The y axis begins at 0, or below where a value does."""
+    """Lines over one x axis. The y axis includes 0."""
 
     title: str
     x_title: str
@@ -34,11 +34,13 @@ class Chart:
     series: Mapping[str, Points]
     """Name to points (x, y), in the order in which a line joins them."""
     doubling: bool = False
-    """Every doubling of x, which is then positive, has the same length."""
+    """Draw x, which must be positive, on a logarithmic scale with ticks at powers of two."""
+    note: str = ""
+    """A line below the title."""
 
 
 def svg(*charts: Chart) -> str:
-    """The text of an SVG file that shows the charts one below the other.
+    """An SVG file with the charts one below the other.
 
     Raises:
         ValueError: a chart without a point.
@@ -56,12 +58,12 @@ def svg(*charts: Chart) -> str:
 
 @dataclass(frozen=True)
 class _Axis:
-    """From values to places on the page."""
+    """A scale from values to pixels."""
 
     low: float
     high: float
     start: float
-    """Where `low` is, in pixels."""
+    """Pixel of `low`; `end` is that of `high`."""
     end: float
     ticks: Sequence[float]
     doubling: bool = False
@@ -82,11 +84,12 @@ def _chart(chart: Chart) -> str:
     y_axis = _y_axis([y for _, y in points])
     parts = [
         f'<text class="title" x="{LEFT}" y="26">{escape(chart.title)}</text>',
+        *([f'<text class="soft" x="{LEFT}" y="42">{escape(chart.note)}</text>'] if chart.note else []),
         *_grid(x_axis, y_axis),
         f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">{escape(chart.x_title)}</text>',
         f'<text class="soft" x="{LEFT - 44}" y="{TOP - 14}">{escape(chart.y_title)}</text>',
     ]
-    # The legend ends where the chart does, beside the title of the y axis.
+    # The legend is right-aligned, on the line of the y axis's title.
     ends = WIDTH - RIGHT
     for place, (name, line) in reversed(list(enumerate(chart.series.items()))):
         colour = COLOURS[place % len(COLOURS)]
@@ -113,7 +116,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
 
 
 def _line(points: Points, x_axis: _Axis, y_axis: _Axis, colour: str) -> list[str]:
-    """The line, and a dot for each point that tells its values when it is pointed at."""
+    """The line, and a dot for each point with its values as a tooltip."""
     places = [(f"{x_axis.at(x):.1f}", f"{y_axis.at(y):.1f}") for x, y in points]
     path = " ".join(f"{x},{y}" for x, y in places)
     dots = (
@@ -133,7 +136,7 @@ def _x_axis(values: Sequence[float], doubling: bool) -> _Axis:
 
 
 def _y_axis(values: Sequence[float]) -> _Axis:
-    """Widened to the next ticks, so that no line touches an edge."""
+    """Widened to the next ticks."""
     low, high = min(0.0, *values), max(0.0, *values)
     step = _step(high - low)
     low, high = floor(low / step) * step, ceil(high / step) * step
@@ -142,12 +145,12 @@ def _y_axis(values: Sequence[float]) -> _Axis:
 
 def _multiples(low: float, high: float) -> list[float]:
     step = _step(high - low)
-    # A little beyond, for a bound that is a multiple but for its last bit.
+    # The tolerance keeps a bound that is a multiple up to rounding.
     return [number * step for number in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
 
 def _step(span: float) -> float:
-    """The least of 1, 2, 5, 10, 20, ... (or 0.1, 0.2, ...) that divides `span` into few parts."""
+    """The smallest of 1, 2, 5 times a power of ten that divides `span` into at most `MOST_TICKS` parts."""
     if span <= 0:
         return 1.0
     unit: float = 10.0 ** floor(log10(span / MOST_TICKS))

@@ -1,4 +1,4 @@
-"""The prompt of `generate` and `trace`: from the line, a file, a pipe, or else one of those held out in training."""
+"""The prompt of `generate` and `trace`: from an option, a file, a pipe, or else one held out in training."""
 
 from __future__ import annotations
 
@@ -20,33 +20,29 @@ if TYPE_CHECKING:
     from nptool.decoding.text_model import Prompt
 
 PromptText = Annotated[
-    str | None,
-    typer.Option(
-        "-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]", show_default=False
-    ),
+    str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]")
 ]
 PromptFile = Annotated[
-    Path | None,
-    typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input", show_default=False),
+    Path | None, typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input")
 ]
-# Seconds until a pipe that brings nothing is remarked on, and then given up.
+# Seconds to wait for a pipe before saying so, and then before giving up.
 REMARK_AFTER = 1.0
 PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
 class AskedPrompt:
-    """A prompt and how to take it."""
+    """A prompt, and where it came from."""
 
     content: Prompt
     raw: bool
-    """Without the chat template."""
+    """Decode without the chat template."""
     remark: str = ""
-    """What the user should know of where it came from."""
+    """For the user; empty if the prompt was given."""
 
     @property
     def text(self) -> str:
-        """What is asked, without the turns before it."""
+        """The last turn."""
         if isinstance(self.content, str):
             return self.content
         last = self.content[-1]
@@ -54,7 +50,12 @@ class AskedPrompt:
 
 
 def find_prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed: int) -> AskedPrompt:
-    """The prompt from the line, a file, a pipe, or else the model's held-out split."""
+    """The prompt from `text`, `file`, a pipe, or else the held-out split of the model at `path`.
+
+    Raises:
+        UsageError: both `text` and `file` are given.
+        DataError: the file cannot be read, or there is no prompt at all.
+    """
     from nptool.data.rendering import split_turns
 
     if text is not None and file is not None:
@@ -85,10 +86,10 @@ def _read(file: Path) -> str:
 
 
 def _piped() -> str | None:
-    """What a pipe or a redirected file brings, or None.
+    """The text of a pipe or a redirected file, or None.
 
-    A pipe that nobody writes to is what programs without a terminal are often started with, so its first byte is
-    waited for only so long; `-f -` waits for ever.
+    Programs are often started with an open pipe that never receives data, so the wait for its first byte is limited;
+    `-f -` waits without limit.
     """
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode

@@ -1,4 +1,4 @@
-"""`nptool trace`: how the blocks of one answer converge, iteration by iteration, beside the base model's if wanted."""
+"""`nptool trace`: how the blocks of one answer converge, and optionally the base model's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JACOBI = Annotated[
     bool,
     typer.Option(
-        "--jacobi", help="Jacobi iteration in blocks: always, as no other method has states", show_default=False
+        "--jacobi", help="Jacobi iteration in blocks; always on, as no other method has states", show_default=False
     ),
 ]
 LENGTH = Annotated[
@@ -31,11 +31,9 @@ LENGTH = Annotated[
 ]
 BASE = Annotated[
     Path | None,
-    typer.Option("--base", metavar="GGUF", help="show this model's trace of the prompt too", show_default=False),
+    typer.Option("--base", metavar="GGUF", help="also show this model's trace of the prompt", show_default=False),
 ]
-HTML = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="write one page, without any other file it needs")
-]
+HTML = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a self-contained HTML page")]
 
 
 def trace(

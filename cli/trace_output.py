@@ -1,4 +1,4 @@
-"""How `nptool trace` prints: a row for each iteration, one sign and the text for each token, both coloured."""
+"""How `nptool trace` prints: a row for each iteration, with a coloured sign and the text of each token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from nptool.convergence import Mark
 from nptool.decoding.trace import BlockTrace, Trace
 
-# A sign tells a mark where there are no colours.
+# Signs tell the marks apart without colours.
 SIGNS = {Mark.WRONG: ".", Mark.RIGHT: "+", Mark.FAST_FORWARDED: ">", Mark.STATIONARY: "="}
 STYLES = {
     Mark.WRONG: "red",
@@ -23,12 +23,12 @@ STYLES = {
 }
 NAMES = {mark: mark.name.lower().replace("_", "-") for mark in Mark}
 NO_TEXT = "<none>"
-"""Stands for the token that is not guessed."""
+"""Text of a position that has no token in the initial guess."""
 _CONTROL = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def print_traces(traces: Sequence[Trace]) -> None:
-    """Print every trace, then their figures side by side."""
+    """Print every trace, then their figures in one table."""
     console = Console(highlight=False, markup=False)
     for trace in traces:
         console.print(Text(f"{trace.model}, n = {trace.n}", style="bold"), soft_wrap=True)
@@ -44,12 +44,11 @@ def print_traces(traces: Sequence[Trace]) -> None:
 
 
 def token_text(trace: Trace, token: int) -> str:
-    """The text of a token on one line."""
+    """The text of a token, with line breaks and tabs escaped."""
     return trace.pieces.get(token, NO_TEXT).translate(_CONTROL)
 
 
 def _line(trace: Trace, block: BlockTrace, row: int) -> Text:
-    """An iteration: its number, its signs, its tokens."""
     marks_N = block.marks_SN[row]
     line = Text(f"{row or 'guess':>5}  ")
     for mark in marks_N.tolist():
@@ -61,7 +60,7 @@ def _line(trace: Trace, block: BlockTrace, row: int) -> Text:
 
 
 def describe_row(marks_N: NDArray[np.uint8]) -> str:
-    """What an iteration gave, in words."""
+    """The fast-forwarded and stationary tokens of an iteration, in words."""
     counts = {mark: int(np.count_nonzero(marks_N == mark)) for mark in (Mark.FAST_FORWARDED, Mark.STATIONARY)}
     return ", ".join(f"{count} {NAMES[mark]}" for mark, count in counts.items() if count)
 
@@ -77,13 +76,8 @@ def _legend() -> Text:
 def _figures(traces: Sequence[Trace]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
-    for head in (
-        "tokens",
-        "iterations",
-        "tokens/\nforward",
-        "fast-forwarded\nper iteration",
-        "stationary\nper iteration",
-    ):
+    heads = ("tokens", "iterations", "tokens/\nforward", "fast-forwarded\nper iteration", "stationary\nper iteration")
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     names = ["base", "model"] if len(traces) > 1 else ["model"]
     for name, trace in zip(names, traces, strict=True):

@@ -1,4 +1,4 @@
-"""The page that `nptool trace --html` writes: everything in one file, no script, light and dark."""
+"""The page of `nptool trace --html`: one self-contained file without scripts, in light and dark colours."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nptool.decoding.trace import BlockTrace, Trace
 
 CLASSES = {Mark.WRONG: "w", Mark.RIGHT: "r", Mark.FAST_FORWARDED: "f", Mark.STATIONARY: "s"}
 MEANINGS = {
-    Mark.WRONG: "not yet what the block ends as",
-    Mark.RIGHT: "what the block ends as",
-    Mark.FAST_FORWARDED: "fixed in this iteration behind the first one that was",
-    Mark.STATIONARY: "right before a token in front of it was, and right ever after",
+    Mark.WRONG: "differs from the final token",
+    Mark.RIGHT: "is the final token",
+    Mark.FAST_FORWARDED: "became final in this iteration, after the first token that did",
+    Mark.STATIONARY: "was final before a token to its left, and stayed so",
 }
 STYLE = """
 :root { color-scheme: light dark; --page: #fafaf8; --ink: #1c1e21; --soft: #6b7076; --line: #dddfe2; --card: #fff;
@@ -47,7 +47,7 @@ td.d { text-align: left; padding-left: .6rem; }
 
 
 def page(prompt: str, traces: Sequence[Trace]) -> str:
-    """The whole page.
+    """The HTML page.
 
     Args:
         traces: the model's, or the base model's and the model's.
@@ -59,7 +59,7 @@ def page(prompt: str, traces: Sequence[Trace]) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<style>{STYLE}</style></head><body>",
         f"<h1>Jacobi iteration, blocks of {traces[-1].n} tokens</h1>",
-        "<p class='soft'>Every row is one forward pass over the whole block; every square is one token.</p>",
+        "<p class='soft'>Each row is one forward pass over the whole block; each square is one token.</p>",
         f"<pre>{escape(prompt)}</pre>",
         _legend(),
         "<div class='glance'>",
@@ -77,7 +77,7 @@ def _legend() -> str:
 
 
 def _card(name: str, trace: Trace) -> str:
-    """The figures of a trace, and all its blocks as little squares."""
+    """The figures of a trace, and its blocks as small squares."""
     figures = trace.summary()
     shown = (
         ("tokens per forward", f"{figures['tokens_per_forward']:.2f}"),
@@ -101,7 +101,6 @@ def _map(block: BlockTrace) -> str:
 
 
 def _details(name: str, trace: Trace) -> str:
-    """The tokens of every state."""
     blocks = "".join(
         f"<h3>block {number}</h3><div class='scroll'><table>{''.join(_rows(trace, block))}</table></div>"
         for number, block in enumerate(trace.blocks, start=1)

@@ -1,4 +1,4 @@
-"""`nptool train`: the embedded default; `nptool train base`, `cllm` and `heads` for everything else."""
+"""`nptool train`: the embedded text-to-SQL default, and the commands `base`, `cllm` and `heads`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 train_app = typer.Typer(
     name="train",
-    help="Train a model; without a command, the embedded text-to-SQL default from end to end.",
     no_args_is_help=False,
     rich_markup_mode=None,
 )
@@ -30,14 +29,14 @@ train_app.command("heads")(train_heads)
 
 @train_app.callback(invoke_without_command=True)
 def train(context: typer.Context, as_json: AsJson = False) -> None:
-    """Train a model; without a command, the embedded text-to-SQL default from end to end."""
+    """Train a model; without a command, the embedded text-to-SQL default end to end."""
     if context.invoked_subcommand is not None:
         return
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from nothing: examples, base model, trajectories, CLLM, scores. About 21 minutes on 2 cores; "
-        "interrupted, the same command goes on.",
+        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, scores. About 21 minutes on 2 cores; run "
+        "the same command again to resume.",
         err=True,
     )
     with progress_bars() as progress:

@@ -4,108 +4,73 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from nptool.cli import training_options as training
 from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson, ConfigFile, DryRun
-from nptool.cli.training_options import (
-    Accumulation,
-    BatchTokens,
-    Checkpointing,
-    DataFiles,
-    Epochs,
-    LearningRate,
-    MoreData,
-    PrecisionChoice,
-    PromptField,
-    ResponseField,
-    RunName,
-    SaveEvery,
-    Steps,
-    TrainingSeed,
-    data_paths,
-    given_fields,
-)
-from nptool.cli.training_output import print_base_result, print_estimate
+from nptool.cli.training_output import print_base_result, print_estimates
 from nptool.processes import is_main_process
 from nptool.settings import resolve
-from nptool.training.base.config import BaseConfig
+from nptool.training.base.config import BaseConfig, LossTokens
+
+DEFAULTS = BaseConfig
 
 
 def train_base(
-    data: DataFiles = None,
-    more: MoreData = None,
+    data: training.Data = None,
+    more: training.MoreData = None,
     model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="DIR|ID", help="finished model to train further", show_default=False),
+        str | None, typer.Option("-m", "--model", metavar="DIR|ID", help="finished model to train further")
     ] = None,
     tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="DIR|ID|bytes", help="take this tokenizer [trained on the data]", show_default=False),
+        str | None, typer.Option(metavar="DIR|ID|bytes", help="use this tokenizer [one trained on the data]")
     ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(help=f"tokens of a tokenizer trained here [{BaseConfig.vocab_size}]", show_default=False),
-    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help=f"size of the new vocabulary [{DEFAULTS.vocab_size}]")] = None,
     digits: Annotated[
-        bool | None,
-        typer.Option("--digits/--no-digits", help="a tokenizer trained here keeps digits single", show_default=False),
+        bool | None, typer.Option("--digits/--no-digits", help="one token for each digit in a new tokenizer [no]")
     ] = None,
-    hidden_size: Annotated[
-        int | None, typer.Option(help=f"width of the layers [{BaseConfig.hidden_size}]", show_default=False)
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(help=f"number of layers [{BaseConfig.layers}]", show_default=False)
-    ] = None,
-    attention_heads: Annotated[
-        int | None, typer.Option(help=f"attention heads [{BaseConfig.attention_heads}]", show_default=False)
-    ] = None,
-    kv_heads: Annotated[
-        int | None, typer.Option(help="key and value heads [as many as attention heads]", show_default=False)
-    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(help=f"hidden size [{DEFAULTS.hidden_size}]")] = None,
+    layers: Annotated[int | None, typer.Option(help=f"number of layers [{DEFAULTS.layers}]")] = None,
+    attention_heads: Annotated[int | None, typer.Option(help=f"attention heads [{DEFAULTS.attention_heads}]")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="key and value heads [as many as attention heads]")] = None,
     intermediate_size: Annotated[
-        int | None, typer.Option(help="width of the feed-forward layers [8/3 of the hidden size]", show_default=False)
+        int | None, typer.Option(help="size of the feed-forward layers [8/3 of the hidden size]")
     ] = None,
     tied: Annotated[
-        bool | None,
-        typer.Option("--tied/--untied", help="one matrix for embedding and unembedding [tied]", show_default=False),
+        bool | None, typer.Option("--tied/--untied", help="one matrix for embedding and unembedding [tied]")
     ] = None,
     heads: Annotated[
-        int | None,
-        typer.Option(help="heads of a multi-head model, taken from its layers [-m's, or 1]", show_default=False),
+        int | None, typer.Option(help="number of heads; each extra one takes a layer [the model's, or 1]")
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(help=f"longest sequence in tokens [{BaseConfig.context}]", show_default=False)
-    ] = None,
+    context: Annotated[int | None, typer.Option(help=f"longest sequence in tokens [{DEFAULTS.context}]")] = None,
     loss: Annotated[
-        Literal["all", "response"] | None,
-        typer.Option(help="tokens of a prompt/response record that are trained [all]", show_default=False),
+        LossTokens | None, typer.Option(help="tokens of a prompt/response record to train on [all]")
     ] = None,
     prompt_share: Annotated[
         float | None,
-        typer.Option(help=f"share of a prompt's tokens trained by --loss all [{BaseConfig.prompt_share:g}]"),
+        typer.Option(help=f"share of the prompt tokens to train on with --loss all [{DEFAULTS.prompt_share:g}]"),
     ] = None,
     heldout: Annotated[
-        float | None,
-        typer.Option(help=f"share of the data kept for testing [{BaseConfig.heldout}]", show_default=False),
+        float | None, typer.Option(help=f"share of the data kept for testing [{DEFAULTS.heldout:g}]")
     ] = None,
     heldout_data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="records to test on instead of a share", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="records to test on, instead of a share")
     ] = None,
-    prompt_field: PromptField = None,
-    response_field: ResponseField = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    lr: LearningRate = None,
-    batch_tokens: BatchTokens = None,
-    accumulation: Accumulation = None,
-    gradient_checkpointing: Checkpointing = None,
-    precision: PrecisionChoice = None,
-    seed: TrainingSeed = None,
-    save_every: SaveEvery = None,
-    name: RunName = None,
+    prompt_field: training.PromptField = None,
+    response_field: training.ResponseField = None,
+    steps: training.Steps = None,
+    epochs: training.Epochs = None,
+    lr: training.LearningRate = None,
+    batch_tokens: training.BatchTokens = None,
+    accumulation: training.Accumulation = None,
+    gradient_checkpointing: training.Checkpointing = None,
+    precision: training.Precision = None,
+    seed: training.Seed = None,
+    save_every: training.SaveEvery = None,
+    name: training.RunName = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -113,14 +78,13 @@ def train_base(
     """Train on the plain next-token loss: a small Llama from scratch, or (-m) a finished model further.
 
     DATA are text and source files, directories of them, or JSONL, JSON and Parquet records. The result is
-    runs/<name>/model, a Hugging Face checkpoint. The same command goes on with an interrupted run.
+    runs/<name>/model, a Hugging Face checkpoint. Run the same command again to resume an interrupted run.
     """
-    flags = given_fields(locals(), BaseConfig)
-    resolved = resolve(BaseConfig, config, {**flags, "data": data_paths(data, more)})
+    resolved = resolve(BaseConfig, config, training.given_fields(locals(), BaseConfig))
     if dry_run:
         from nptool.training.base.dry_run import dry_run as estimate
 
-        print_estimate(estimate(resolved), as_json)
+        print_estimates([estimate(resolved)], as_json)
         return
 
     from nptool.training.base.train import train_base as train

@@ -1,4 +1,4 @@
-"""Options that all training commands share. A flag that is not given is None: file and defaults come after it."""
+"""Options that `collect` and the training commands share. An option that is not given is None."""
 
 from __future__ import annotations
 
@@ -8,58 +8,57 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from nptool.settings import read_mapping
 from nptool.training.config import TrainingConfig
+from nptool.training.responses.config import ResponsesConfig
 
-DataFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--data", metavar="FILE", help="data file or directory; several may follow", show_default=False),
+Data = Annotated[
+    list[Path] | None, typer.Option("--data", metavar="FILE", help="data file or directory; several may follow")
 ]
-MoreData = Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True, show_default=False)]
-PromptField = Annotated[
-    str | None, typer.Option(help="field of the prompt, where it is not recognized", show_default=False)
-]
-ResponseField = Annotated[
-    str | None, typer.Option(help="field of the response, where it is not recognized", show_default=False)
-]
-Steps = Annotated[int | None, typer.Option("--steps", help="optimizer steps", show_default=False)]
-Epochs = Annotated[float | None, typer.Option("--epochs", help="passes over the data", show_default=False)]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="highest learning rate", show_default=False)]
-BatchTokens = Annotated[
-    int | None,
-    typer.Option("--batch-tokens", help=f"tokens in a batch [{TrainingConfig.batch_tokens}]", show_default=False),
-]
-Accumulation = Annotated[
-    int | None,
-    typer.Option("--accumulation", help=f"batches in a step [{TrainingConfig.accumulation}]", show_default=False),
-]
+MoreData = Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)]
+PromptField = Annotated[str | None, typer.Option(help="field with the prompt, if it is not recognized")]
+ResponseField = Annotated[str | None, typer.Option(help="field with the response, if it is not recognized")]
+Steps = Annotated[int | None, typer.Option(help="optimizer steps")]
+Epochs = Annotated[float | None, typer.Option(help="passes over the data")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="peak learning rate")]
+BatchTokens = Annotated[int | None, typer.Option(help=f"tokens in a batch [{TrainingConfig.batch_tokens}]")]
+Accumulation = Annotated[int | None, typer.Option(help=f"batches in a step [{TrainingConfig.accumulation}]")]
 Checkpointing = Annotated[
     bool | None,
-    typer.Option(
-        "--gradient-checkpointing/--no-gradient-checkpointing",
-        help="less memory, a third more time",
-        show_default=False,
-    ),
+    typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="less memory for a third more time [no]"),
 ]
-PrecisionChoice = Annotated[
+Precision = Annotated[
     Literal["auto", "float32", "bfloat16"] | None,
-    typer.Option("--precision", help="auto is bfloat16 on a GPU, float32 on a CPU [auto]", show_default=False),
+    typer.Option(help="auto is bfloat16 on a GPU, float32 on a CPU [auto]"),
 ]
-TrainingSeed = Annotated[int | None, typer.Option("--seed", help="seed of everything random [0]", show_default=False)]
-SaveEvery = Annotated[
-    int | None,
-    typer.Option("--save-every", help=f"steps between checkpoints [{TrainingConfig.save_every}]", show_default=False),
-]
-RunName = Annotated[
-    str | None, typer.Option("--name", metavar="RUN", help="directory in runs/ [one of its own]", show_default=False)
-]
+Seed = Annotated[int | None, typer.Option(help="random seed [0]")]
+SaveEvery = Annotated[int | None, typer.Option(help=f"steps between checkpoints [{TrainingConfig.save_every}]")]
+RunName = Annotated[str | None, typer.Option("--name", metavar="RUN", help="directory in runs/ [a new one]")]
 
-
-def data_paths(data: list[Path] | None, more: list[Path] | None) -> tuple[Path, ...] | None:
-    """`--data A B C`: the option takes A, the shell leaves B and C as arguments."""
-    return (*(data or ()), *(more or ())) or None
+Augment = Annotated[
+    bool | None,
+    typer.Option("--augment/--no-augment", help="copy correct tokens into states at random [no]"),
+]
+MaxLength = Annotated[int | None, typer.Option(help="skip longer trajectories [the model's context]")]
+HeldOut = Annotated[
+    float | None, typer.Option(help=f"share of the prompts kept for testing [{ResponsesConfig.heldout:g}]")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help=f"longest response to collect, in tokens [{ResponsesConfig.max_new_tokens}]")
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="collect from the first N records only")]
 
 
 def given_fields(arguments: dict[str, Any], config: type[Any]) -> dict[str, Any]:
-    """Of a command's arguments, those that are fields of its configuration."""
-    names = {field.name for field in fields(config)}
-    return {name: value for name, value in arguments.items() if name in names}
+    """The fields of `config` that a command's arguments give.
+
+    The shell splits `--data A B C`: A is the option's value, B and C are the arguments `more`.
+    """
+    data = (*(arguments["data"] or ()), *(arguments["more"] or ()))
+    values = {**arguments, "data": data or None}
+    return {field.name: values[field.name] for field in fields(config) if values.get(field.name) is not None}
+
+
+def with_file(given: dict[str, Any], config: type[Any], path: Path | None) -> dict[str, Any]:
+    """The fields of `config` from the configuration file, overridden by those on the command line."""
+    return given if path is None else {**read_mapping(config, path), **given}

@@ -3,58 +3,115 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-Rows = Iterable[tuple[str, str]]
+from nptool.cli.console import print_table
+
+if TYPE_CHECKING:
+    from nptool.training.cllm.curve import Curve
 
 
-def print_estimate(estimate: dict[str, Any], as_json: bool) -> None:
-    """Print what `--dry-run` found: the resolved configuration, sizes, memory by purpose."""
+def print_estimates(estimates: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Print the resolved configuration, sizes and memory of each round; most commands have one."""
     if as_json:
-        print(json.dumps(estimate))
+        print(json.dumps(estimates[0] if len(estimates) == 1 else {"rounds": estimates}))
         return
-    memory = estimate["memory"]
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if name != "total")
-    print_table("configuration", ((name, _shown(value)) for name, value in estimate["config"].items()))
-    print_table(
-        "estimate",
-        (
-            ("run", f"runs/{estimate['run']}"),
-            ("parameters", f"{estimate['parameters']:,}"),
-            ("data", f"{estimate['data_tokens']:,} tokens in one pass"),
-            ("steps", f"{estimate['steps']:,} of {estimate['tokens_per_step']:,} tokens"),
-            ("memory", f"{_bytes(memory['total'])} ({parts})"),
-        ),
-    )
+    for number, estimate in enumerate(estimates, start=1):
+        if len(estimates) > 1:
+            print(f"round {number}")
+        memory = estimate["memory"]
+        parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if name != "total")
+        print_table("configuration", estimate["config"])
+        rows = {
+            "run": f"runs/{estimate['run']}",
+            "parameters": f"{estimate['parameters']:,}",
+            "data": f"{estimate['data_tokens']:,} tokens in one pass",
+            "steps": f"{estimate['steps']:,} of {estimate['tokens_per_step']:,} tokens",
+            "memory": f"{_bytes(memory['total'])} ({parts})",
+        }
+        print_table("estimate", rows)
 
 
 def print_base_result(result: dict[str, Any], as_json: bool) -> None:
-    """Print what a base training gave."""
+    """Print the result of `nptool train base`."""
     if as_json:
         print(json.dumps(result))
         return
-    rows = [
-        ("model", result["model"]),
-        ("parameters", f"{result['parameters']:,}"),
-        ("trained", f"{result['steps']:,} steps, {result['tokens']:,} tokens"),
-    ]
+    rows = {"model": result["model"], "parameters": f"{result['parameters']:,}", "trained": _trained(result)}
     if result["skipped_records"]:
-        rows.append(("left out", f"{result['skipped_records']:,} records (longer than the context, or empty)"))
+        rows["left out"] = f"{result['skipped_records']:,} records (longer than the context, or empty)"
     if result["heldout_loss"] is not None:
-        rows.append(("held-out loss", f"{result['heldout_loss']:.4f} nats per token"))
-        rows.append(("perplexity", f"{result['perplexity']:.3f}"))
+        rows["held-out loss"] = f"{result['heldout_loss']:.4f} nats per token"
+        rows["perplexity"] = f"{result['perplexity']:.3f}"
         if result["bits_per_byte"] is not None:
-            rows.append(("bits per byte", f"{result['bits_per_byte']:.4f}"))
-    speed = result["tokens_per_second"]
-    rows.append(("speed", f"{speed:,.0f} tokens/s" if speed is not None else "-"))
-    rows.append(("time", f"{result['seconds']:.1f} s"))
-    print_table("result", rows)
+            rows["bits per byte"] = f"{result['bits_per_byte']:.4f}"
+    print_table("result", rows | _speed(result))
     if result["head_loss"] is not None:
-        print_head_figures(result["head_loss"], result["top1"], result["top5"])
+        _print_heads(result["head_loss"], result["top1"], result["top5"])
 
 
-def print_head_figures(losses: Iterable[float], top1: Iterable[float], top5: Iterable[float]) -> None:
+def print_heads_result(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result of `nptool train heads`."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    rows = {
+        "model": result["model"],
+        "parameters": f"{result['trained_parameters']:,} trained, {result['parameters']:,} of the plain model",
+        "trajectories": f"{result['trajectories']:,} and {result['heldout']:,} held out{_left_out(result)}",
+        "trained": _trained(result),
+        **_speed(result),
+    }
+    if result["loss_before"] is not None:
+        rows["head 1 before"] = f"loss {result['loss_before']:.4f}"
+    print_table("result", rows)
+    if result["loss"] is not None:
+        _print_heads(result["loss"], result["top1"], result["top5"])
+
+
+def print_cllm_results(results: Sequence[dict[str, Any]], curves: Sequence[Curve | None], as_json: bool) -> None:
+    """Print the result of each round of `nptool train cllm`.
+
+    Args:
+        curves: of each round, None where nothing was measured.
+    """
+    if as_json:
+        pairs = zip(results, curves, strict=True)
+        rounds = [result if curve is None else {**result, "curve": asdict(curve)} for result, curve in pairs]
+        print(json.dumps(rounds[0] if len(rounds) == 1 else {"rounds": rounds}))
+        return
+    for number, result in enumerate(results, start=1):
+        consistency = f"{result['consistency_first']:.4f} -> {result['consistency_last']:.4f}"
+        rows = {
+            "model": result["model"],
+            "parameters": f"{result['trained_parameters']:,} trained of {result['parameters']:,}",
+            "block length": f"{result['block_size']} tokens",
+            "trajectories": f"{result['trajectories']:,}{_left_out(result)}",
+            "trained": _trained(result),
+            "consistency loss": f"{consistency} nats per noisy row",
+            "next-token loss": f"{result['ar_first']:.4f} -> {result['ar_last']:.4f} nats per token",
+            "noisy rows right": f"{result['right_first']:.1%} -> {result['right_last']:.1%}",
+            **_speed(result),
+        }
+        print_table("result" if len(results) == 1 else f"round {number}", rows)
+
+
+def _trained(result: dict[str, Any]) -> str:
+    return f"{result['steps']:,} steps, {result['tokens']:,} tokens"
+
+
+def _left_out(result: dict[str, Any]) -> str:
+    return f", {result['left_out']:,} left out as too long" if result["left_out"] else ""
+
+
+def _speed(result: dict[str, Any]) -> dict[str, str]:
+    speed = result["tokens_per_second"]
+    return {"speed": "-" if speed is None else f"{speed:,.0f} tokens/s", "time": f"{result['seconds']:.1f} s"}
+
+
+def _print_heads(losses: Iterable[float], top1: Iterable[float], top5: Iterable[float]) -> None:
     """Print held-out loss and accuracy of heads 1..n."""
     from rich.console import Console
     from rich.table import Table
@@ -65,26 +122,6 @@ def print_head_figures(losses: Iterable[float], top1: Iterable[float], top5: Ite
     for head, (loss, first, five) in enumerate(zip(losses, top1, top5, strict=True), start=1):
         table.add_row(str(head), f"{loss:.4f}", f"{first:.1%}", f"{five:.1%}")
     Console().print(table, markup=False, highlight=False)
-
-
-def print_table(title: str, rows: Rows) -> None:
-    """Print labels and values."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    console = Console()
-    console.print(table, markup=False, highlight=False)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "-" if value is None else str(value)
 
 
 def _bytes(size: float) -> str:

@@ -1,7 +1,4 @@
-"""A Hugging Face checkpoint opened for conversion: configuration, tensors on disk, how it was trained.
-
-Knows no architecture.
-"""
+"""A Hugging Face checkpoint opened for conversion: configuration, tensors on disk, method note."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from nptool.files import disk_errors, read_json
 from nptool.method_note import MethodNote, read_note
 
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "additional_chat_templates/*")
-# llama.cpp changes how special tokens are cut for models with these in their name, and fails where one is missing.
+# llama.cpp splits special tokens differently in models with these names, and fails if such a token is missing.
 SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")
 
 
@@ -28,17 +25,12 @@ class Checkpoint:
     """A local checkpoint."""
 
     name: str
-    """What the user called it."""
+    """The user's name of it."""
     directory: Path
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
     note: MethodNote | None
-    """How the model was trained to decode in parallel, where training noted it."""
-
-    @property
-    def block_size(self) -> int | None:
-        """Tokens decoded in parallel, where training noted it."""
-        return None if self.note is None else self.note.block_size
+    """How the model was trained to decode in parallel, if training noted it."""
 
     @property
     def display_name(self) -> str:
@@ -48,12 +40,12 @@ class Checkpoint:
     @property
     def last_name(self) -> str:
         """The directory's, or the Hub id's without its owner."""
-        # Its own name: what is imported from another layout lies in a directory for the time being.
+        # Not `directory`, which is a temporary one for other layouts.
         return Path(self.name).resolve().name if Path(self.name).exists() else self.name.rpartition("/")[2]
 
 
 def open_checkpoint(ref: str | Path) -> Checkpoint:
-    """Open a directory, or fetch a Hub id first.
+    """Open a directory or Hub id.
 
     Raises:
         CheckpointError: not there, no safetensors, a shard missing or truncated.
@@ -61,13 +53,12 @@ def open_checkpoint(ref: str | Path) -> Checkpoint:
     directory = local_directory(ref) or _fetched(str(ref))
     files = check_files(directory)
     config = read_json(directory / "config.json")
-    name = str(ref).rstrip("/")
-    return Checkpoint(name, directory, config, read_index(files), read_note(directory))
+    return Checkpoint(str(ref).rstrip("/"), directory, config, read_index(files), read_note(directory))
 
 
 @contextmanager
 def opened_checkpoint(ref: str | Path, place: Path) -> Iterator[Checkpoint]:
-    """`open_checkpoint`, for checkpoints in Meta's layout too, which are imported for as long as the block lasts.
+    """`open_checkpoint`, also for Meta's layout, which is imported for the duration of the block.
 
     Args:
         place: a directory with room for the import.
@@ -88,16 +79,15 @@ def opened_checkpoint(ref: str | Path, place: Path) -> Iterator[Checkpoint]:
                 import_meta(source, Path(name))
                 yield replace(open_checkpoint(name), name=str(ref).rstrip("/"))
             except NptoolError as error:
-                # The user knows the files by their first place.
                 raise type(error)(str(error).replace(name, str(source))) from error
 
 
 def _fetched(ref: str) -> Path:
-    """Fetch a checkpoint from the Hub into its cache."""
+    """Download a checkpoint into the Hub's cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # Says in one line what is wrong with the name or the connection.
+    # Raises a clear error for a wrong name or no connection.
     load_config(ref)
     try:
         return Path(snapshot_download(ref, allow_patterns=list(FETCHED)))

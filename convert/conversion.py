@@ -1,28 +1,28 @@
-"""`nptool convert`: a checkpoint, Hugging Face's or one in Meta's layout, becomes a verified GGUF.
+"""`nptool convert`: a checkpoint, in Hugging Face's or Meta's layout, becomes a verified GGUF.
 
-Everything that can be wrong with the checkpoint is found before a byte is written, and the file appears under its name
-when it is whole and verified, or not at all.
+The checkpoint is checked before a byte is written. The file appears under its name whole and verified, or not at all.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
-from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type
-from nptool.convert.gguf_file import Metadata, write_gguf
+from nptool.convert.families import read_model_spec
+from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type, other_types
+from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
-from nptool.convert.hyperparameters import Hyperparameters, read_hyperparameters
+from nptool.convert.model_spec import Config, Metadata, ModelSpec
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors
 from nptool.convert.tokenizer_files import read_tokenizer_files
-from nptool.convert.verification import LogitComparison, Verification, verify
+from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
 from nptool.progress import Progress, silent
@@ -31,9 +31,8 @@ from nptool.runs import run_of
 if TYPE_CHECKING:
     from nptool.convert.reference import Reference
 
-VERIFYING = "verifying"
 MEMORY_LEFT = 1 << 30
-"""Bytes that must stay free beside what the verification needs."""
+"""Bytes that must stay free."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class ConvertedHeads:
     """Of all heads together; each repeats the unembedding."""
     bytes: int
     logits: tuple[LogitComparison, ...] | None
-    """One for each head; None where they were not verified."""
+    """One for each head; None if they were not verified."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,10 @@ class Conversion:
     bytes: int
     seconds: float
     block_size: int | None
-    """Tokens a model trained for Jacobi decoding emits in parallel; None for others."""
+    """Tokens that a model trained for Jacobi decoding emits in parallel; None for other models."""
     verification: Verification | None
     remarks: tuple[str, ...]
     heads: ConvertedHeads | None = None
-    """The extra heads behind the model, where the checkpoint has some."""
 
 
 def convert(
@@ -83,10 +81,10 @@ def convert(
 
     Args:
         ref: Hugging Face directory or Hub id, or the directory of a multi-token checkpoint as Meta releases them.
-        out: the file; None is the run's `model.gguf`, or NAME-TYPE.gguf here for a checkpoint that is in no run.
+        out: the file; None is the run's `model.gguf`, or NAME-TYPE.gguf here for a checkpoint outside runs.
         type_name: one of FILE_TYPES.
-        heads_type_name: of the extra heads, one that nptool writes row by row; None is q8_0.
-        pre: llama.cpp's pre-tokenizer, instead of the one found from the tokenizer's rules.
+        heads_type_name: type of the extra heads, one that is written directly; None is q8_0.
+        pre: llama.cpp's pre-tokenizer; None finds it from the tokenizer's rules.
 
     Raises:
         UsageError: unknown type, unusable output, too little memory to verify.
@@ -97,45 +95,24 @@ def convert(
     start = time.monotonic()
     chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
     with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
-        done = _convert(checkpoint, out, chosen, heads_kind, verified, pre, progress)
-    return replace(done, seconds=time.monotonic() - start)
-
-
-def _convert(
-    checkpoint: Checkpoint,
-    out: Path | None,
-    chosen: FileType,
-    heads_kind: FileType,
-    verified: bool,
-    pre: str | None,
-    progress: Progress,
-) -> Conversion:
-    """`convert` of an open checkpoint."""
-    sizes = read_hyperparameters(checkpoint.config, checkpoint.name)
-    tensors = list(gguf_tensors(sizes, checkpoint.tensors, checkpoint.name))
-    heads = read_heads(checkpoint, sizes, tensors)
-    vocabulary = read_vocabulary(read_tokenizer_files(checkpoint.directory, checkpoint.config), sizes.vocabulary, pre)
-    target = out or default_output(checkpoint, chosen)
-    if verified:
-        # One head at a time is in memory.
-        _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
-    with staged_file(target) as staged:
-        job = _Job(checkpoint, sizes, vocabulary, tensors, heads, progress)
-        verification, remarks = job.run(staged, chosen, verified)
-        converted_heads = job.add_heads(staged, heads_kind, verified, remarks)
-        size = staged.stat().st_size
+        job = _prepare(checkpoint, pre, verified, progress)
+        path = out or default_output(checkpoint, chosen)
+        with staged_file(path) as staged:
+            verification, others = job.write_model(staged, chosen)
+            heads, other_heads = job.write_heads(staged, heads_kind)
+            size = staged.stat().st_size
     return Conversion(
         source=checkpoint.name,
-        path=target,
-        architecture=sizes.family.arch,
+        path=path,
+        architecture=job.spec.graph,
         file_type=chosen.name,
-        parameters=sum(tensor.size for tensor in tensors),
+        parameters=sum(tensor.size for tensor in job.tensors),
         bytes=size,
-        seconds=0.0,
-        block_size=checkpoint.block_size,
+        seconds=time.monotonic() - start,
+        block_size=checkpoint.note.block_size if checkpoint.note else None,
         verification=verification,
-        remarks=tuple(remarks),
-        heads=converted_heads,
+        remarks=(*job.spec.remarks, *other_types(others, chosen), *other_types(other_heads, heads_kind)),
+        heads=heads,
     )
 
 
@@ -143,10 +120,26 @@ def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
     """The run's GGUF for a run's model, else a file here named after checkpoint and type."""
     run = run_of(checkpoint.directory)
     if run is not None and run.model.resolve() == checkpoint.directory.resolve():
-        # "." and ".." are not below what `parent` gives for them.
+        # `parent` of "." and ".." is not the folder above.
         named = checkpoint.directory.name not in {"", ".."}
         return (checkpoint.directory.parent if named else run.path) / run.gguf.name
     return Path(f"{checkpoint.last_name}-{chosen.name}.gguf")
+
+
+def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: Progress) -> _Job:
+    spec = read_model_spec(Config(checkpoint.config, checkpoint.name))
+    tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
+    heads = read_heads(checkpoint, spec, tensors)
+    files = read_tokenizer_files(checkpoint.directory, checkpoint.config)
+    vocabulary = read_vocabulary(files, spec.sizes.vocabulary, pre)
+    reference = None
+    if verified:
+        from nptool.convert.reference import Reference
+
+        # One head at a time is in memory.
+        _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
+        reference = Reference(checkpoint.directory)
+    return _Job(checkpoint, spec, vocabulary, tensors, heads, reference, progress)
 
 
 @dataclass(frozen=True)
@@ -154,56 +147,42 @@ class _Job:
     """Everything that is known before the first byte is written."""
 
     checkpoint: Checkpoint
-    sizes: Hyperparameters
+    spec: ModelSpec
     vocabulary: Vocabulary
     tensors: Sequence[Tensor]
     heads: Heads | None
+    reference: Reference | None
+    """None if nothing is verified."""
     progress: Progress
 
-    def run(self, path: Path, chosen: FileType, verified: bool) -> tuple[Verification | None, list[str]]:
-        """Write and verify `path`."""
-        reference = self._reference if verified else None
-        remarks = self._remarks()
+    def write_model(self, path: Path, chosen: FileType) -> tuple[Verification | None, dict[str, str]]:
+        """Write and verify the model; returns also the matrices of another type than `chosen`, with that type."""
         if chosen.direct:
             others = self._write(path, chosen)
-            verification = self._verify(path, chosen, reference)
-            return verification, [*remarks, *_others(others, chosen)]
-        # What the quantizer loses is no mistake, so the conversion itself is verified before.
-        exact = FILE_TYPES[_exact_type(self.tensors)]
+            return self._verify(path, chosen), others
+        # The quantizer's loss is expected, so its input, in the checkpoint's own type, is verified strictly before.
+        stored = {tensor.stored.dtype.lower() for tensor in self.tensors if tensor.stored and len(tensor.shape) > 1}
+        exact = FILE_TYPES[stored.pop() if len(stored) == 1 and stored <= {"f32", "f16", "bf16"} else "f32"]
         whole = path.with_name(f"{path.name}.{exact.name}")
         self._write(whole, exact)
-        self._verify(whole, exact, reference)
+        self._verify(whole, exact)
         others = quantize_gguf(whole, path, chosen, self.progress)
-        verification = self._verify(path, chosen, reference)
-        return verification, [*remarks, *_others(others, chosen)]
+        return self._verify(path, chosen), others
 
-    def add_heads(self, path: Path, kind: FileType, verified: bool, remarks: list[str]) -> ConvertedHeads | None:
-        """Write the heads behind the model in `path` and verify them."""
+    def write_heads(self, path: Path, kind: FileType) -> tuple[ConvertedHeads | None, dict[str, str]]:
+        """The same for the heads, which are appended to `path`."""
         if self.heads is None:
-            return None
-        from nptool.convert.head_verification import verify_heads
-
-        model_bytes = path.stat().st_size
-        remarks += _others(append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress), kind)
-        logits = None
-        if verified:
-            step = f"{VERIFYING} {self.heads.info.count - 1} heads"
+            return None, {}
+        model_bytes, logits = path.stat().st_size, None
+        others = append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress)
+        if self.reference is not None:
+            step = f"verifying {self.heads.info.count - 1} heads"
             self.progress(step, 0, 1)
-            logits = verify_heads(path, self._reference, self.sizes.context, kind)
+            logits = verify_heads(path, self.reference, self.spec.sizes.context, kind)
             self.progress(step, 1, 1)
-        return ConvertedHeads(
-            count=self.heads.info.count,
-            file_type=kind.name,
-            parameters=sum(tensor.size for tensors in self.heads.tensors for tensor in tensors),
-            bytes=path.stat().st_size - model_bytes,
-            logits=logits,
-        )
-
-    @cached_property
-    def _reference(self) -> Reference:
-        from nptool.convert.reference import Reference
-
-        return Reference(self.checkpoint.directory)
+        parameters = sum(tensor.size for tensors in self.heads.tensors for tensor in tensors)
+        size = path.stat().st_size - model_bytes
+        return ConvertedHeads(self.heads.info.count, kind.name, parameters, size, logits), others
 
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {
@@ -211,48 +190,20 @@ class _Job:
             **(self.checkpoint.note.metadata() if self.checkpoint.note else {}),
             **(self.heads.metadata if self.heads else {}),
         }
-        return write_gguf(path, self.sizes, self.vocabulary, self.tensors, chosen, extra, self.progress)
+        return write_gguf(path, self.spec, self.vocabulary, self.tensors, chosen, extra, self.progress)
 
-    def _verify(self, path: Path, chosen: FileType, reference: Reference | None) -> Verification | None:
-        if reference is None:
+    def _verify(self, path: Path, chosen: FileType) -> Verification | None:
+        if self.reference is None:
             return None
-        step = f"{VERIFYING} {chosen.name}"
+        step = f"verifying {chosen.name}"
         self.progress(step, 0, 1)
-        verification = verify(path, reference, self.vocabulary, self.sizes.context, chosen)
+        verification = verify(path, self.reference, self.vocabulary, self.spec, chosen)
         self.progress(step, 1, 1)
         return verification
 
-    def _remarks(self) -> list[str]:
-        if self.sizes.sliding_window is None:
-            return []
-        return [
-            f"the model attends to the last {self.sizes.sliding_window} tokens; llama.cpp's graph attends to the whole "
-            "context, so beyond that length it differs"
-        ]
-
-
-def _exact_type(tensors: Sequence[Tensor]) -> str:
-    """The type that holds the checkpoint's own values: the quantizer's input."""
-    stored = {tensor.stored.dtype.lower() for tensor in tensors if tensor.stored is not None and len(tensor.shape) > 1}
-    return stored.pop() if len(stored) == 1 and stored <= {"f32", "f16", "bf16"} else "f32"
-
-
-def _others(others: dict[str, str], chosen: FileType) -> list[str]:
-    if not others:
-        return []
-    kinds = sorted(set(others.values()))
-    return [
-        f"{len(others)} tensors, whose rows do not divide into blocks of {chosen.name}, are {', '.join(kinds)} instead "
-        f"(the first: {next(iter(others))})"
-    ]
-
 
 def _check_memory(tensors: Sequence[Tensor]) -> None:
-    """The verification holds the model in float32; say so before an hour of writing, not after.
-
-    Raises:
-        UsageError: there is not enough memory.
-    """
+    """Refuse to verify where the reference, in float32, does not fit."""
     needed = 4 * sum(tensor.size for tensor in tensors) + MEMORY_LEFT
     free = _free_memory()
     if free is not None and needed > free:
@@ -263,11 +214,7 @@ def _check_memory(tensors: Sequence[Tensor]) -> None:
 
 
 def _free_memory() -> int | None:
-    """Bytes that a process can still get, where the system says it."""
+    """Bytes that a process can still allocate; None if the system does not say."""
     path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    found = re.search(r"MemAvailable: +(\d+) kB", path.read_text(encoding="utf-8")) if path.is_file() else None
+    return int(found[1]) * 1024 if found else None

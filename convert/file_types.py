@@ -1,6 +1,6 @@
 """The types a GGUF's matrices can be written in, under llama.cpp's names.
 
-Knows numbers and names only, so that the command line can list them without loading numpy.
+Numbers and names only: the command line lists them without loading numpy.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ class FileType:
     """`general.file_type`, llama.cpp's `llama_ftype`."""
     tolerance: float
     """Largest difference of a logit from transformers', in standard deviations of the logits, that rounding explains.
-    Beyond it a type written directly is wrong; one of the quantizer's only lost more than usual. Measured on random
-    models, which amplify rounding more than trained ones: up to 6e-4 in f32, 6e-2 in f16, 0.4 in bf16, 1.2 in q8_0
-    (llama.cpp rounds the activations as well). A wrong model differs by 3 and more."""
+    A larger one is an error in a type written directly, and a remark in one of the quantizer's. Wrong models differ by
+    3 and more."""
     direct: bool = False
-    """Written by nptool row by row; the others go through llama.cpp's quantizer."""
+    """Written by nptool row by row; the others by llama.cpp's quantizer."""
 
 
 FILE_TYPES = {
@@ -57,7 +56,7 @@ def file_type(name: str, option: str = "--type") -> FileType:
     """The type called `name`, in any case.
 
     Args:
-        option: what the user gave it by.
+        option: where the user gave it.
 
     Raises:
         UsageError: there is none of that name.
@@ -66,3 +65,13 @@ def file_type(name: str, option: str = "--type") -> FileType:
     if found is None:
         raise UsageError(f"{option} {name} is not known; choose one of {', '.join(FILE_TYPES)}")
     return found
+
+
+def other_types(others: dict[str, str], chosen: FileType) -> list[str]:
+    """A remark on matrices that could not be written in the chosen type, given their names and types."""
+    if not others:
+        return []
+    return [
+        f"{len(others)} tensors, whose rows do not divide into blocks of {chosen.name}, are "
+        f"{', '.join(sorted(set(others.values())))} instead (the first: {next(iter(others))})"
+    ]

@@ -1,15 +1,13 @@
 """Writes a GGUF: metadata first, then one tensor after the other, a few rows in memory at a time.
 
-`gguf.GGUFWriter` lays the file out; it is told the size of every tensor before, and is handed objects that write
-themselves (it asks nothing but `nbytes` and `tofile` of what it writes). Knows no checkpoint. Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+`gguf.GGUFWriter` lays the file out. It is given the size of every tensor, then objects that write themselves: it uses
+only `nbytes` and `tofile` of an array. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
-from nptool.convert.hyperparameters import LINEAR, YARN, Hyperparameters
+from nptool.convert.model_spec import Metadata, ModelSpec
 from nptool.convert.tensors import Tensor
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary
@@ -27,23 +25,14 @@ from nptool.progress import Progress
 
 F32 = gguf.GGMLQuantizationType.F32
 F16 = gguf.GGMLQuantizationType.F16
-MATRIX_TYPES = {
-    "f32": F32,
-    "f16": F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
-    "q4_0": gguf.GGMLQuantizationType.Q4_0,
-}
-"""What is written row by row; a whole model in q4_0 goes through llama.cpp's quantizer, which mixes types."""
+MATRIX_TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
+"""What is written row by row. Only heads are written in q4_0: of a whole model llama.cpp's quantizer mixes types."""
 WRITING = "writing tensors"
-NO_TOKENIZER = "none"
-Metadata = Mapping[str, str | int | float | Sequence[float]]
-"""Further entries by key: a text, an unsigned whole number, a number, or numbers."""
 
 
 def write_gguf(
     path: Path,
-    sizes: Hyperparameters,
+    spec: ModelSpec,
     vocabulary: Vocabulary | None,
     tensors: Sequence[Tensor],
     file_type: FileType,
@@ -54,48 +43,55 @@ def write_gguf(
 
     Args:
         vocabulary: None for a head, which reads no text.
-        file_type: one that is written directly.
+        file_type: a key of MATRIX_TYPES.
         extra: further metadata by key.
 
     Returns:
-        Tensors that are not in the type asked for although they are matrices, with the type they got.
+        Matrices of another type than the one asked for, with that type.
 
     Raises:
         CheckpointError: a value that the type cannot hold.
     """
-    writer = gguf.GGUFWriter(path, sizes.family.arch)
-    types = {tensor.name: tensor_type(tensor, file_type) for tensor in tensors}
+    encoded = [_Encoded(tensor, _tensor_type(tensor, file_type)) for tensor in tensors]
+    writer = gguf.GGUFWriter(path, spec.graph)
     writer.add_type("model")
     writer.add_size_label(gguf.size_label(sum(tensor.size for tensor in tensors), 0, 0, 0))
     writer.add_file_type(file_type.number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_extra(writer, extra)
-    _add_sizes(writer, sizes)
-    writer.add_tokenizer_model(NO_TOKENIZER) if vocabulary is None else _add_vocabulary(writer, vocabulary)
-    encoded = [_Encoded(tensor, types[tensor.name]) for tensor in tensors]
-    for tensor, source in zip(encoded, tensors, strict=True):
+    _add_metadata(writer, extra)
+    writer.add_vocab_size(spec.sizes.vocabulary)
+    writer.add_context_length(spec.sizes.context)
+    writer.add_embedding_length(spec.sizes.hidden)
+    writer.add_block_count(spec.sizes.layers)
+    _add_metadata(writer, {f"{spec.graph}.{key}": value for key, value in spec.metadata.items()})
+    writer.add_tokenizer_model("none" if vocabulary is None else vocabulary.model)
+    if vocabulary is not None:
+        _add_vocabulary(writer, vocabulary)
+    for tensor in encoded:
+        source = tensor.source
         writer.add_tensor_info(source.name, source.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.kind)
+    _write(writer, encoded, progress)
+    wanted = MATRIX_TYPES[file_type.name]
+    matrices = [tensor for tensor in encoded if len(tensor.source.shape) > 1]
+    return {tensor.source.name: tensor.kind.name.lower() for tensor in matrices if tensor.kind != wanted}
+
+
+def _write(writer: gguf.GGUFWriter, tensors: Sequence[_Encoded], progress: Progress) -> None:
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        total, done = sum(tensor.size for tensor in tensors), 0
-        for tensor in encoded:
+        total, done = sum(tensor.source.size for tensor in tensors), 0
+        for tensor in tensors:
             progress(WRITING, done, total, tensor.source.name)
             writer.write_tensor_data(tensor)
             done += tensor.source.size
         progress(WRITING, total, total)
     finally:
         writer.close()
-    wanted = MATRIX_TYPES[file_type.name]
-    return {
-        tensor.name: types[tensor.name].name.lower()
-        for tensor in tensors
-        if len(tensor.shape) > 1 and types[tensor.name] != wanted
-    }
 
 
-def tensor_type(tensor: Tensor, file_type: FileType) -> gguf.GGMLQuantizationType:
+def _tensor_type(tensor: Tensor, file_type: FileType) -> gguf.GGMLQuantizationType:
     """Norms and biases stay F32; a matrix whose rows do not divide into the type's blocks becomes F16."""
     if len(tensor.shape) < 2:
         return F32
@@ -106,7 +102,7 @@ def tensor_type(tensor: Tensor, file_type: FileType) -> gguf.GGMLQuantizationTyp
 
 @dataclass
 class _Encoded:
-    """What `GGUFWriter.write_tensor_data` takes for an array: writes a tensor in its type, row by row."""
+    """A tensor in its type, as the array that `GGUFWriter.write_tensor_data` expects."""
 
     source: Tensor
     kind: gguf.GGMLQuantizationType
@@ -114,47 +110,28 @@ class _Encoded:
     @property
     def nbytes(self) -> int:
         block, size = gguf.GGML_QUANT_SIZES[self.kind]
-        return prod(self.source.shape) // int(block) * int(size)
+        return self.source.size // int(block) * int(size)
 
     def tofile(self, stream: IO[bytes]) -> None:
-        encode = _ENCODERS.get(self.kind, _quantized)
+        name = self.source.stored.name if self.source.stored is not None else self.source.name
         for rows in self.source.chunks():
             if not np.isfinite(rows).all():
+                raise CheckpointError(f"{name} has values that are not finite; the training diverged")
+            if self.kind == F16 and (largest := float(np.abs(rows).max())) > float(np.finfo(np.float16).max):
                 raise CheckpointError(
-                    f"{_stored_name(self.source)} has values that are not finite; the training diverged"
+                    f"{name} has a value of {largest:.3g}, beyond F16's 65504; use --type bf16 or f32"
                 )
-            stream.write(encode(rows, self).data.cast("B"))
+            stream.write(_encode(rows, self.kind).data.cast("B"))
 
 
-def _as_f32(rows: NDArray[np.float32], tensor: _Encoded) -> NDArray[Any]:
-    return np.ascontiguousarray(rows, "<f4")
+def _encode(rows: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[Any]:
+    if kind in (F32, F16):
+        return np.ascontiguousarray(rows, "<f4" if kind == F32 else "<f2")
+    return np.ascontiguousarray(gguf.quants.quantize(np.ascontiguousarray(rows), kind))
 
 
-def _as_f16(rows: NDArray[np.float32], tensor: _Encoded) -> NDArray[Any]:
-    largest = float(np.abs(rows).max())
-    if largest > float(np.finfo(np.float16).max):
-        raise CheckpointError(
-            f"{_stored_name(tensor.source)} has a value of {largest:.3g}, beyond F16's 65504; use --type bf16 or f32"
-        )
-    return np.ascontiguousarray(rows, "<f2")
-
-
-def _quantized(rows: NDArray[np.float32], tensor: _Encoded) -> NDArray[Any]:
-    return np.ascontiguousarray(gguf.quants.quantize(np.ascontiguousarray(rows), tensor.kind))
-
-
-_ENCODERS: dict[gguf.GGMLQuantizationType, Callable[[NDArray[np.float32], _Encoded], NDArray[Any]]] = {
-    F32: _as_f32,
-    F16: _as_f16,
-}
-
-
-def _stored_name(tensor: Tensor) -> str:
-    return tensor.stored.name if tensor.stored is not None else tensor.name
-
-
-def _add_extra(writer: gguf.GGUFWriter, extra: Metadata) -> None:
-    for key, value in extra.items():
+def _add_metadata(writer: gguf.GGUFWriter, entries: Metadata) -> None:
+    for key, value in entries.items():
         if isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, int):
@@ -165,49 +142,18 @@ def _add_extra(writer: gguf.GGUFWriter, extra: Metadata) -> None:
             writer.add_array(key, [float(number) for number in value])
 
 
-def _add_sizes(writer: gguf.GGUFWriter, sizes: Hyperparameters) -> None:
-    writer.add_vocab_size(sizes.vocabulary)
-    writer.add_context_length(sizes.context)
-    writer.add_embedding_length(sizes.hidden)
-    writer.add_block_count(sizes.layers)
-    writer.add_feed_forward_length(sizes.feed_forward)
-    writer.add_head_count(sizes.heads)
-    writer.add_head_count_kv(sizes.key_value_heads)
-    writer.add_key_length(sizes.head_dim)
-    writer.add_value_length(sizes.head_dim)
-    writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
-    rope = sizes.rope
-    writer.add_rope_dimension_count(sizes.head_dim)
-    writer.add_rope_freq_base(rope.theta)
-    if rope.scaling in (LINEAR, YARN):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(rope.scaling))
-        writer.add_rope_scaling_factor(rope.factor)
-    if rope.scaling == YARN:
-        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
-        writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
-
-
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model(vocabulary.model)
     if vocabulary.pre is not None:
         writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.texts)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.scores is not None:
-        writer.add_token_scores(vocabulary.scores)
+    tokens = [vocabulary.tokens[number] for number in range(len(vocabulary.tokens))]
+    writer.add_token_list([token.text for token in tokens])
+    writer.add_token_types([token.type for token in tokens])
+    if vocabulary.model == "llama":
+        writer.add_token_scores([token.score for token in tokens])
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
-    add_id = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "eot": writer.add_eot_token_id,
-        "eom": writer.add_eom_token_id,
-        "unk": writer.add_unk_token_id,
-        "pad": writer.add_pad_token_id,
-    }
     for role, number in vocabulary.special_ids.items():
-        add_id[role](number)
+        getattr(writer, f"add_{role}_token_id")(number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.space_prefix is not None:

@@ -1,8 +1,7 @@
 """Logits and intermediate values of a GGUF in llama.cpp, for comparison.
 
-In the closest arithmetic llama.cpp offers: no flash attention (its CPU kernel works in F16) and an F32 KV cache. A
-context of its own, because the sample has a gap in its positions and the graph is looked into; neither is for decoding.
-Shapes: T tokens, D hidden, V vocabulary.
+In llama.cpp's most exact arithmetic: no flash attention (its CPU kernel works in F16) and an F32 KV cache. The sample's
+positions have a gap, so the contexts of `nptool.llama` do not serve here. Shapes: T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
+from nptool.convert.samples import Sample
 from nptool.errors import GgufError
 from nptool.llama.library import cause, error_lines
 from nptool.llama.model import Model
@@ -24,55 +24,33 @@ from nptool.provenance import usable_cores
 
 CELLS = 256
 """Context of the comparison, in tokens."""
-SMALL = 1_000_000_000
-"""Parameters below which one thread does: a second one saves seconds, and costs minutes where cores are shared."""
+SMALL = 10**9
+"""Models with fewer parameters run on one thread."""
 Rows = Sequence[int] | NDArray[np.float32]
 """What a batch evaluates: token ids, or vectors (T, D) in place of the embedding's."""
 NEAR, FAR = 0, 1
 """Sequences of the tokens before and after the gap."""
 
 
-def sample_logits(
-    model: Model, filler: int, near: Sequence[int], far: Sequence[int], distance: int
-) -> NDArray[np.float32]:
-    """Logits of the tokens `near` at positions 0, 1, ... and of `far` at `distance`, `distance` + 1, ...
+def sample_logits(model: Model, sample: Sample, z_TD: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Logits (T, V) of the near, then the far tokens.
 
-    llama.cpp takes no text with a gap. So `filler` alone is put before the gap's end in a second sequence, the first
-    one's cells are given to the second as well, and `far` goes on there: it sees near, filler and itself.
-
-    Returns:
-        (T, V), near's rows first.
-    """
-    return _sample(model, [filler], near, far, distance)
-
-
-def sample_head_logits(head: Model, z_TD: NDArray[np.float32], near: int, distance: int) -> NDArray[np.float32]:
-    """Logits of a head for the same tokens.
+    llama.cpp refuses gaps in a sequence: `far` continues the filler's sequence, which is given near's cells too.
 
     Args:
-        z_TD: the trunk's output for the filler, then `near` tokens, then those far away.
-
-    Returns:
-        (T - 1, V): without the filler's row.
+        z_TD: the input of a head for the filler, the near and the far tokens, in place of their ids.
     """
-    return _sample(head, z_TD[:1], z_TD[1 : 1 + near], z_TD[1 + near :], distance)
-
-
-def _sample(model: Model, filler: Rows, near: Rows, far: Rows, distance: int) -> NDArray[np.float32]:
+    rows: Rows = [sample.filler, *sample.near, *sample.far] if z_TD is None else z_TD
+    far = 1 + len(sample.near)
     with _context(model) as context:
-        _decode(context, filler, distance - 1, FAR)
-        rows = [_rows(model, context, near, 0, NEAR)]
+        _decode(model, context, rows[:1], sample.distance - 1, FAR)
+        near_TV = _decode(model, context, rows[1:far], 0, NEAR)
         llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(context), NEAR, FAR, -1, -1)
-        rows.append(_rows(model, context, far, distance, FAR))
-    return np.concatenate(rows)
+        return np.concatenate([near_TV, _decode(model, context, rows[far:], sample.distance, FAR)])
 
 
 def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:
-    """Values of the graph's named tensors for the text `ids`.
-
-    Returns:
-        By name, each (T, rest) with the rest flattened.
-    """
+    """Values of the graph's named tensors for the token ids, each (T, rest) with the rest flattened."""
     found: dict[str, NDArray[np.float32]] = {}
 
     def look(tensor: int, asked: bool, _: Any) -> bool:
@@ -83,7 +61,7 @@ def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool
         return True
 
     with _context(model, look) as context:
-        _decode(context, ids, 0, NEAR)
+        _decode(model, context, ids, 0, NEAR)
     return found
 
 
@@ -93,8 +71,8 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CELLS
     parameters.n_seq_max = 2
     parameters.kv_unified = True
-    small = llama_cpp.llama_model_n_params(model.pointer) < SMALL
-    parameters.n_threads = parameters.n_threads_batch = 1 if small else usable_cores()
+    threads = 1 if llama_cpp.llama_model_n_params(model.pointer) < SMALL else usable_cores()
+    parameters.n_threads = parameters.n_threads_batch = threads
     parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
     callback = llama_cpp.ggml_backend_sched_eval_callback(look) if look is not None else None
@@ -110,14 +88,8 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
         llama_cpp.llama_free(context)
 
 
-def _rows(model: Model, context: Any, rows: Rows, start: int, sequence: int) -> NDArray[np.float32]:
-    _decode(context, rows, start, sequence)
-    pointer = llama_cpp.llama_get_logits(context)
-    return np.ctypeslib.as_array(pointer, (len(rows), model.vocabulary_size)).copy()
-
-
-def _decode(context: Any, rows: Rows, start: int, sequence: int) -> None:
-    """Evaluate `rows` at positions `start`, ... with logits for each."""
+def _decode(model: Model, context: Any, rows: Rows, start: int, sequence: int) -> NDArray[np.float32]:
+    """Logits (T, V) of `rows` at positions `start`, `start` + 1, ..."""
     width = rows.shape[1] if isinstance(rows, np.ndarray) else 0
     batch = llama_cpp.llama_batch_init(len(rows), width, 1)
     try:
@@ -134,10 +106,12 @@ def _decode(context: Any, rows: Rows, start: int, sequence: int) -> None:
         llama_cpp.llama_batch_free(batch)
     if status:
         raise GgufError(f"llama.cpp cannot evaluate the converted model (llama_decode returned {status})")
+    logits = llama_cpp.llama_get_logits(context)
+    return np.ctypeslib.as_array(logits, (len(rows), model.vocabulary_size)).copy()
 
 
 def _tensor_values(tensor: int) -> NDArray[np.float32]:
-    """Copy an F32 tensor out of whatever memory it lies in."""
+    """Copy an F32 tensor from any backend's memory."""
     pointer = ctypes.c_void_p(tensor)
     values = np.empty(libggml.ggml_nelements(pointer), np.float32)
     size = ctypes.c_size_t(values.nbytes)

@@ -1,8 +1,7 @@
-"""The extra heads of a checkpoint on their way into a GGUF: checked, and written behind the model.
+"""The extra heads of a checkpoint: checked, and appended to the model's GGUF.
 
 Each head becomes a complete GGUF of one layer whose input is the trunk's output: the layer, the final norm, and the
-unembedding in the place of the embedding, so that nothing is stored twice inside a head. Values are read from the
-checkpoint a few rows at a time. Knows no llama.cpp.
+unembedding in the place of the embedding, so that a head stores nothing twice.
 """
 
 from __future__ import annotations
@@ -11,23 +10,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
 from nptool.convert.file_types import FileType, file_type
-from nptool.convert.gguf_file import MATRIX_TYPES, Metadata, write_gguf
-from nptool.convert.hyperparameters import Hyperparameters
-from nptool.convert.tensors import (
-    EMBEDDING,
-    LAYER_PREFIX,
-    UNEMBEDDING,
-    Tensor,
-    expected_shapes,
-    gguf_name,
-    gguf_tensors,
-    listed,
-)
+from nptool.convert.gguf_file import MATRIX_TYPES, write_gguf
+from nptool.convert.model_spec import Metadata, ModelSpec
+from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, Tensor, check_names, check_shapes, gguf_tensors
 from nptool.convert.weights import StoredTensor, read_index
 from nptool.errors import CheckpointError, UsageError
 from nptool.heads import (
@@ -43,14 +32,12 @@ from nptool.heads import (
     read_heads_info,
 )
 from nptool.llama.gguf_parts import part_start
-from nptool.progress import Progress
+from nptool.progress import Progress, in_part
 
 AGAIN = "train the heads again with `nptool train heads`"
-HEAD_LAYER = f"{LAYER_PREFIX}0."
-"""A head is the only layer of its GGUF."""
+ANOTHER = f"the heads belong to another model: put back that one, or {AGAIN}"
 HEADS_TYPE = "q8_0"
-"""Of heads where nothing else is asked for, whatever the model's own: they only draft, so that rounding costs no more
-than a draft now and then, and half the time of a head in f32 is saved."""
+"""Default type of heads: they only draft, so rounding costs a few rejected drafts."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +45,14 @@ class Heads:
     """Heads 2..n, not yet read."""
 
     info: HeadsInfo
-    sizes: Hyperparameters
+    spec: ModelSpec
     """Of one head."""
     tensors: tuple[tuple[Tensor, ...], ...]
-    """One row a head; `tensors[0]` is head 2."""
+    """`tensors[0]` is head 2."""
 
     @property
     def metadata(self) -> Metadata:
-        """What the model's GGUF says of its heads."""
+        """Entries of the model's GGUF."""
         entries: dict[str, int | str | list[float]] = {
             COUNT_KEY: self.info.count,
             TRUNK_LAYER_KEY: self.info.trunk_layer,
@@ -77,8 +64,8 @@ class Heads:
         return entries
 
 
-def read_heads(checkpoint: Checkpoint, sizes: Hyperparameters, model: list[Tensor]) -> Heads | None:
-    """The checkpoint's heads, or None where it has none.
+def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> Heads | None:
+    """The checkpoint's heads, or None if it has none.
 
     Args:
         model: the tensors of the model's own GGUF.
@@ -89,22 +76,22 @@ def read_heads(checkpoint: Checkpoint, sizes: Hyperparameters, model: list[Tenso
     info = read_heads_info(checkpoint.directory)
     if info is None:
         return None
-    _check_info(info, checkpoint, sizes)
+    _check_info(info, checkpoint, spec)
     path = checkpoint.directory / HEADS_WEIGHTS
     check_whole(path)
     stored = read_index([path])
-    head_sizes = replace(sizes, layers=1, tied=True)
-    _check_stored(stored, info, head_sizes, path)
-    rows = tuple(tuple(_head_tensors(number, checkpoint, head_sizes, stored, model)) for number in _numbers(info))
-    return Heads(info, head_sizes, rows)
+    numbers = range(2, info.count + 1)
+    expected = {head_tensor(number, part.source): part.shape for number in numbers for part in spec.layer}
+    check_names(str(path), f"{spec.architecture} with {info.count} heads", expected, stored, lambda *_: AGAIN)
+    check_shapes(str(path), "the model beside it", expected, stored, ANOTHER)
+    head = replace(spec, sizes=replace(spec.sizes, layers=1, tied=True))
+    of_model = {tensor.stored.name: tensor.stored for tensor in model if tensor.stored is not None}
+    tensors = tuple(tuple(_head_tensors(number, head, stored, of_model, checkpoint.name)) for number in numbers)
+    return Heads(info, head, tensors)
 
 
 def heads_type(name: str | None) -> FileType:
-    """The heads' type of the given name, or the default.
-
-    Raises:
-        UsageError: it is none that nptool writes row by row.
-    """
+    """The heads' type of the given name, or the default; UsageError if it is not written directly."""
     chosen = file_type(name or HEADS_TYPE, "--heads-type")
     if chosen.name not in MATRIX_TYPES:
         raise UsageError(
@@ -115,107 +102,56 @@ def heads_type(name: str | None) -> FileType:
 
 
 def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progress: Progress) -> dict[str, str]:
-    """Write the heads behind the model in the GGUF at `path`.
-
-    Args:
-        file_type: one that is written directly.
-        name: the model's, for people.
-
-    Returns:
-        Tensors that are not in the type asked for, with the type they got.
-    """
+    """Write the heads after the model called `name` in the GGUF at `path`; returns as `write_gguf` does."""
     others: dict[str, str] = {}
-    for number, tensors in zip(_numbers(heads.info), heads.tensors, strict=True):
-        alone = path.with_name(f"{path.name}.head")
+    alone = path.with_name(f"{path.name}.head")
+    for number, tensors in enumerate(heads.tensors, start=2):
         extra: Metadata = {
             "general.name": f"{name} head {number}",
             INDEX_KEY: number,
             TRUNK_DIGEST_KEY: heads.info.trunk_digest,
         }
-        others |= write_gguf(alone, heads.sizes, None, tensors, file_type, extra, _labelled(progress, number))
+        others |= write_gguf(alone, heads.spec, None, tensors, file_type, extra, in_part(f"head {number}", progress))
         append_part(path, alone)
-        alone.unlink()
     return others
 
 
 def append_part(path: Path, part: Path) -> None:
-    """Copy the GGUF at `part` behind the last one in `path`, at the next place where a part may begin."""
+    """Move the GGUF at `part` to the end of `path`, at the next place where a part may begin."""
     with path.open("r+b") as target, part.open("rb") as source:
         end = target.seek(0, 2)
         target.write(bytes(part_start(end) - end))
         shutil.copyfileobj(source, target)
-
-
-def _numbers(info: HeadsInfo) -> range:
-    return range(2, info.count + 1)
-
-
-def _labelled(progress: Progress, number: int) -> Progress:
-    def report(step: str, done: float, total: float, note: str = "") -> None:
-        progress(f"writing head {number}", done, total, note)
-
-    return report
+    part.unlink()
 
 
 def _head_tensors(
-    number: int,
-    checkpoint: Checkpoint,
-    sizes: Hyperparameters,
-    stored: Mapping[str, StoredTensor],
-    model: list[Tensor],
+    number: int, spec: ModelSpec, stored: Mapping[str, StoredTensor], model: Mapping[str, StoredTensor], source: str
 ) -> Iterator[Tensor]:
-    """A head's tensors: those of a model of one layer whose embedding is the unembedding."""
-    found = {tensor.name: tensor.stored for tensor in model}
-    unembedding = found.get(gguf_name(UNEMBEDDING)) or found[gguf_name(EMBEDDING)]
-    parts = {name: stored[head_tensor(number, name.removeprefix(HEAD_LAYER))] for name in _layer_shapes(sizes)}
-    shared: dict[str, Any] = {EMBEDDING: unembedding, "model.norm.weight": checkpoint.tensors["model.norm.weight"]}
-    return gguf_tensors(sizes, parts | shared, checkpoint.name)
+    """Those of a model of one layer whose embedding is the unembedding."""
+    parts = {f"{LAYER_PREFIX}0.{part.source}": stored[head_tensor(number, part.source)] for part in spec.layer}
+    parts[EMBEDDING] = model.get(UNEMBEDDING) or model[EMBEDDING]
+    parts[spec.final_norm.source] = model[spec.final_norm.source]
+    return gguf_tensors(spec, parts, source)
 
 
-def _layer_shapes(sizes: Hyperparameters) -> dict[str, tuple[int, ...]]:
-    return {name: shape for name, shape in expected_shapes(sizes).items() if name.startswith(HEAD_LAYER)}
-
-
-def _check_info(info: HeadsInfo, checkpoint: Checkpoint, sizes: Hyperparameters) -> None:
+def _check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
     if info.count < 2:
-        raise CheckpointError(
-            f"{checkpoint.name}: heads.json speaks of {info.count} heads; expected 2 or more; {AGAIN}"
-        )
+        raise CheckpointError(f"{checkpoint.name}: heads.json says {info.count} heads; expected 2 or more; {AGAIN}")
     pairs = {
         "model_type": (info.model_type, checkpoint.config.get("model_type")),
-        "hidden_size": (info.hidden_size, sizes.hidden),
-        "vocab_size": (info.vocab_size, sizes.vocabulary),
-        "trunk_layer": (info.trunk_layer, sizes.layers - 1),
+        "hidden_size": (info.hidden_size, spec.sizes.hidden),
+        "vocab_size": (info.vocab_size, spec.sizes.vocabulary),
+        "trunk_layer": (info.trunk_layer, spec.sizes.layers - 1),
     }
     for name, (said, needed) in pairs.items():
         if said != needed:
             raise CheckpointError(
-                f"{checkpoint.name}: heads.json has {name} = {said}, the model beside it {needed}; the heads belong to "
-                f"another model: put back that one, or {AGAIN}"
+                f"{checkpoint.name}: heads.json has {name} = {said}, the model beside it {needed}; {ANOTHER}"
             )
     ranks = {len(row) for row in info.accuracy}
     if info.accuracy and (len(info.accuracy) != info.count - 1 or len(ranks) != 1):
         raise CheckpointError(
-            f"{checkpoint.name}: heads.json speaks of {info.count} heads and has {len(info.accuracy)} rows of "
-            f"accuracies; expected a row of equal length for each head but the first; {AGAIN}"
+            f"{checkpoint.name}: heads.json says {info.count} heads and has {len(info.accuracy)} rows of accuracies; "
+            f"expected a row of equal length for each head but the first; {AGAIN}"
         )
-
-
-def _check_stored(stored: Mapping[str, StoredTensor], info: HeadsInfo, sizes: Hyperparameters, path: Path) -> None:
-    layer = {name.removeprefix(HEAD_LAYER): shape for name, shape in _layer_shapes(sizes).items()}
-    expected = {head_tensor(number, name): shape for number in _numbers(info) for name, shape in layer.items()}
-    if missing := [name for name in expected if name not in stored]:
-        raise CheckpointError(
-            f"{path} lacks {listed(missing)}, which {info.count} heads of {sizes.family.architecture} have; {AGAIN}"
-        )
-    if unexpected := [name for name in stored if name not in expected]:
-        raise CheckpointError(
-            f"{path} has {listed(unexpected)}, for which {info.count} heads of {sizes.family.architecture} have no "
-            f"place; {AGAIN}"
-        )
-    for name, shape in expected.items():
-        if stored[name].shape != shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {stored[name].shape}, the model beside it asks for {shape}; the heads "
-                f"belong to another model: put back that one, or {AGAIN}"
-            )

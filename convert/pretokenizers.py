@@ -1,8 +1,7 @@
 """Which of llama.cpp's pre-tokenizers splits text the way a tokenizer.json says.
 
 llama.cpp has its splitting rules compiled in and picks one by a name in the GGUF (`tokenizer.ggml.pre`); a wrong name
-tokenizes differently without a word. The name is found from what the tokenizer does, its list of splitting steps, never
-from where it came from. Knows no vocabulary.
+tokenizes differently without a warning. The name is found from the tokenizer's splitting steps alone.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ _TEKKEN_REGEX = (
 _CJK = "[一-龥ࠀ-一가-퟿]+"
 _CJK_V3 = "[一-龥぀-ゟ゠-ヿ]+"  # noqa: RUF001  # the tokenizers' own spelling
 _WORDS_V3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^" + "\r\n" + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[" + "\r\n" + r"]*|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+"
-).replace(r"[!\"#", '[!"#')
-# DeepSeek-LLM lists every cased letter, a class of 600 characters that normalisation spells in several ways: its
-# beginning is enough to know it by.
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
+# DeepSeek-LLM lists every cased letter, a class of 600 characters; its beginning identifies it.
 _CASED_LETTERS_START = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
 _CASED_LETTERS = r"\s?[cased letters]+"
-_FULL_WIDTH_PUNCTUATION = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"  # noqa: RUF001  # the tokenizers' own spelling
+_WIDE_MARKS = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"  # noqa: RUF001  # the tokenizers' own spelling
 
 
 def _split(regex: str) -> Step:
@@ -45,7 +43,7 @@ _BYTES: Step = ("ByteLevel", False, False)
 _GPT2_WORDS: Step = ("ByteLevel", False, True)
 _LINE_ENDS = _split("[\r\n]")
 
-# Splitting steps and the model's `ignore_merges` (a whole piece that is a token is taken without merging) to the name.
+# By splitting steps and the model's `ignore_merges` (a whole piece that is a token is taken without merging).
 PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
     ((_GPT2_WORDS,), False): "gpt-2",
     ((_DIGIT, _GPT2_WORDS), False): "smollm",
@@ -55,15 +53,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
     ((_split(_TEKKEN_REGEX), _BYTES), True): "tekken",
     ((_LINE_ENDS, _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"), _split(_CJK), _DIGIT, _BYTES), False): "deepseek-coder",
     (
-        (
-            _LINE_ENDS,
-            _split(_CASED_LETTERS),
-            _split(_FULL_WIDTH_PUNCTUATION),
-            _split(r"\s+$"),
-            _split(_CJK),
-            _DIGIT,
-            _BYTES,
-        ),
+        (_LINE_ENDS, _split(_CASED_LETTERS), _split(_WIDE_MARKS), _split(r"\s+$"), _split(_CJK), _DIGIT, _BYTES),
         False,
     ): "deepseek-llm",
     ((_split(r"\p{N}{1,3}"), _split(_CJK_V3), _split(_WORDS_V3), _BYTES), False): "deepseek-v3",
@@ -71,14 +61,10 @@ PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
 
 
 def detect_pre_tokenizer(tokenizer: dict[str, Any], source: str) -> str:
-    """llama.cpp's name for the splitting rules of a byte-level BPE tokenizer.json.
-
-    Args:
-        tokenizer: the parsed tokenizer.json.
-        source: what the messages call the checkpoint.
+    """llama.cpp's name for the splitting rules of a parsed byte-level tokenizer.json.
 
     Raises:
-        CheckpointError: rules that none of the known names stands for; the message shows them.
+        CheckpointError: unknown rules; the message shows them.
     """
     steps = splitting_steps(tokenizer.get("pre_tokenizer"))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
@@ -94,7 +80,7 @@ def detect_pre_tokenizer(tokenizer: dict[str, Any], source: str) -> str:
 
 
 def splitting_steps(pre_tokenizer: dict[str, Any] | None) -> tuple[Step, ...]:
-    """The steps of a tokenizer.json's `pre_tokenizer`, nested sequences flattened, each with what matters of it."""
+    """The steps of a tokenizer.json's `pre_tokenizer` with their options, nested sequences flattened."""
     if pre_tokenizer is None:
         return ()
     kind = pre_tokenizer.get("type")

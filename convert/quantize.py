@@ -1,8 +1,7 @@
-"""Quantisation by llama.cpp's own quantizer, in a process of its own.
+"""Quantization by llama.cpp's own quantizer, in a separate process; run as a program, this module is that process.
 
-A process, because the quantizer cannot be interrupted and aborts where it cannot go on: Ctrl-C ends it at once, and
-what it says becomes progress, the list of tensors it had to write in another type, or the error. Run as a program, this
-module is that process. Knows no checkpoint.
+The quantizer cannot be interrupted, and aborts on errors. Killing its process ends it at once; its output becomes
+progress, the list of tensors it had to write in another type, or the error.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ from nptool.errors import DiskFullError, GgufError
 from nptool.progress import Progress
 from nptool.provenance import usable_cores
 
-QUANTISING = "quantising"
+QUANTIZING = "quantizing"
 FULL_BELOW = 1 << 20
-"""Bytes left on a disk that count as none."""
-SAID = 20
+"""A disk with fewer bytes left counts as full."""
 _TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] (\S+)")
 _FALLBACK = re.compile(r"warning: (\S+) .*falling back to +(\S+)")
 
@@ -40,14 +38,14 @@ def quantize_gguf(source: Path, target: Path, file_type: FileType, progress: Pro
     """
     command = [sys.executable, "-m", __name__, str(source), str(target), str(file_type.number)]
     fallbacks: dict[str, str] = {}
-    said: list[str] = []
+    last = "it gives no reason"
     piped: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, **piped) as run:
         try:
             for line in run.stdout or ():
-                said = [*said[-SAID:], line.strip()]
+                last = line.strip()
                 if found := _TENSOR.match(line):
-                    progress(QUANTISING, int(found[1]), int(found[2]), found[3])
+                    progress(QUANTIZING, int(found[1]), int(found[2]), found[3])
                 elif found := _FALLBACK.search(line):
                     fallbacks[found[1]] = found[2].lower()
         except BaseException:
@@ -55,11 +53,8 @@ def quantize_gguf(source: Path, target: Path, file_type: FileType, progress: Pro
             raise
     if run.returncode:
         if shutil.disk_usage(target.parent).free < FULL_BELOW:
-            raise DiskFullError(
-                f"no space left on the disk while quantising to {file_type.name}; free some and run again"
-            )
-        reason = said[-1] if said else "it gives no reason"
-        raise GgufError(f"llama.cpp's quantizer failed on type {file_type.name}: {reason}")
+            raise DiskFullError(f"no space left on the disk while quantizing to {file_type.name}; free some first")
+        raise GgufError(f"llama.cpp's quantizer failed on type {file_type.name}: {last}")
     return fallbacks
 
 
@@ -69,12 +64,11 @@ def main(arguments: list[str]) -> int:
 
     import llama_cpp
 
-    # Whoever started this process ends it.
+    # The parent process handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def say(level: int, text: bytes, _: Any) -> None:
-        sys.stdout.write(text.decode(errors="replace"))
-        sys.stdout.flush()
+        print(text.decode(errors="replace"), end="", flush=True)
 
     listener = llama_cpp.llama_log_callback(say)
     llama_cpp.llama_log_set(listener, ctypes.c_void_p())

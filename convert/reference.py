@@ -1,12 +1,11 @@
 """The checkpoint in transformers, for comparison: its tokenizer, its logits, its intermediate values.
 
-Float32 throughout. Knows nothing of GGUF beyond the names llama.cpp gives the intermediate values. Shapes: T tokens,
-D hidden, V vocabulary.
+Float32 throughout. Shapes: T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.checkpoints import load_model, load_tokenizer
-from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE, TOKENIZER_JSON
-from nptool.data.rendering import end_token_ids
+from nptool.convert.model_spec import Seam
+from nptool.convert.samples import Sample
+from nptool.convert.tensors import LAYER_PREFIX
+from nptool.convert.tokenizer_files import TOKENIZER_JSON
 from nptool.heads import HEADS_WEIGHTS, head_tensor
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """A checkpoint as transformers understands it; model and tokenizer are loaded when first asked for."""
+    """A checkpoint as transformers reads it; model and tokenizer are loaded on first use."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -44,63 +45,51 @@ class Reference:
         return list(self.tokenizer.encode(text, add_special_tokens=special))
 
     def encode_by_file(self, text: str) -> list[int]:
-        """Token ids by tokenizer.json alone; transformers' tokenizer classes put rules of their own over it."""
+        """Token ids by tokenizer.json alone, without the rules that transformers' tokenizer classes add."""
         from tokenizers import Tokenizer
 
         backend: Any = Tokenizer.from_file(str(self._directory / TOKENIZER_JSON))
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def encode_like_sentence_piece(self, text: str, prefix: bool) -> list[int]:
-        """Token ids as SentencePiece itself finds them: with `prefix`, a space before each stretch of text.
+        """Token ids as SentencePiece finds them: with `prefix`, a space before each stretch of text.
 
-        transformers' newer tokenizers put it before the first stretch only, and not where a space stands already.
+        transformers' newer tokenizers put one before the first stretch only, and only if it has none.
         """
         from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
         backend: Any = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         blocks: list[Any] = [normalizers.Replace(" ", "▁")]
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *blocks] if prefix else blocks)
-        # A pre-tokenizer cannot be taken away, only replaced by one that does nothing.
+        # A pre-tokenizer cannot be removed, only replaced by one that does nothing.
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?!)"), "isolated")
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def plain_added_tokens(self) -> tuple[list[str], list[str]]:
-        """Added tokens that are just cut out of the text, and those that also take the spaces beside them."""
+        """Added tokens that match exactly, and those that swallow spaces beside them."""
         tokens = self.tokenizer.added_tokens_decoder.values()
         stripping = [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word]
         return [token.content for token in tokens if token.content not in stripping], stripping
 
-    def chat_template(self) -> str | None:
-        """The template used where none is named."""
-        template: Any = self.tokenizer.chat_template
-        return template.get(DEFAULT_TEMPLATE) if isinstance(template, dict) else template
+    def logits(self, sample: Sample) -> NDArray[np.float32]:
+        """Logits of the near, then the far tokens: (T, V)."""
+        return np.asarray(self._outputs(sample).logits[0, 1:].float().numpy(), np.float32)
 
-    def end_tokens(self) -> frozenset[int]:
-        """Tokens that end a text by the checkpoint's own settings."""
-        return end_token_ids(self.tokenizer, self.model)
-
-    def logits(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> NDArray[np.float32]:
-        """What `graph_values.sample_logits` gives for the same arguments, (T, V)."""
-        return np.asarray(self._outputs(filler, near, far, distance).logits[0, 1:].float().numpy(), np.float32)
-
-    def trunk_output(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> NDArray[np.float32]:
-        """z, the input of the last layer, for the same tokens: (1 + T, D), the filler's row first."""
-        found: list[NDArray[np.float32]] = []
-
-        def keep(layer: torch.nn.Module, inputs: Any) -> None:
-            found.append(inputs[0][0].float().numpy().copy())
-
+    def trunk_output(self, sample: Sample) -> NDArray[np.float32]:
+        """z, the input of the last layer: (1 + T, D), the filler's row first."""
         layers: Any = self.model.model.layers
-        hook = layers[-1].register_forward_pre_hook(keep)
-        try:
-            self._outputs(filler, near, far, distance)
-        finally:
-            hook.remove()
-        return found[0]
+        z = Seam("z", f"{LAYER_PREFIX}{len(layers) - 1}", "", of_input=True)
+        return self._values([z], lambda: self._outputs(sample))["z"]
+
+    def intermediates(self, ids: Sequence[int], seams: Iterable[Seam]) -> dict[str, NDArray[np.float32]]:
+        """Values (T, rest) at the seams for the token ids, by the seam's name."""
+        import torch
+
+        return self._values(seams, lambda: self.model(input_ids=torch.tensor([list(ids)]), use_cache=False))
 
     @contextmanager
     def head(self, number: int) -> Iterator[None]:
-        """Put head 2..n in the place of head 1, the last layer: the model's logits are then the head's."""
+        """Replace head 1, the last layer, by head 2..n: the model's logits are then the head's."""
         from safetensors import safe_open
 
         layers: Any = self.model.model.layers
@@ -113,51 +102,37 @@ class Reference:
         finally:
             layers[-1].load_state_dict(own)
 
-    def _outputs(self, filler: int, near: Sequence[int], far: Sequence[int], distance: int) -> Any:
+    def _outputs(self, sample: Sample) -> Any:
         import torch
 
-        ids = torch.tensor([[filler, *near, *far]])
-        positions = [distance - 1, *range(len(near)), *range(distance, distance + len(far))]
+        near, far, distance = len(sample.near), len(sample.far), sample.distance
+        ids = torch.tensor([[sample.filler, *sample.near, *sample.far]])
+        positions = torch.tensor([[distance - 1, *range(near), *range(distance, distance + far)]])
         count = ids.shape[1]
         visible = torch.ones(count, count, dtype=torch.bool).tril()
-        # The filler stands first but at the end of the gap: what is near comes before it and does not see it.
-        visible[1 : 1 + len(near), 0] = False
+        # The filler's row is first, its position after `near`.
+        visible[1 : 1 + near, 0] = False
         mask = torch.zeros(1, 1, count, count).masked_fill(~visible, torch.finfo(torch.float32).min)
         with torch.inference_mode():
-            return self.model(
-                input_ids=ids, position_ids=torch.tensor([positions]), attention_mask=mask, use_cache=False
-            )
+            return self.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
 
-    def intermediates(self, ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
-        """Values at the seams of the model for the text `ids`, under llama.cpp's names, each (T, rest).
-
-        In the order in which they are computed.
-        """
+    def _values(self, seams: Iterable[Seam], run: Callable[[], Any]) -> dict[str, NDArray[np.float32]]:
         import torch
 
-        model: Any = self.model
         found: dict[str, NDArray[np.float32]] = {}
-        hooks = []
 
-        def keep(name: str, of_input: bool = False) -> Callable[..., None]:
+        def keep(seam: Seam) -> Callable[..., None]:
             def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-                value = inputs[0] if of_input else output
+                value = inputs[0] if seam.of_input else output
                 value = value[0] if isinstance(value, tuple) else value
-                found[name] = value.detach().float().numpy().reshape(len(ids), -1).copy()
+                found[seam.name] = value[0].float().numpy().copy()
 
             return hook
 
-        hooks.append(model.model.embed_tokens.register_forward_hook(keep("embd")))
-        for number, layer in enumerate(model.model.layers):
-            hooks.append(layer.input_layernorm.register_forward_hook(keep(f"attn_norm-{number}")))
-            hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_inp-{number}", of_input=True)))
-            hooks.append(layer.post_attention_layernorm.register_forward_hook(keep(f"ffn_norm-{number}")))
-            hooks.append(layer.register_forward_hook(keep(f"l_out-{number}")))
-        hooks.append(model.model.norm.register_forward_hook(keep("result_norm")))
-        hooks.append(model.lm_head.register_forward_hook(keep("result_output")))
+        hooks = [self.model.get_submodule(seam.module).register_forward_hook(keep(seam)) for seam in seams]
         try:
             with torch.inference_mode():
-                model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+                run()
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,11 +1,12 @@
 """What a converted model is tried on: texts that tokenizers trip over, and token ids.
 
-All text is in composed Unicode (NFC): llama.cpp does not normalise, some tokenizers do, and `DECOMPOSED` shows which.
+All text is composed Unicode (NFC): llama.cpp does not normalize, some tokenizers do, and `DECOMPOSED` shows which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,28 +27,36 @@ TEXTS = {
     "empty": "",
 }
 EDGE_TEXTS = {"digits after spaces": "a  4\n    12", "rare digits": "x² ２３ ⅷ"}  # noqa: RUF001  # meant
-"""Texts on which transformers' own tokenizer classes depart from the tokenizer.json they were given."""
+"""Texts that some of transformers' tokenizer classes tokenize differently from the tokenizer.json they load."""
 DECOMPOSED = "e\u0301"
 SPECIAL_TOKENS_TRIED = 24
 SEED = 20240304
-NEAR_TOKENS = 40
-FAR_TOKENS = 12
+NEAR_TOKENS, FAR_TOKENS = 40, 12
 FAR_POSITION = 1024
-"""Where the second group of sample tokens stands: far enough that a wrong RoPE scaling shows."""
+"""Far enough that a wrong RoPE scaling shows."""
 
 
-def far_position(context: int) -> int:
-    """Where the second group of sample tokens stands in a model with a context of so many tokens."""
-    return max(min(FAR_POSITION, context - FAR_TOKENS), 1)
+@dataclass(frozen=True)
+class Sample:
+    """Token ids with a gap in their positions; `far` attends to `near`, the filler and itself."""
+
+    filler: int
+    """At the last position of the gap, the only one that is filled; `near` does not attend to it."""
+    near: list[int]
+    """At positions 0, 1, ..."""
+    far: list[int]
+    """At `distance`, `distance` + 1, ..."""
+    distance: int
+
+
+def draw_sample(vocabulary: int, context: int) -> Sample:
+    """Random token ids below `vocabulary`, at positions below `context`."""
+    ids = np.random.default_rng(SEED).integers(0, vocabulary, 1 + NEAR_TOKENS + FAR_TOKENS).tolist()
+    distance = max(min(FAR_POSITION, context - FAR_TOKENS), 1)
+    return Sample(ids[0], ids[1 : 1 + NEAR_TOKENS], ids[1 + NEAR_TOKENS :], distance)
 
 
 def special_texts(tokens: Sequence[str]) -> dict[str, str]:
     """A text for some of the added tokens, each between words and alone."""
     step = max(1, len(tokens) // SPECIAL_TOKENS_TRIED)
     return {f"special token {token}": f"one{token}two {token} three{token}" for token in tokens[::step]}
-
-
-def sample_ids(tokens: int) -> tuple[int, list[int], list[int]]:
-    """Random token ids below `tokens`: one that fills a gap, NEAR_TOKENS, and FAR_TOKENS for after the gap."""
-    drawn = np.random.default_rng(SEED).integers(0, tokens, 1 + NEAR_TOKENS + FAR_TOKENS).tolist()
-    return drawn[0], drawn[1 : 1 + NEAR_TOKENS], drawn[1 + NEAR_TOKENS :]

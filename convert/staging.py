@@ -1,17 +1,16 @@
-"""A place beside the final file where it grows until it is whole.
+"""A temporary place beside the final file.
 
-llama.cpp's quantizer and loader want names of files, so the temporary file of `nptool.files.atomic_file`, an open
-stream, does not do here. What is left when the block ends with an exception (Ctrl-C included) is removed.
+llama.cpp takes file names, so the open stream of `nptool.files.atomic_file` does not serve here. Nothing is left when
+the block ends with an exception, Ctrl-C included.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from nptool.errors import UsageError
 from nptool.files import disk_errors
@@ -19,9 +18,9 @@ from nptool.files import disk_errors
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file, in a directory of its own beside `path`, that takes `path`'s place at the end.
+    """Yield a path, in a temporary directory beside `path`, whose file replaces `path` when the block ends.
 
-    Other files may be made beside the yielded one; they are removed.
+    Other files in that directory are removed.
 
     Raises:
         DiskFullError: the disk filled up; `path` is as it was before.
@@ -31,11 +30,11 @@ def staged_file(path: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write {path}: it is a directory; name the file, for example {path / 'model.gguf'}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        try:
-            yield directory / path.name
-            with (directory / path.name).open("rb") as stream:
+        with TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", ignore_cleanup_errors=True
+        ) as directory:
+            staged = Path(directory) / path.name
+            yield staged
+            with staged.open("rb") as stream:
                 os.fsync(stream.fileno())
-            os.replace(directory / path.name, path)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            os.replace(staged, path)

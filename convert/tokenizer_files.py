@@ -1,7 +1,7 @@
-"""The files that describe a tokenizer in a Hugging Face directory, read as they are.
+"""The files that describe a tokenizer in a Hugging Face directory, in the spellings of transformers 4 and 5.
 
 tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json and the chat
-template, in the spellings of transformers 4 and 5. Knows neither GGUF nor how text is split.
+template.
 """
 
 from __future__ import annotations
@@ -19,20 +19,12 @@ DEFAULT_TEMPLATE = "default"
 
 
 @dataclass(frozen=True)
-class AddedToken:
-    """A token that is cut out of the text before anything else looks at it."""
-
-    content: str
-    special: bool
-
-
-@dataclass(frozen=True)
 class TokenizerFiles:
-    """What a directory says about its tokenizer."""
+    """A directory's files, parsed."""
 
     directory: Path
     tokenizer: dict[str, Any] | None
-    """tokenizer.json, where there is one."""
+    """tokenizer.json, if there is one."""
     settings: dict[str, Any]
     """tokenizer_config.json over special_tokens_map.json."""
     config: dict[str, Any]
@@ -40,21 +32,13 @@ class TokenizerFiles:
     generation: dict[str, Any]
     """generation_config.json."""
 
-    @property
-    def sentence_piece_model(self) -> Path | None:
-        path = self.directory / SENTENCE_PIECE_MODEL
-        return path if path.is_file() else None
-
-    def added_tokens(self) -> dict[int, AddedToken]:
-        """Added tokens by id, from all the files that may name some."""
-        added: dict[int, AddedToken] = {}
-        for content, number in _read_object(self.directory / "added_tokens.json").items():
-            added[int(number)] = AddedToken(content, special=False)
-        for number, entry in (self.settings.get("added_tokens_decoder") or {}).items():
-            added[int(number)] = AddedToken(entry["content"], bool(entry.get("special")))
-        for entry in (self.tokenizer or {}).get("added_tokens") or []:
-            added[int(entry["id"])] = AddedToken(entry["content"], bool(entry.get("special")))
-        return added
+    def added_tokens(self) -> dict[int, tuple[str, bool]]:
+        """Tokens that are cut out of a text before it is split, by id: the token, and whether it is special."""
+        listed = _read_object(self.directory / "added_tokens.json")
+        added = {int(number): (content, False) for content, number in listed.items()}
+        entries = dict(self.settings.get("added_tokens_decoder") or {})
+        entries |= {entry["id"]: entry for entry in (self.tokenizer or {}).get("added_tokens") or []}
+        return added | {int(key): (entry["content"], bool(entry.get("special"))) for key, entry in entries.items()}
 
     def special_text(self, role: str) -> str | None:
         """The token for a role (`bos`, `eos`, `pad`, `unk`), as text."""
@@ -63,24 +47,22 @@ class TokenizerFiles:
 
     def end_ids(self) -> list[int]:
         """Ids that end a generation by the model's own configuration."""
-        ids: list[int] = []
+        ids: dict[int, None] = {}
         for settings in (self.generation, self.config):
             value = settings.get("eos_token_id")
-            ids += value if isinstance(value, list) else [] if value is None else [value]
-        return list(dict.fromkeys(ids))
+            ids |= dict.fromkeys(value if isinstance(value, list) else [] if value is None else [value])
+        return list(ids)
 
     def adds(self, role: str) -> bool:
-        """Whether encoding puts the `bos` token before, or the `eos` token behind, every text."""
+        """Whether encoding puts the `bos` token before, or the `eos` token after, every text."""
         if self.tokenizer is None:
             return bool(self.settings.get(f"add_{role}_token"))
-        # The rule in tokenizer.json; transformers 5 leaves the flags aside where there is one.
+        # transformers 5 follows the rule in tokenizer.json, not the flags.
         template = _single_template(self.tokenizer.get("post_processor"))
-        if not template:
-            return False
-        return "SpecialToken" in template[0 if role == "bos" else -1]
+        return template is not None and "SpecialToken" in template[0 if role == "bos" else -1]
 
     def chat_templates(self) -> dict[str, str]:
-        """Jinja templates by name; the one used without asking is called `default`."""
+        """Jinja templates by name; `default` is the one used if none is named."""
         value = self.settings.get("chat_template")
         templates: dict[str, str] = {}
         if isinstance(value, str):
@@ -96,10 +78,10 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(directory: Path, config: dict[str, Any]) -> TokenizerFiles:
-    """Read what there is.
+    """Read the files that exist.
 
     Raises:
-        CheckpointError: there is no tokenizer nptool can read, or one of the files is damaged.
+        CheckpointError: there is no tokenizer that nptool reads, or a file is damaged.
     """
     has_json = (directory / TOKENIZER_JSON).is_file()
     if not has_json and not (directory / SENTENCE_PIECE_MODEL).is_file():
@@ -118,13 +100,13 @@ def read_tokenizer_files(directory: Path, config: dict[str, Any]) -> TokenizerFi
 
 
 def _single_template(processor: dict[str, Any] | None) -> list[dict[str, Any]] | None:
-    """The `single` rule of a post-processor that has one."""
+    """The `single` rule of a post-processor, if it has one that is not empty."""
     if processor is None:
         return None
     if processor.get("type") == "Sequence":
-        rules = [_single_template(part) for part in processor["processors"]]
+        rules = (_single_template(part) for part in processor["processors"])
         return next((rule for rule in rules if rule), None)
-    return processor.get("single") if processor.get("type") == "TemplateProcessing" else None
+    return (processor.get("single") or None) if processor.get("type") == "TemplateProcessing" else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Compares a converted model in llama.cpp with the checkpoint in transformers.
 
-Tokens of sample texts must be equal, logits of sample tokens equal up to the type's rounding, end tokens and chat
-template the same. A difference is an error that names the text or the part of the model. Knows no file format.
+Tokens of sample texts, end tokens and chat template must be equal, and logits of sample tokens equal up to the type's
+rounding. A difference is an error that names the text or the part of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
-from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, TEXTS, far_position, sample_ids, special_texts
+from nptool.convert.model_spec import ModelSpec
+from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, TEXTS, Sample, draw_sample, special_texts
+from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary
+from nptool.data.rendering import end_token_ids
 from nptool.errors import GgufError
+from nptool.llama.gguf_parts import find_parts
 
 if TYPE_CHECKING:
     from nptool.convert.reference import Reference
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 
 SHOWN_IDS = 6
 """Token ids shown on each side of the first difference."""
-TINY = 1e-12
+F32_HEAD_TOLERANCE = 1e-3
+"""Of the spread. Tighter than a model's: one layer from an exact input accumulates little rounding."""
 NOTHING_KEPT = "no file was written; --no-verify writes it all the same"
 
 
@@ -35,7 +39,7 @@ class LogitComparison:
     """How far llama.cpp's logits are from transformers'."""
 
     largest: float
-    """Largest absolute difference of any logit."""
+    """Largest absolute difference of any logit; NaN if any is NaN."""
     spread: float
     """Standard deviation of transformers' logits."""
     same_choice: float
@@ -46,7 +50,6 @@ class LogitComparison:
     def of(cls, found: NDArray[np.float32], expected: NDArray[np.float32]) -> LogitComparison:
         """Compare llama.cpp's logits (T, V) with transformers'."""
         return cls(
-            # The largest of values that are no numbers is none either.
             largest=float(np.abs(found - expected).max()),
             spread=float(expected.std()),
             same_choice=float((found.argmax(-1) == expected.argmax(-1)).mean()),
@@ -56,34 +59,49 @@ class LogitComparison:
     @property
     def relative(self) -> float:
         """Largest difference in units of the spread."""
-        return self.largest / max(self.spread, TINY)
+        return self.largest / max(self.spread, 1e-12)
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the relative difference is at most `tolerance`; False for NaN."""
+        return self.relative <= tolerance
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and what is worth knowing although it is no error."""
+    """What was compared, and remarks that are no errors."""
 
     logits: LogitComparison
     texts: int
     remarks: tuple[str, ...] = ()
 
 
-def verify(path: Path, reference: Reference, vocabulary: Vocabulary, context: int, file_type: FileType) -> Verification:
+def verify(
+    path: Path, reference: Reference, vocabulary: Vocabulary, spec: ModelSpec, file_type: FileType
+) -> Verification:
     """Compare the GGUF at `path` with `reference`.
-
-    Args:
-        context: the model's, in tokens.
 
     Raises:
         GgufError: the file cannot be loaded, or differs; the message says in what.
     """
-    with _loaded(path) as model:
-        texts, remarks = compare_tokenizers(model, reference, vocabulary)
-        logits = compare_logits(model, reference, context)
-        # Written so that a difference that is no number fails.
-        if not logits.relative <= file_type.tolerance:
+    from nptool.convert.graph_values import sample_logits
+    from nptool.llama.model import Model
+
+    try:
+        loaded = Model.load(path)
+    except GgufError as error:
+        # The file still has a temporary name.
+        raise GgufError(str(error).replace(str(path), "the converted file")) from error
+    with loaded as model:
+        texts, remarks = _compare_tokenizers(model, reference, vocabulary)
+        sample = _sample(model, reference, spec.sizes.context)
+        logits = LogitComparison.of(sample_logits(model, sample), reference.logits(sample))
+        if not logits.within(file_type.tolerance):
             if file_type.direct:
-                raise GgufError(_difference(model, reference, logits, file_type))
+                from nptool.convert.localization import differing_part
+
+                part = differing_part(model, reference, spec, sample.near, file_type.tolerance)
+                what = f"the converted model differs from the checkpoint in {part}"
+                raise _difference(what, logits, file_type.tolerance, file_type)
             remarks.append(
                 f"logits differ by {logits.relative:.2g} of their spread, more than the {file_type.tolerance:g} that "
                 f"{file_type.name} usually costs; a larger type may be worth its size"
@@ -91,29 +109,43 @@ def verify(path: Path, reference: Reference, vocabulary: Vocabulary, context: in
     return Verification(logits, texts, tuple(remarks))
 
 
-def compare_logits(model: Model, reference: Reference, context: int) -> LogitComparison:
-    """Compare the logits of the sample tokens.
-
-    Args:
-        context: the model's, in tokens.
-    """
-    from nptool.convert.graph_values import sample_logits
-
-    filler, near, far = _samples(model, reference)
-    distance = far_position(context)
-    expected = reference.logits(filler, near, far, distance)
-    return LogitComparison.of(sample_logits(model, filler, near, far, distance), expected)
-
-
-def compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabulary) -> tuple[int, list[str]]:
-    """Compare tokens, spelling, end tokens and chat template.
-
-    Returns:
-        Number of texts tried, and remarks on differences that llama.cpp cannot help.
+def verify_heads(path: Path, reference: Reference, context: int, file_type: FileType) -> tuple[LogitComparison, ...]:
+    """Compare heads 2..n of the GGUF at `path` with `reference`, both on transformers' trunk output.
 
     Raises:
-        GgufError: at the first difference.
+        GgufError: a head cannot be loaded, or differs.
     """
+    from nptool.convert.graph_values import sample_logits
+    from nptool.llama.model import Model
+
+    compared = []
+    tolerance = F32_HEAD_TOLERANCE if file_type.name == "f32" else file_type.tolerance
+    for number, part in enumerate(find_parts(path).heads, start=2):
+        with Model.load_part(part.header) as head:
+            sample = _sample(head, reference, context)
+            found = sample_logits(head, sample, reference.trunk_output(sample))
+        with reference.head(number):
+            logits = LogitComparison.of(found, reference.logits(sample))
+        if not logits.within(tolerance):
+            what = f"head {number} of the converted model differs from the checkpoint"
+            raise _difference(what, logits, tolerance, file_type)
+        compared.append(logits)
+    return tuple(compared)
+
+
+def _sample(model: Model, reference: Reference, context: int) -> Sample:
+    return draw_sample(min(len(reference.tokenizer), model.vocabulary_size), context)
+
+
+def _difference(what: str, logits: LogitComparison, tolerance: float, file_type: FileType) -> GgufError:
+    return GgufError(
+        f"{what}: logits differ by {logits.largest:.3g} at a spread of {logits.spread:.3g} (at most "
+        f"{tolerance:g} of it is rounding in {file_type.name}); {NOTHING_KEPT}"
+    )
+
+
+def _compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabulary) -> tuple[int, list[str]]:
+    """Compare tokens, spelling, end tokens and chat template; returns the number of texts, and remarks."""
     plain, stripping = reference.plain_added_tokens()
     texts = TEXTS | EDGE_TEXTS | special_texts(plain)
     odd = [label for label, text in texts.items() if not _same_tokens(model, reference, vocabulary, label, text)]
@@ -121,10 +153,11 @@ def compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabular
         text = TEXTS["prose"]
         found, expected = _tokens(model, text, special=True), reference.encode(text, special=True)
         if found != expected:
-            raise GgufError(_token_difference("prose with the tokens put around a text", text, found, expected))
+            raise _token_difference("prose with the tokens put around a text", text, found, expected)
     _check_spelling(model, vocabulary)
     _check_ends(model, reference)
-    if reference.chat_template() != model.chat_template:
+    template: Any = reference.tokenizer.chat_template
+    if (template.get(DEFAULT_TEMPLATE) if isinstance(template, dict) else template) != model.chat_template:
         raise GgufError(f"the chat template in the GGUF is not the checkpoint's; {NOTHING_KEPT}")
     return len(texts), list(_tokenizer_remarks(model, reference, odd, stripping))
 
@@ -132,8 +165,8 @@ def compare_tokenizers(model: Model, reference: Reference, vocabulary: Vocabular
 def _tokenizer_remarks(model: Model, reference: Reference, odd: list[str], stripping: list[str]) -> Iterator[str]:
     if odd and odd[0] in EDGE_TEXTS:
         yield (
-            f"transformers' {type(reference.tokenizer).__name__} tokenizes {', '.join(odd)} otherwise than "
-            "tokenizer.json says; llama.cpp follows tokenizer.json"
+            f"transformers' {type(reference.tokenizer).__name__} tokenizes {', '.join(odd)} differently from "
+            "tokenizer.json; llama.cpp follows tokenizer.json"
         )
     elif odd:
         yield (
@@ -141,38 +174,9 @@ def _tokenizer_remarks(model: Model, reference: Reference, odd: list[str], strip
             f"token; transformers' tokenizer does not (sample: {odd[0]})"
         )
     if stripping:
-        yield f"added tokens that swallow spaces beside them do not in llama.cpp: {', '.join(stripping)}"
+        yield f"these added tokens swallow spaces beside them, but not in llama.cpp: {', '.join(stripping)}"
     if _tokens(model, DECOMPOSED) != reference.encode(DECOMPOSED):
-        yield "transformers composes accents (NFC) before it tokenizes, llama.cpp takes text as it is"
-
-
-@contextmanager
-def _loaded(path: Path) -> Iterator[Model]:
-    from nptool.llama.model import Model
-
-    try:
-        model = Model.load(path)
-    except GgufError as error:
-        # The file is still under a temporary name.
-        raise GgufError(str(error).replace(str(path), "the converted file")) from error
-    with model:
-        yield model
-
-
-def _samples(model: Model, reference: Reference) -> tuple[int, list[int], list[int]]:
-    return sample_ids(min(len(reference.tokenizer), model.vocabulary_size))
-
-
-def _difference(model: Model, reference: Reference, logits: LogitComparison, file_type: FileType) -> str:
-    from nptool.convert.localization import differing_part
-
-    _, near, _ = _samples(model, reference)
-    part = differing_part(model, reference, near, file_type.tolerance)
-    return (
-        f"the converted model differs from the checkpoint in {part}: logits differ by {logits.largest:.3g} at a spread "
-        f"of {logits.spread:.3g} (at most {file_type.tolerance:g} of it is rounding in {file_type.name}); "
-        f"{NOTHING_KEPT}"
-    )
+        yield "transformers composes accents (NFC) before it tokenizes, llama.cpp does not"
 
 
 def _tokens(model: Model, text: str, *, special: bool = False) -> list[int]:
@@ -180,7 +184,7 @@ def _tokens(model: Model, text: str, *, special: bool = False) -> list[int]:
 
 
 def _same_tokens(model: Model, reference: Reference, vocabulary: Vocabulary, label: str, text: str) -> bool:
-    """Whether both tokenize alike; False where llama.cpp agrees with the source that transformers departs from."""
+    """Whether both tokenize alike; False where only transformers departs from the tokenizer's own definition."""
     found, expected = _tokens(model, text), reference.encode(text)
     if found == expected:
         return True
@@ -189,38 +193,34 @@ def _same_tokens(model: Model, reference: Reference, vocabulary: Vocabulary, lab
             return False
     elif label in EDGE_TEXTS and found == reference.encode_by_file(text):
         return False
-    raise GgufError(_token_difference(label, text, found, expected))
+    raise _token_difference(label, text, found, expected)
 
 
-def _token_difference(label: str, text: str, found: list[int], expected: list[int]) -> str:
+def _token_difference(label: str, text: str, found: list[int], expected: list[int]) -> GgufError:
     pairs = enumerate(zip(found, expected, strict=False))
     first = next((number for number, (one, other) in pairs if one != other), min(len(found), len(expected)))
     around = slice(max(0, first - SHOWN_IDS), first + SHOWN_IDS)
-    return (
+    return GgufError(
         f"the text sample '{label}' ({text!r}) is tokenized differently from token {first} on: llama.cpp "
         f"{found[around]}, transformers {expected[around]} (--pre chooses other splitting rules); {NOTHING_KEPT}"
     )
 
 
 def _check_spelling(model: Model, vocabulary: Vocabulary) -> None:
-    """The tokens of a text, spelled out, must give the text again."""
+    """Detokenizing the tokens of a text must give the text."""
     for label, text in TEXTS.items():
         spelled = model.detokenize(_tokens(model, text), special=True)
         if vocabulary.space_prefix:
             spelled = spelled.removeprefix(b" ")
         if spelled != text.encode():
-            raise GgufError(
-                f"the text sample '{label}' ({text!r}) is spelled {spelled!r} after llama.cpp tokenized it; "
-                f"{NOTHING_KEPT}"
-            )
+            what = f"the text sample '{label}' ({text!r}) is spelled {spelled!r} after llama.cpp tokenized it"
+            raise GgufError(f"{what}; {NOTHING_KEPT}")
 
 
 def _check_ends(model: Model, reference: Reference) -> None:
-    missed = sorted(reference.end_tokens() - model.end_tokens)
-    if missed:
+    if missed := sorted(end_token_ids(reference.tokenizer, reference.model) - model.end_tokens):
         names: Any = reference.tokenizer.convert_ids_to_tokens(missed)
         raise GgufError(
             f"llama.cpp would not stop at {', '.join(map(repr, names))}, which ends a text of the checkpoint (a GGUF "
-            "has room for eos_token and two more of eos_token_id in generation_config.json); "
-            f"{NOTHING_KEPT}"
+            f"has room for eos_token and two more of eos_token_id in generation_config.json); {NOTHING_KEPT}"
         )

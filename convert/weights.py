@@ -1,7 +1,7 @@
 """Safetensors weights, read a few rows at a time.
 
-The file's JSON header says where each tensor lies; rows are mapped from there and widened to float32, so bfloat16 needs
-no torch and memory holds one chunk. Format: https://github.com/huggingface/safetensors. Knows no architecture.
+Rows are mapped from the file and widened to float32: bfloat16 needs no torch, and memory holds one chunk. Format:
+https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -24,12 +24,8 @@ LENGTH_BYTES = 8
 CHUNK_VALUES = 1 << 22
 """Values held in memory at once: 16 MiB as float32."""
 BF16 = "BF16"
-STORED: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    BF16: np.dtype("<u2"),
-}
+STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", BF16: "<u2"}
+"""numpy's type of each of safetensors' types."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,7 @@ class StoredTensor:
         return prod(self.shape)
 
     def chunks(self, order: NDArray[np.intp] | None = None) -> Iterator[NDArray[np.float32]]:
-        """The tensor's rows as float32, at most about CHUNK_VALUES values at a time.
-
-        Args:
-            order: row numbers in the order wanted, or None for the stored one.
-        """
+        """The rows as float32, about CHUNK_VALUES values at a time, in the order of the row numbers `order`."""
         if not self.size:
             return
         rows = self.shape[0]
@@ -66,23 +58,22 @@ class StoredTensor:
 
 
 def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint's (checked) safetensors files, by name.
+    """All tensors of complete safetensors files, by name.
 
     Raises:
-        CheckpointError: a tensor of a type that is no plain floating point.
+        CheckpointError: a tensor is not floating point.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(LENGTH_BYTES))
             header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
             if entry["dtype"] not in STORED:
                 raise CheckpointError(
                     f"{file}: {name} is stored as {entry['dtype']}; nptool converts {', '.join(STORED)}: "
-                    "use the unquantised checkpoint"
+                    "use the unquantized checkpoint"
                 )
             start = LENGTH_BYTES + length + entry["data_offsets"][0]
             tensors[name] = StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), start)
@@ -91,13 +82,11 @@ def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors hold the same values."""
-    if one.shape != other.shape:
-        return False
-    return all(np.array_equal(a, b) for a, b in zip(one.chunks(), other.chunks(), strict=True))
+    pairs = zip(one.chunks(), other.chunks(), strict=True)
+    return one.shape == other.shape and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _widened(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    if dtype == BF16:
-        # bfloat16 is the upper half of a float32.
+    if dtype == BF16:  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
     return np.asarray(values, np.float32)

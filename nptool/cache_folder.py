@@ -1,4 +1,4 @@
-"""Where nptool keeps what it can measure again: the user's cache folder. Makes nothing."""
+"""The user's cache folder, for measurements that can be repeated."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 OVERRIDE = "NPTOOL_CACHE"
-"""Environment variable that names another folder."""
+"""Environment variable with another folder."""
 
 
 def cache_folder() -> Path:
-    """`NPTOOL_CACHE`, or nptool's folder among the user's caches, as the system has it."""
+    """`NPTOOL_CACHE`, or nptool's folder in the operating system's place for caches. It may not exist yet."""
     if given := os.environ.get(OVERRIDE):
         return Path(given)
     if given := os.environ.get("XDG_CACHE_HOME"):

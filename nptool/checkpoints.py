@@ -1,15 +1,13 @@
-"""Hugging Face checkpoints: checked, loaded, saved.
+"""Check, load and save Hugging Face checkpoints. Safetensors only: a pickle can run code.
 
-Safetensors only: a pickle can run code. Everything that can be found out without reading the weights is found out
-before they are read, so a mistake costs seconds. Knows no training; importing this module loads neither torch nor
-transformers.
+Every function raises CheckpointError with the reason if the checkpoint cannot be used. The checks read no weights.
+Importing this module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nptool.errors import CheckpointError, DiskFullError
-from nptool.files import atomic_directory
+from nptool.files import atomic_directory, read_json, write_json
 from nptool.provenance import provenance
 from nptool.silence import quiet
 
@@ -28,22 +26,17 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-PROVENANCE = "provenance.json"
-# A safetensors file begins with the length of its JSON header: 8 bytes, little-endian.
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _LENGTH_BYTES = 8
 _SHOWN_KEYS = 4
 HUB_SECONDS = 10
 
 
 def check_checkpoint(ref: str | Path) -> None:
-    """Check all that can be checked without reading the weights: files, shards, sizes, vocabulary.
+    """Check files, shards, sizes and vocabulary without reading the weights.
 
     Args:
-        ref: a local directory or a Hub id (of which only configuration and tokenizer are fetched).
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used; the message says why.
+        ref: a local directory, or a Hub id; only the configuration and the tokenizer of the latter are fetched.
     """
     if (directory := local_directory(ref)) is not None:
         check_files(directory)
@@ -52,19 +45,15 @@ def check_checkpoint(ref: str | Path) -> None:
 
 
 def check_files(directory: Path) -> list[Path]:
-    """The weight files of a local checkpoint, after checking that all are there and whole.
-
-    Raises:
-        CheckpointError: no configuration, pickle weights only, a shard missing or truncated.
-    """
+    """The weight files of a local checkpoint, each checked with `check_whole`."""
     _read_json(directory / "config.json", directory)
-    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
+    if (directory / WEIGHTS).is_file():
+        files = [directory / WEIGHTS]
+    elif (directory / INDEX).is_file():
         weight_map = _read_json(directory / INDEX, directory).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{directory / INDEX} has no `weight_map`; the checkpoint is damaged")
         files = [directory / name for name in sorted(set(weight_map.values()))]
-    elif (directory / WEIGHTS).is_file():
-        files = [directory / WEIGHTS]
     else:
         raise CheckpointError(_no_weights(directory))
     for file in files:
@@ -75,11 +64,6 @@ def check_files(directory: Path) -> list[Path]:
 
 
 def load_config(ref: str | Path) -> PretrainedConfig:
-    """The checkpoint's configuration.
-
-    Raises:
-        CheckpointError: there is none, or its architecture is not one of transformers'.
-    """
     from transformers import AutoConfig
 
     with _loading(ref, "configuration") as options:
@@ -87,11 +71,6 @@ def load_config(ref: str | Path) -> PretrainedConfig:
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
     from transformers import AutoTokenizer
 
     directory = local_directory(ref)
@@ -102,13 +81,10 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(ref: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The checkpoint as a causal language model in evaluation mode, on the CPU.
+    """Load a causal language model in evaluation mode, on the CPU.
 
     Args:
-        dtype: of the weights; None is float32.
-
-    Raises:
-        CheckpointError: files missing or damaged, pickle weights, unknown architecture, tensors that do not fit it.
+        dtype: type of the weights; None is float32.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -136,50 +112,45 @@ def save_model(
     path: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a Hugging Face directory (safetensors, tokenizer, provenance) that appears whole or not at all.
+    """Write safetensors, tokenizer and provenance to a directory, atomically.
 
     Args:
-        state_dict: the weights, where `model` itself holds only a share of them (FSDP, DeepSpeed).
+        state_dict: the weights, if `model` itself holds only a shard of them (FSDP, DeepSpeed).
 
     Raises:
-        DiskFullError: the disk filled up; `path` is as it was before.
+        DiskFullError: the disk filled up; `path` is unchanged.
     """
     with atomic_directory(path) as directory, quiet(), disk_full(path):
         model.save_pretrained(directory, state_dict=state_dict)
         tokenizer.save_pretrained(directory)
-        (directory / PROVENANCE).write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
+        write_json(directory / "provenance.json", provenance())
 
 
 @contextmanager
 def disk_full(path: str | Path) -> Iterator[None]:
-    """Turn what safetensors raises when the disk fills up while `path` is written into one clear line.
+    """Translate the error that safetensors raises when the disk fills up while `path` is written.
 
     Raises:
-        DiskFullError: it did.
+        DiskFullError: the disk is full.
     """
     from safetensors import SafetensorError
 
     try:
         yield
     except SafetensorError as error:
-        # The Rust side does not raise OSError.
+        # The Rust code does not raise OSError.
         if f"os error {errno.ENOSPC}" in str(error):
             raise DiskFullError(f"no space left on the disk while writing {path}; free some first") from error
         raise
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Write a tokenizer's directory that appears whole or not at all."""
     with atomic_directory(path) as directory, quiet():
         tokenizer.save_pretrained(directory)
 
 
 def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ref: str | Path) -> None:
-    """Check that every token id has a row in the embedding.
-
-    Raises:
-        CheckpointError: the tokenizer has more tokens than the model.
-    """
+    """Check that every token id has a row in the embedding."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         raise CheckpointError(
@@ -189,11 +160,7 @@ def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 
 
 def local_directory(ref: str | Path) -> Path | None:
-    """The directory `ref` names, or None when `ref` can only be a Hub id.
-
-    Raises:
-        CheckpointError: `ref` is a file, or is written like a path and does not exist.
-    """
+    """The directory that `ref` names, or None if it can only be a Hub id. A file or a missing path is an error."""
     path, text = Path(ref), str(ref)
     if text and path.is_dir():
         return path
@@ -206,10 +173,9 @@ def local_directory(ref: str | Path) -> Path | None:
 
 @contextmanager
 def _loading(ref: str | Path, part: str) -> Iterator[dict[str, Any]]:
-    """Yield the options for a transformers loader, and turn what it raises for a bad checkpoint into one line.
+    """Yield the options for a transformers loader, and translate what it raises for a bad checkpoint.
 
-    Its own exceptions differ from release to release (OSError, ValueError, KeyError, RuntimeError, ...), but all of
-    them mean here that the files are not what they should be.
+    The types of these exceptions differ between releases of transformers.
     """
     from safetensors import SafetensorError
 
@@ -219,43 +185,34 @@ def _loading(ref: str | Path, part: str) -> Iterator[dict[str, Any]]:
     with quiet():
         try:
             yield options
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise DiskFullError(f"no space left on the disk while fetching {ref}; free some first") from error
-            if options.get("local_files_only"):
+            if isinstance(error, OSError) and "local_files_only" in options:
                 raise CheckpointError(
-                    f"{ref} is no directory here, and neither in the local Hub cache nor is the Hub reachable"
+                    f"{ref} is not a local directory and not in the Hub cache, and the Hub cannot be reached"
                 ) from error
-            raise CheckpointError(f"cannot load the {part} of {ref}: {_first_sentence(error)}") from error
-        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-            raise CheckpointError(f"cannot load the {part} of {ref}: {_first_sentence(error)}") from error
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+            raise CheckpointError(f"cannot load the {part} of {ref}: {reason}") from error
 
 
 @cache
 def hub_has(ref: str) -> bool:
-    """Ask the Hub once; False when it cannot be reached (transformers itself would try for 45 seconds per file).
-
-    Raises:
-        CheckpointError: the Hub answers that it has no such model.
-    """
+    """Whether the Hub has a model; False if the Hub cannot be reached within `HUB_SECONDS`."""
     from huggingface_hub import HfApi, errors
 
-    unreachable = errors.HTTPError  # type: ignore[attr-defined]  # its HTTP client's, re-exported
+    unreachable = errors.HTTPError  # type: ignore[attr-defined]  # re-exported from the HTTP client
     try:
         HfApi().model_info(ref, timeout=HUB_SECONDS)
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise CheckpointError(f"{ref} is no directory here and no model on the Hub; check the name") from error
+        raise CheckpointError(f"{ref} is neither a local directory nor a model on the Hub; check the name") from error
     except (OSError, unreachable):
         return False
     return True
 
 
-def _first_sentence(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-
-
 def _no_weights(directory: Path) -> str:
-    for pattern in PICKLE_PATTERNS:
+    for pattern in _PICKLES:
         if found := sorted(directory.glob(pattern)):
             return (
                 f"{directory} has its weights in {found[0].name}, a pickle, which can run code when it is loaded; "
@@ -267,42 +224,37 @@ def _no_weights(directory: Path) -> str:
 
 
 def _hint(directory: Path) -> str:
-    """A run directory holds its checkpoint one level deeper."""
+    """The end of a message for a run directory, which has its checkpoint one level deeper."""
     inside = directory / "model"
     return f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
 
 
-def check_whole(file: Path) -> None:
-    """Compare a safetensors file's size with what its header announces.
+def check_whole(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file (tensor name to entry) and the offset of its data, in bytes.
 
-    Raises:
-        CheckpointError: it is truncated, or no safetensors file.
+    The file begins with the length of its JSON header: 8 bytes, little-endian.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        start = stream.read(_LENGTH_BYTES)
-        length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
-        if _LENGTH_BYTES + length > size:
-            raise CheckpointError(f"{file} is truncated or no safetensors file; copy it again")
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        start = _LENGTH_BYTES + length
+        if start > size:
+            raise CheckpointError(f"{file} is truncated or not a safetensors file; copy it again")
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            header.pop("__metadata__", None)
+            end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{file} is no safetensors file; its header cannot be read") from error
-    expected = _LENGTH_BYTES + length + max(ends, default=0)
-    if size < expected:
-        raise CheckpointError(f"{file} is truncated: {size} bytes of {expected}; copy it again")
+            raise CheckpointError(f"{file} is not a safetensors file: its header cannot be read") from error
+    if size < end:
+        raise CheckpointError(f"{file} is truncated: {size} bytes of {end}; copy it again")
+    return header, start
 
 
 def _read_json(path: Path, directory: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{directory} has no {path.name}; expected a Hugging Face checkpoint{_hint(directory)}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{directory} has no {path.name}; expected a Hugging Face checkpoint{_hint(directory)}")
+    value = read_json(path, CheckpointError)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object; the checkpoint is damaged")
     return value

@@ -1,7 +1,6 @@
 """How a block's tokens converge: right, wrong, fast-forwarded, stationary (CLLM, arXiv 2403.00835, section 4.3).
 
-Pure, on the states a block passed through. Training counts by it and decoding shows by it, so neither is known here.
-Shapes: S states, N block.
+Training counts these tokens, decoding shows them. Shapes: S states, N block.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from numpy.typing import NDArray
 
 
 class Mark(IntEnum):
-    """What a token of a state is, measured by the fixed point."""
+    """How a token of a state compares with the fixed point."""
 
     WRONG = 0
     RIGHT = 1
     FAST_FORWARDED = 2
-    """Fixed in this iteration, behind the first one that was."""
+    """Fixed in this iteration, after the first token that was fixed in it."""
     STATIONARY = 3
-    """Predicted right while a token before it was still wrong, and right ever after."""
+    """Predicted right while a token before it was still wrong, and right in every later state."""
 
 
 def mark_states(states_SN: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """The `Mark` (S, N) of every token of a block's states, the first of which is the guess, the last the fixed point.
+    """The `Mark` of every token (S, N).
 
     Args:
-        states_SN: without what is behind the end token.
+        states_SN: states of one block up to the end token; the first is the initial guess, the last the fixed point.
     """
     right_SN = states_SN == states_SN[-1]
     prefix_S = np.logical_and.accumulate(right_SN, axis=1).sum(axis=1)
@@ -37,14 +36,14 @@ def mark_states(states_SN: NDArray[np.integer]) -> NDArray[np.uint8]:
     marks_SN = np.where(right_SN, Mark.RIGHT, Mark.WRONG).astype(np.uint8)
     marks_SN[(places_N > fixed_S[:, None]) & (places_N < prefix_S[:, None])] = Mark.FAST_FORWARDED
     stationary_SN = stays_SN & (places_N > prefix_S[:, None])
-    # Where the random guess happens to be right, nothing was predicted.
+    # The initial guess is not a prediction, even where it happens to be right.
     stationary_SN[0] = False
     marks_SN[stationary_SN] = Mark.STATIONARY
     return marks_SN
 
 
 def count_marks(marks_SN: NDArray[np.uint8]) -> tuple[int, int]:
-    """Fast-forwarded and stationary tokens of a block, each token once however many iterations it stood still."""
+    """Numbers of fast-forwarded and of stationary tokens in a block; a token counts once."""
     fast_forwarded = int(np.count_nonzero(marks_SN == Mark.FAST_FORWARDED))
     stationary = int((marks_SN == Mark.STATIONARY).any(axis=0).sum())
     return fast_forwarded, stationary

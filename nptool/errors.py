@@ -1,19 +1,19 @@
-"""The exceptions a user's mistake raises.
+"""The exceptions for mistakes of the user.
 
-NptoolError                 anything a user can mend; the command line prints its one line and exits with 2
+NptoolError                 any mistake the user can correct; the command line prints its message and exits with 2
 ├── UsageError              an option or a combination of options that cannot be used
 ├── DataError               a data file: missing, empty, malformed
 ├── CheckpointError         a Hugging Face directory: missing shard, pickle weights, unknown architecture
-├── GgufError               a GGUF file: no GGUF, truncated, not decodable in parallel
+├── GgufError               a GGUF file: not a GGUF, truncated, not decodable in parallel
 ├── ContextError            a prompt longer than the context, a block wider than the batch limit
-└── DiskFullError           no room left for a file that was being written
+└── DiskFullError           no space left for a file that was being written
 
-A message is one line: what was expected, what came, what to do. `assert` is only for our own invariants.
+A message is one line: what was expected, what was found, what to do. `assert` is only for our own invariants.
 """
 
 
 class NptoolError(Exception):
-    """Base of every mistake a user can mend; `str()` of it is the one line that is printed."""
+    """Base class; `str()` gives the one-line message."""
 
 
 class UsageError(NptoolError):
@@ -37,4 +37,4 @@ class ContextError(NptoolError):
 
 
 class DiskFullError(NptoolError):
-    """The disk is full; the file that was being written is not there under its final name."""
+    """The disk is full; the file that was being written does not exist under its final name."""

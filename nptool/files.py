@@ -1,7 +1,4 @@
-"""Atomic writes: a file or directory appears under its final name whole, or not at all.
-
-Every writer in nptool goes through here. It knows nothing of what is written.
-"""
+"""Atomic writes: a file or directory appears under its final name whole, or not at all. Every writer uses them."""
 
 from __future__ import annotations
 
@@ -15,59 +12,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from nptool.errors import DataError, DiskFullError, UsageError
+from nptool.errors import DataError, DiskFullError, NptoolError, UsageError
 
-# A place where nothing can be written, whatever is written: another one is needed.
-_NO_PLACE = frozenset(
-    (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-        errno.ENAMETOOLONG,
-        errno.ELOOP,
-        errno.EBUSY,
-        errno.EINVAL,
-        errno.EIO,
-        errno.EFBIG,
-    )
-)
+# Errors that mean that nothing can be written at this path.
+_NO_PLACE = "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP EBUSY EINVAL EIO EFBIG"
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's complaints about writing `path` into one clear line.
+    """Translate the errors of the operating system while `path` is written.
 
     Raises:
         DiskFullError: no space or quota left.
-        UsageError: it cannot be written for another reason: a place that is read-only, a directory of that name, ...
+        UsageError: `path` cannot be written: read-only, a directory of that name, ...
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no space left on the disk while writing {path}; free some and run again") from error
-        if error.errno in _NO_PLACE or (error.errno == errno.ENOENT and _is_beside(error.filename, path)):
+        # ENOENT may be about a file that is read in the block; only the temporary file beside `path` counts.
+        name = error.filename
+        beside = isinstance(name, (str, Path)) and Path(name).parent == path.parent
+        kind = errno.errorcode.get(error.errno or 0, "")
+        if kind in _NO_PLACE.split() or (kind == "ENOENT" and beside):
             raise UsageError(f"cannot write {path}: {error.strerror}; choose another place") from error
         raise
 
 
-def _is_beside(name: Any, path: Path) -> bool:
-    """Whether a file that could not be made is the temporary one; another one may be missing too."""
-    return isinstance(name, (str, Path)) and Path(name).parent == path.parent
-
-
 @contextmanager
 def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that replaces it when the block ends without an exception.
+    """Open a temporary file that replaces `path` when the block ends without an exception.
 
     Args:
         mode: "wb" or "w" (UTF-8).
 
     Raises:
-        DiskFullError: the disk filled up; `path` is as it was before.
+        DiskFullError, UsageError: see `disk_errors`; `path` is unchanged.
     """
     path = Path(path)
     with disk_errors(path):
@@ -87,7 +68,11 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path` that replaces it when the block ends without an exception."""
+    """Yield a temporary directory that replaces `path` when the block ends without an exception.
+
+    Raises:
+        DiskFullError, UsageError: see `disk_errors`; `path` is unchanged.
+    """
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,22 +93,24 @@ def write_json(path: str | Path, value: Any) -> None:
         stream.write("\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, kind: type[NptoolError] = DataError) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        kind: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise kind(f"{path} does not exist") from error
+    except OSError as error:
+        raise kind(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+        raise kind(f"{path} is not valid JSON: {error}") from error
 
 
 def _replace_directory(temporary: Path, path: Path) -> None:
-    """Put `temporary` at `path`; a directory cannot be replaced in one step, so the old one steps aside first."""
+    """Move `temporary` to `path`. A directory cannot be replaced in one step, so an old one is moved away first."""
     if not path.exists():
         os.replace(temporary, path)
         return

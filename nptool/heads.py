@@ -1,19 +1,20 @@
-"""What names and describes the extra heads of a multi-head model, for training, conversion and decoding alike.
+"""Extra heads of a multi-head model: their names, their description on disk, and their GGUF keys.
 
 A multi-head model (arXiv 2404.19737) is a trunk, n parallel heads of one transformer layer each, one final norm and one
-unembedding. Head 1 is the model's own last layer, so the ordinary checkpoint holds trunk and head 1; heads 2..n lie
-beside it in `heads.safetensors`, described by `heads.json`. All heads read z, the input of the last layer (T, D). Loads
-neither torch nor llama.cpp.
+unembedding. Head 1 is the model's own last layer, so the ordinary checkpoint holds trunk and head 1; heads 2..n are in
+`heads.safetensors` beside it, described by `heads.json`. All heads read z, the input of the last layer (T, D).
+Training, conversion and decoding share this module; it loads neither torch nor llama.cpp.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from nptool.checkpoints import check_whole
 from nptool.errors import CheckpointError, DataError
 from nptool.files import read_json, write_json
 
@@ -21,74 +22,76 @@ HEADS_FILE = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
 FORMAT = 1
 PLAIN_AGAIN = f"remove {HEADS_FILE} and {HEADS_WEIGHTS} to have the plain model, which new heads can be trained on"
-"""What to do where heads are of no use."""
+"""How to go on when the heads cannot be used."""
 
 COUNT_KEY = "nptool.heads.count"
-"""GGUF: heads in all, head 1 included (uint32)."""
+"""GGUF of the model: number of heads, head 1 included (uint32)."""
 TRUNK_LAYER_KEY = "nptool.heads.trunk_layer"
-"""GGUF: the layer whose input is z (uint32)."""
+"""GGUF of the model: the layer whose input is z (uint32)."""
 INDEX_KEY = "nptool.heads.index"
-"""GGUF of one head: which it is, 2..n (uint32)."""
+"""GGUF of a head: its number, 2..n (uint32)."""
 TRUNK_DIGEST_KEY = "nptool.heads.trunk_digest"
-"""GGUF of the model and of each head: the checkpoint they belong to (string), so that no others are put together."""
+"""GGUF of the model and of each head: `trunk_digest` of their checkpoint (string)."""
 ACCURACY_KEY = "nptool.heads.accuracy"
-"""GGUF: held-out accuracies of heads 2..n, a flat float32 array of (n - 1) rows."""
+"""GGUF of the model: held-out accuracies of heads 2..n, a flat float32 array of n - 1 rows."""
 ACCURACY_RANKS_KEY = "nptool.heads.accuracy_ranks"
-"""GGUF: columns of the accuracies: how often the token is the head's first, second, ... choice (uint32)."""
+"""GGUF of the model: columns of the accuracies, one for each rank of a head's choice (uint32)."""
 
-# Bytes of each tensor that go into the digest: a whole 7B model would take a minute to read.
+# Bytes from either end of a tensor that go into the digest: a whole 7B model would take a minute to read.
 _SAMPLE = 4096
+
+Accuracy = tuple[tuple[float, ...], ...]
+"""Held out, for heads 2..n: share of tokens that are the head's first, second, ... choice (not cumulative)."""
 
 
 @dataclass(frozen=True)
 class HeadsInfo:
-    """What `heads.json` says."""
+    """The content of `heads.json`."""
 
     count: int
-    """n: heads in all, head 1 included; at least 2."""
+    """n: number of heads, head 1 included; at least 2."""
     trunk_layer: int
-    """Layer of the checkpoint whose input is z: its last one."""
+    """Index of the checkpoint's last layer, whose input is z."""
     model_type: str
-    """transformers' name of the architecture, which is that of the heads too."""
+    """transformers' name of the architecture of model and heads."""
     hidden_size: int
     vocab_size: int
     trunk_digest: str
-    """Of the checkpoint that the heads were trained on: `trunk_digest`."""
-    accuracy: tuple[tuple[float, ...], ...] = ()
-    """Held out, for heads 2..n: share of tokens that are the head's first, second, ... choice (not cumulative)."""
+    """`trunk_digest` of the checkpoint that the heads were trained on."""
+    accuracy: Accuracy = ()
 
 
 def head_tensor(head: int, name: str) -> str:
-    """Name in `heads.safetensors` of a layer's tensor: (2, "self_attn.q_proj.weight") -> "heads.2.self_attn...".
+    """Name of a tensor in `heads.safetensors`: (2, "self_attn.q_proj.weight") -> "heads.2.self_attn.q_proj.weight".
 
     Args:
         head: 2..n.
-        name: as in transformers, behind `model.layers.<i>.`.
+        name: transformers' name after `model.layers.<i>.`.
     """
     return f"heads.{head}.{name}"
 
 
 def write_heads_info(directory: Path, info: HeadsInfo) -> None:
-    """Write `heads.json`; the weights must be there already, so that a description never stands alone."""
+    """Write `heads.json`. The weights must exist already, so that there is never a description without weights."""
     write_json(directory / HEADS_FILE, {"format": FORMAT, **asdict(info)})
 
 
 def read_heads_info(directory: Path) -> HeadsInfo | None:
-    """The description of a checkpoint's heads, or None where it has none.
+    """The description of a checkpoint's heads, or None if it has no heads.
 
     Raises:
-        CheckpointError: it cannot be read, one of the two files is missing, or the checkpoint beside them is another.
+        CheckpointError: it cannot be read, one of the two files is missing, or the heads belong to another checkpoint.
     """
-    path = directory / HEADS_FILE
+    path, weights = directory / HEADS_FILE, directory / HEADS_WEIGHTS
     if not path.is_file():
-        if (directory / HEADS_WEIGHTS).is_file():
+        if weights.is_file():
             raise CheckpointError(
                 f"{directory} has {HEADS_WEIGHTS}, but {HEADS_FILE}, which describes it, is missing; copy it there, or "
                 f"remove {HEADS_WEIGHTS} to have the plain model"
             )
         return None
     info = _read(path)
-    if not (directory / HEADS_WEIGHTS).is_file():
+    if not weights.is_file():
         raise CheckpointError(
             f"{path} describes {info.count} heads, but {HEADS_WEIGHTS} beside it is missing; copy it there, or remove "
             f"{HEADS_FILE} to have the plain model"
@@ -102,44 +105,59 @@ def read_heads_info(directory: Path) -> HeadsInfo | None:
 
 
 def _read(path: Path) -> HeadsInfo:
-    """A `heads.json`, with every value of its type."""
+    """Read a `heads.json` and check the type of every value."""
     try:
         saved = read_json(path)
     except DataError as error:
         raise CheckpointError(f"{error}; {PLAIN_AGAIN}") from error
     if not isinstance(saved, dict):
-        raise CheckpointError(f"{path} is damaged: it is no object; {PLAIN_AGAIN}")
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object; {PLAIN_AGAIN}")
     if saved.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {saved.get('format')!r}, this nptool knows {FORMAT}; use the nptool that wrote it, "
             f"or {PLAIN_AGAIN}"
         )
-    for name, kind in get_type_hints(HeadsInfo).items():
+    hints = get_type_hints(HeadsInfo)
+    for name, kind in hints.items():
         if not _is_a(saved.get(name), kind):
             raise CheckpointError(f"{path} is damaged: {name} is {saved.get(name)!r}; {PLAIN_AGAIN}")
-    values = {name: saved[name] for name in HeadsInfo.__dataclass_fields__}
+    values = {name: saved[name] for name in hints}
     return HeadsInfo(**values | {"accuracy": tuple(tuple(row) for row in values["accuracy"])})
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is a whole number or a string, or else rows of shares."""
+    """Whether a JSON value has the type of its field: int, str, or `Accuracy`."""
     if kind in (int, str):
         return type(value) is kind
     rows = value if isinstance(value, list) else [None]
     return all(isinstance(row, list) and all(type(share) in (int, float) for share in row) for row in rows)
 
 
-def trunk_digest(directory: Path) -> str:
-    """Sixteen hexadecimal digits that tell one checkpoint's weights from another's.
+def accuracy_in(metadata: Mapping[str, Any]) -> Accuracy | None:
+    """The accuracies in a GGUF's metadata, or None if it has none that can be used."""
+    flat, ranks, count = (metadata.get(key) for key in (ACCURACY_KEY, ACCURACY_RANKS_KEY, COUNT_KEY))
+    if not isinstance(flat, list) or not isinstance(ranks, int) or not isinstance(count, int):
+        return None
+    if len(flat) != ranks * (count - 1):
+        return None
+    return tuple(tuple(flat[start : start + ranks]) for start in range(0, len(flat), ranks))
 
-    Of every tensor in the checkpoint's safetensors files (heads apart): name, type, shape, first and last bytes.
+
+def trunk_digest(directory: Path) -> str:
+    """Sixteen hexadecimal digits that identify a checkpoint's weights.
+
+    The digest covers the name, type, shape, first and last bytes of every tensor in the safetensors files, without the
+    heads.
+
+    Raises:
+        CheckpointError: a safetensors file is damaged.
     """
     digest = hashlib.blake2b(digest_size=8)
     entries: list[tuple[str, Path, dict[str, Any], int]] = []
     for path in sorted(directory.glob("*.safetensors")):
         if path.name != HEADS_WEIGHTS:
-            header, start = _header(path)
-            entries += [(name, path, entry, start) for name, entry in header.items() if name != "__metadata__"]
+            header, start = check_whole(path)
+            entries += [(name, path, entry, start) for name, entry in header.items()]
     for name, path, entry, start in sorted(entries, key=lambda item: item[0]):
         digest.update(f"{name} {entry['dtype']} {entry['shape']}".encode())
         first, end = (start + int(offset) for offset in entry["data_offsets"])
@@ -149,16 +167,3 @@ def trunk_digest(directory: Path) -> str:
             stream.seek(max(first, end - _SAMPLE))
             digest.update(stream.read(end - max(first, end - _SAMPLE)))
     return digest.hexdigest()
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data begins."""
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(size))
-        except (json.JSONDecodeError, UnicodeDecodeError, OverflowError) as error:
-            raise CheckpointError(f"{path} is no safetensors file") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is no safetensors file")
-    return header, 8 + size

@@ -1,7 +1,4 @@
-"""One process or several: who writes and prints, who goes first, and on what device.
-
-Under `accelerate launch` every process runs the same program; only the main one may write files or print.
-"""
+"""Several training processes under `accelerate launch`: only the main one may write files or print."""
 
 from __future__ import annotations
 
@@ -17,17 +14,16 @@ if TYPE_CHECKING:
 
 
 def process_count() -> int:
-    """Processes that train together."""
+    """Number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def best_device() -> torch.device:
-    """A CUDA GPU if there is one, else the CPU; for work of one process."""
+    """A CUDA GPU if there is one, else the CPU; for work of a single process."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,7 +31,7 @@ def best_device() -> torch.device:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The main process runs the block, then the others: what it writes, they read."""
+    """Run the block in the main process first, then in the others, which can read what it wrote."""
     if process_count() == 1:
         yield
         return
@@ -49,12 +45,10 @@ def main_process_first() -> Iterator[None]:
 
 @cache
 def _leave_group_at_exit() -> None:
-    """Let this process leave the group of processes before Python takes its threads down, which would abort it."""
-    atexit.register(_leave_group)
-
-
-def _leave_group() -> None:
+    """Leave the process group before Python ends its threads, which would abort this process."""
     import torch.distributed
 
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    @atexit.register
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

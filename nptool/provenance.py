@@ -1,7 +1,4 @@
-"""Where a result came from: command line, source revision, package versions, machine.
-
-Written beside every checkpoint and result, so that a figure can be reproduced.
-"""
+"""Provenance: command line, source revision, package versions and machine, saved with every checkpoint and result."""
 
 from __future__ import annotations
 
@@ -16,20 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "nptool",
-    "torch",
-    "transformers",
-    "llama-cpp-python",
-    "gguf",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-)
+PACKAGES = ("nptool", "torch", "transformers", "llama-cpp-python", "gguf", "tokenizers", "safetensors", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-    """Command line, time (UTC), source revision, package versions and machine of this process."""
+    """Command line, time (UTC), source revision, package versions and machine of this process, as JSON values."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on (containers often grant fewer than the machine has)."""
+    """Cores that this process may use; a container may grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -73,7 +61,7 @@ def _package_version(name: str) -> str | None:
 
 @cache
 def _revision() -> str | None:
-    """Git revision of nptool's own source, with `+` when it has changes; None outside a checkout."""
+    """Git revision of nptool's source, with `+` if there are uncommitted changes; None outside a checkout."""
     source = Path(__file__).resolve().parent.parent
     if not (source / ".git").exists():
         return None

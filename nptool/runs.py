@@ -1,11 +1,7 @@
-"""Run directories: where a training run keeps its configuration, log, data, checkpoints and GGUF.
-
-DESIGN section 6. Knows names of files, not what is in them.
-"""
+"""Run directories: configuration, log, data, checkpoints and GGUF of a training run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.errors import DataError, UsageError
@@ -13,57 +9,29 @@ from nptool.files import atomic_file, disk_errors, read_json
 
 ROOT = Path("runs")
 LATEST = "latest"
-CONFIG_NAME = "config.json"
 
 
-@dataclass(frozen=True)
 class Run:
-    """One run directory and the places of its files."""
+    """The paths of one run directory."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / CONFIG_NAME
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def collected(self) -> Path:
-        return self.path / "collected.parquet"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def gguf(self) -> Path:
-        return self.path / "model.gguf"
-
-    @property
-    def heldout(self) -> Path:
-        return self.path / "heldout.jsonl"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def curve(self) -> Path:
-        return self.path / "curve.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.log = path / "log"
+        self.checkpoints = path / "checkpoints"
+        self.collected = path / "collected.parquet"
+        self.model = path / "model"
+        self.gguf = path / "model.gguf"
+        self.heldout = path / "heldout.jsonl"
+        self.results = path / "results.json"
+        self.curve = path / "curve.json"
 
     @classmethod
     def create(cls, name: str, root: Path = ROOT) -> Run:
-        """Make the directory; an existing one is continued.
+        """Create the directory, or continue in an existing one.
 
         Raises:
-            UsageError, DiskFullError: it cannot be made.
+            UsageError, DiskFullError: it cannot be created.
         """
         run = cls(root / name)
         with disk_errors(run.path):
@@ -71,28 +39,28 @@ class Run:
         return run
 
     def publish(self) -> None:
-        """Let `runs/latest` name it: its model is finished, an interrupted run before it has none to convert."""
+        """Point `runs/latest` to this run, whose model is finished."""
         with atomic_file(self.path.parent / LATEST, "w") as stream:
             stream.write(self.path.name + "\n")
 
 
 def check_name(name: str | None) -> None:
-    """Check the name of a run that is to be made.
+    """Check the name of a new run.
 
     Raises:
-        UsageError: a directory in runs/ cannot have it.
+        UsageError: a directory in runs/ cannot have this name.
     """
     if name is not None and (Path(name).name != name or name == ".."):
         raise UsageError(f"--name is {name!r}; it must be the name of a directory in runs/, without slashes")
     if name == LATEST:
-        raise UsageError(f"--name is {name!r}, by which runs/ knows its newest run; choose another")
+        raise UsageError(f"--name is {name!r}, which is reserved for the newest run; choose another")
 
 
 def latest_run(root: Path = ROOT) -> Run:
-    """The newest run.
+    """The newest finished run.
 
     Raises:
-        DataError: there is none yet.
+        DataError: there is none.
     """
     marker = root / LATEST
     if not marker.is_file():
@@ -104,14 +72,14 @@ def latest_run(root: Path = ROOT) -> Run:
 
 
 def run_of(path: str | Path) -> Run | None:
-    """The run that a model directory or GGUF file lies in, if it lies in one."""
+    """The run that contains a model directory or GGUF file, or None."""
     run = Run(Path(path).resolve().parent)
     if not run.config.is_file():
         return None
     try:
         config = read_json(run.config)
     except DataError:
-        # Somebody else's: a run's is written whole or not at all.
+        # Not ours: a run's configuration is written atomically.
         return None
-    # A checkpoint of a Trainer lies in a directory with another config.json, which is a model's.
+    # A Trainer puts checkpoints beside the config.json of a model.
     return run if isinstance(config, dict) and "model_type" not in config else None

@@ -1,7 +1,7 @@
-"""Configuration dataclasses: from YAML and flags to one, range checks, JSON. Knows no configuration in particular.
+"""Configuration dataclasses: built from YAML and flags, range checks, JSON.
 
-A configuration file is a flat mapping of the dataclass's fields, `-` and `_` being the same. A flag on the line wins
-over the file, the file over the dataclass's default. Combinations are the business of each `__post_init__`.
+A configuration file is a flat mapping of field names, with `-` or `_`, to values. A flag on the command line overrides
+the file, the file overrides the field's default. Combinations are checked in each class's `__post_init__`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from hashlib import blake2b
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nptool.errors import UsageError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-DIGEST_BYTES = 4
 
 T = TypeVar("T")
 
-# Fields whose flag has another long name.
+# Flags whose long name is not that of their field.
 _LONG_FLAGS = {"block_length": "n"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
@@ -32,12 +34,11 @@ def resolve(cls: type[T], yaml_path: str | Path | None, flags: dict[str, Any]) -
 
     Args:
         cls: a configuration dataclass.
-        yaml_path: a YAML file with a flat mapping, or None.
         flags: field name to value; None means that the flag was not given.
 
     Raises:
-        UsageError: the file is missing, is no flat mapping, has an unknown key or a value of the wrong kind; a field
-            without default is given nowhere; or the dataclass itself refuses the values.
+        UsageError: the file is missing, is not a flat mapping, has an unknown key or a value of the wrong type; a
+            required field is missing; or the dataclass rejects the values.
     """
     values = read_mapping(cls, yaml_path) if yaml_path is not None else {}
     values |= {name: value for name, value in flags.items() if value is not None}
@@ -52,7 +53,7 @@ def resolve(cls: type[T], yaml_path: str | Path | None, flags: dict[str, Any]) -
 
 
 def read_mapping(cls: type[Any], path: str | Path) -> dict[str, Any]:
-    """Read a configuration file and check its keys and the kinds of its values against the fields of `cls`.
+    """Read a configuration file; check its keys and the types of its values against the fields of `cls`.
 
     Raises:
         UsageError: see `resolve`.
@@ -90,7 +91,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Bring a YAML value to the type of its field."""
+    """Convert a YAML value to the type of its field."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, choices, where)
@@ -107,22 +108,18 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def _convert_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in choices:
         return None
-    options = [choice for choice in choices if choice is not type(None)]
-    for choice in options[:-1]:
-        try:
+    *others, last = (choice for choice in choices if choice is not type(None))
+    for choice in others:
+        with suppress(UsageError):
             return _convert(value, choice, where)
-        except UsageError:
-            continue
-    return _convert(value, options[-1], where)
+    return _convert(value, last, where)
 
 
 def _convert_scalar(value: Any, kind: type, where: str) -> Any:
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-4, without a point, as text.
-        try:
+        with suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
     elif kind is Path and isinstance(value, str):
         return Path(value)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -131,36 +128,28 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
 
 
 def check_range(
-    config: Any,
-    names: tuple[str, ...],
-    *,
-    low: float,
-    high: float | None = None,
-    open_low: bool = False,
-    open_high: bool = False,
+    config: Any, names: Sequence[str], *, low: float, high: float = inf, open_low: bool = False, open_high: bool = False
 ) -> None:
-    """Check the fields `names` of `config` that are not None; an open end does not belong to the range.
+    """Check the fields `names` of `config` that are not None; an open end is not part of the range.
 
     Raises:
-        UsageError: one is outside.
+        UsageError: a field is out of range.
     """
     for name in names:
         value = getattr(config, name)
         if value is None:
             continue
-        above = value > low if open_low else value >= low
-        below = high is None or (value < high if open_high else value <= high)
-        if not (above and below):
-            lower = f"above {low:.10g}" if open_low else f"at least {low:.10g}"
-            upper = "" if high is None else f" and {'below' if open_high else 'at most'} {high:.10g}"
+        if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
+            lower = f"{'above' if open_low else 'at least'} {low:.10g}"
+            upper = "" if high == inf else f" and {'below' if open_high else 'at most'} {high:.10g}"
             raise UsageError(f"{flag(name)} is {value}; it must be {lower}{upper}")
 
 
 def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Check that a field has one of its values.
+    """Check that a field has one of the values `choices`.
 
     Raises:
-        UsageError: it has not.
+        UsageError: it has another.
     """
     value = getattr(config, name)
     if value not in choices:
@@ -174,19 +163,10 @@ def flag(name: str) -> str:
 
 def to_json(config: Any) -> dict[str, Any]:
     """The configuration as JSON values: paths as text, tuples as lists."""
-    fields = dataclasses.asdict(config)
-    return {name: _plain(value) for name, value in fields.items()}
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return values
 
 
 def digest(values: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that tell one configuration from another."""
-    text = json.dumps(values, sort_keys=True)
-    return blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
+    """Eight hexadecimal digits that identify a configuration."""
+    return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()

@@ -1,4 +1,4 @@
-"""Progress bars and remarks of transformers and of the Hub client, turned off while nptool reports itself."""
+"""Silence for transformers and the Hub client while nptool reports its own progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars, and of the log messages only errors, inside the block."""
+    """Turn off their progress bars, and all log messages except errors, inside the block."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

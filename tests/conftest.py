@@ -1,7 +1,7 @@
-"""What every test gets: no CUDA GPU, and a cache folder of its session, so that nothing is measured into the user's.
+"""Every test runs without a CUDA GPU and with a cache folder of its own session.
 
-Tests compare with references on the CPU, to the last bit where there are no other bits. What a GPU does,
-`benchmarks/cuda.py` measures.
+Tests compare with references on the CPU, bit for bit where the arithmetic is the same. `benchmarks/cuda.py` measures
+GPUs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import pytest
 
 from nptool.cache_folder import OVERRIDE
 
-# Before torch or llama.cpp looks for one, and for the processes that tests start.
+# Fixtures of several folders; those of one folder are in its conftest.py.
+pytest_plugins = ["fixtures.base_models", "fixtures.checkpoints", "fixtures.gguf_files", "fixtures.trajectories"]
+
+# Set before torch and llama.cpp are loaded; processes that tests start inherit it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -77,7 +77,7 @@ def test_both_ways_of_attention_are_timed(tmp_path: Path) -> None:
         assert all(time > 0 for times in row["step_ms"].values() for time in times.values())
         assert min(row["prefill_ms"].values()) > 0
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert shown[1].split() == ["tokens", "before", "reading", "them", "1", "rows", "4", "rows"]
+    assert shown[1].split() == ["tokens", "before", "prefill", "1", "rows", "4", "rows"]
     assert [line.split()[0] for line in shown[2:]] == ["8", "40"]
 
 
@@ -85,7 +85,7 @@ def test_shapes_are_timed_side_by_side() -> None:
     words = ["2x32x2x64", "1x32x2x128", "--vocabulary", "320", "--context", "8", "--rounds", "1", "-t", "1"]
     command = [sys.executable, str(BENCHMARKS / "shapes.py"), *words, "--widths", "1,4"]
     found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout)
-    # A matrix for the embedding and one for the unembedding, and of each layer four in attention and three behind it.
+    # Embedding, unembedding, and seven matrices per layer: four in attention, three in the feed-forward.
     assert [(entry["shape"], entry["parameters"]) for entry in found["shapes"]] == [
         ("2x32x2x64", 2 * 320 * 32 + 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32)),
         ("1x32x2x128", 2 * 320 * 32 + 32 + 4 * 32 * 32 + 3 * 32 * 128 + 2 * 32),

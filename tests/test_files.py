@@ -59,7 +59,7 @@ def test_a_place_that_takes_no_file(number: int, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_takes_no_file() -> None:
-    """/proc has no room for files of ours, and says that they do not exist."""
+    """No file can be created in /proc; the error there is that it does not exist."""
     with pytest.raises(UsageError, match=r"^cannot write /proc/file\.bin: .*; choose another place$"):  # noqa: SIM117
         with atomic_file("/proc/file.bin"):
             pass

@@ -4,12 +4,9 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-from nptool.cli.app import run
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "llama_cpp", "numpy")
@@ -53,31 +50,6 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
     program = f"{statement}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("words", [("-h",), ("bench", "-h"), ("train", "cllm", "-h")])
-def test_help_has_a_short_name(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(words, debug=False) == 0
-    assert capsys.readouterr().out.startswith("Usage: nptool")
-
-
-def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"], debug=False) == 0
-    assert capsys.readouterr().out == f"nptool {version('nptool')}\n"
-
-
-def test_a_wrong_option_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "cllm", "--wrong"], debug=False) == 2
-    assert capsys.readouterr().err.endswith("(see `nptool train cllm --help`)\n")
-
-
-def test_help_loads_nothing_heavy() -> None:
-    program = (
-        "import sys\nfrom nptool.cli.app import run\nrun(['train', '--help'], debug=False)\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert result.stderr.strip() == "[]"
 
 
 FORBIDDEN = {

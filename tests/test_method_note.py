@@ -1,4 +1,4 @@
-"""The note beside a checkpoint: what is written is read, figures are added, and a GGUF's metadata says the same."""
+"""The note beside a checkpoint: written and read, measurements added, and the same in a GGUF's metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_without_a_note_there_is_nothing_to_add_to(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metadata_says_what_the_note_says() -> None:
+def test_metadata_has_the_same_as_the_note() -> None:
     note = MethodNote("cllm", 16, Measured(3.75, 8))
     assert measured_in(note.metadata()) == note.measured
     assert measured_in(MethodNote("cllm", 16).metadata()) is None

@@ -30,6 +30,11 @@ class Example:
             raise UsageError(f"--size is {self.size}; it must be at least 0")
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def write(text: str) -> Path:
     path = Path("config.yaml")
     path.write_text(text, encoding="utf-8")
@@ -133,7 +138,7 @@ def test_an_unknown_flag_is_our_own_mistake() -> None:
             "--hidden-size 6 / --attention-heads 2 is 3; a head's size must be even (rotary positions turn pairs)",
         ),
         ({"seed": -1}, "--seed is -1; it must be at least 0 and at most 4294967295"),
-        ({"name": "latest"}, "--name is 'latest', by which runs/ knows its newest run; choose another"),
+        ({"name": "latest"}, "--name is 'latest', which is reserved for the newest run; choose another"),
         ({"name": "a/b"}, "--name is 'a/b'; it must be the name of a directory in runs/, without slashes"),
         ({"data": ()}, "--data is missing; name the files to train on"),
     ],

@@ -1,7 +1,7 @@
-"""From measurements to figures: medians over rounds, paired speed-ups, shares of identical answers. Pure.
+"""From measurements to figures: medians over rounds, paired speed-ups, shares of identical answers.
 
-A speed-up is paired: the ratio of two rates on the same prompt in the same round, of which the median is taken, so
-that neither a slow spell of the machine nor a long prompt weighs on one method alone.
+A speed-up is the median of paired ratios, each of two rates on the same prompt in the same round, so that neither a
+slow phase of the machine nor a long prompt affects one method alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from statistics import median
 
 import numpy as np
 
-from nptool.bench.decoder import Variant
 from nptool.bench.report import Difference, MethodReport
+from nptool.bench.variants import Variant
 from nptool.decoding.loop.tally import Tally
 
 
@@ -24,15 +24,14 @@ class Measurement:
 
     variant: Variant
     prompt: int
-    """Index of the prompt."""
     round: int
     tokens: tuple[int, ...]
     """The answer, its end token included."""
     tally: Tally
     width: int
-    """Rows of the batches in which autoregressive decoding has to give the same answer."""
+    """Rows of the batches in which autoregressive decoding must give the same answer."""
     method: str
-    """The one that was used, where the variant leaves a choice."""
+    """The method used; an automatic variant chooses among several."""
 
 
 Seconds = Callable[[Tally], float]
@@ -54,10 +53,10 @@ def summarize(
     Args:
         measurements: all of this variant.
         baseline: all of autoregressive decoding of width 1, on the same prompts in the same rounds.
-        references: autoregressive answers of every prompt by the rows of a batch.
-        margins: (prompt, position) to the margin of every first difference from `width_1`.
-        costs: seconds of a batch by its rows, 1 and n among them.
-        sources: name of every prompt.
+        references: width to the autoregressive answers to all prompts.
+        margins: (prompt, position) to the margin of every first difference from the answer of width 1.
+        costs: seconds of a batch by width, among them 1 and n.
+        sources: names of the prompts.
         accuracy: share of right answers, if they can be scored.
     """
     variant, width_1 = measurements[0].variant, references[1]
@@ -98,7 +97,12 @@ def summarize(
 
 
 def mean_step(passes: Mapping[int, int], costs: Mapping[int, float]) -> float:
-    """Seconds of a batch, on average over passes of several widths; between those that were measured, linear."""
+    """Mean seconds of a pass, with linear interpolation between measured widths.
+
+    Args:
+        passes: width to number of passes.
+        costs: width to seconds of a batch.
+    """
     known = sorted(costs)
     seconds = np.interp(list(passes), known, [costs[rows] for rows in known])
     return float(np.average(seconds, weights=list(passes.values())))
@@ -115,7 +119,7 @@ def whole(tally: Tally) -> float:
 
 
 def rate(measurements: Iterable[Measurement], seconds: Seconds) -> float:
-    """Tokens/s: all tokens of a round over all its seconds, median over the rounds."""
+    """Tokens/s: all tokens of a round by all its seconds, median over the rounds."""
     rounds: dict[int, list[Tally]] = defaultdict(list)
     for measurement in measurements:
         rounds[measurement.round].append(measurement.tally)
@@ -127,7 +131,7 @@ def rate(measurements: Iterable[Measurement], seconds: Seconds) -> float:
 def speedups(
     measurements: Iterable[Measurement], baseline: Iterable[Measurement], seconds: Seconds
 ) -> dict[tuple[int, int], float]:
-    """(round, prompt) to the ratio of tokens/s to the baseline's on the same prompt in the same round."""
+    """(round, prompt) to the ratio of tokens/s to those of the baseline on the same prompt in the same round."""
 
     def rates(items: Iterable[Measurement]) -> dict[tuple[int, int], float]:
         return {(item.round, item.prompt): item.tally.tokens / seconds(item.tally) for item in items}
@@ -137,7 +141,7 @@ def speedups(
 
 
 def by_round(ratios: dict[tuple[int, int], float]) -> list[float]:
-    """Median of each round."""
+    """Median ratio of each round."""
     rounds: dict[int, list[float]] = defaultdict(list)
     for (number, _), ratio in ratios.items():
         rounds[number].append(ratio)
@@ -145,16 +149,16 @@ def by_round(ratios: dict[tuple[int, int], float]) -> list[float]:
 
 
 def total(measurements: Iterable[Measurement]) -> Tally:
-    """The tallies of one method, added up."""
-    tallies = [measurement.tally for measurement in measurements]
-    result = Tally(width=tallies[0].width)
-    for tally in tallies:
+    """The sum of the tallies of one method."""
+    first, *others = (measurement.tally for measurement in measurements)
+    result = Tally(width=first.width)
+    for tally in (first, *others):
         result.add(tally)
     return result
 
 
 def identical_share(measurements: Sequence[Measurement], references: Sequence[tuple[int, ...]]) -> float:
-    """Share of the answers that are token by token the reference's, from 0 to 1."""
+    """Share of the answers that have the same tokens as the reference, 0 to 1."""
     return sum(item.tokens == references[item.prompt] for item in measurements) / len(measurements)
 
 
@@ -164,7 +168,7 @@ def differences(
     margins: Margins,
     sources: Sequence[str],
 ) -> list[Difference]:
-    """Every place where an answer leaves its reference, once, in the order of the prompts."""
+    """Every place where an answer first differs from its reference, once, in the order of the prompts."""
     places = set()
     for item in measurements:
         position = first_difference(item.tokens, references[item.prompt])
@@ -174,7 +178,7 @@ def differences(
 
 
 def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | None:
-    """Index of the first token that is not the reference's; None where the two are equal."""
+    """Index of the first token that differs from the reference; None if the two are equal."""
     for position, (token, expected) in enumerate(zip(tokens, reference, strict=False)):
         if token != expected:
             return position

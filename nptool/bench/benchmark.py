@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from nptool.bench.aggregation import Measurement, summarize
 from nptool.bench.comparison import Comparison, compare
 from nptool.bench.config import LENGTHS, BenchConfig
-from nptool.bench.decoder import ANY, Decoder, Variant, split_name, variants_of
 from nptool.bench.prompts import Prompt, find_prompts, read_prompts
 from nptool.bench.report import BenchReport, MethodReport
+from nptool.bench.variants import ANY, Variant, split_name, variants_of
+from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, DataError
 from nptool.llama.context import DEFAULT_WIDTH
@@ -50,17 +51,10 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         flash_attention=config.flash_attention,
     ) as model:
         variants = _variants(config, model)
-        engine = model.contexts.trunk(max(n for variant in variants for _, n in variant.ways))
+        engine = model.contexts.trunk(max(variant.n for variant in variants))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
-        decoder = Decoder(
-            engine,
-            model.model.end_tokens,
-            config.sampling,
-            max_tokens=config.max_tokens,
-            open_heads=lambda rows, heads: model.contexts.open(rows, model.contexts.count_heads(heads)),
-            experience=model.knowledge.experience,
-        )
-        comparison = compare(decoder, ids, variants, config.rounds, progress)
+        common = DecodeConfig(sampling=config.sampling, max_tokens=config.max_tokens)
+        comparison = compare(model.decoder, ids, variants, config.rounds, common, progress)
         return BenchReport(
             model=str(path),
             model_description=model.model.description,

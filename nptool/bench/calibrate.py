@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nptool.decoding.adaptive.calibration import Calibration
-from nptool.decoding.adaptive.policy import expected_tokens
-from nptool.decoding.adaptive.priors import prior_of
-from nptool.decoding.proposers.methods import JACOBI
+from nptool.decoding.adaptive.cost import Calibration
+from nptool.decoding.adaptive.gains import first_gains, power_with_bend
+from nptool.decoding.proposers.methods import JACOBI, find_method
 from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine, provenance
 
@@ -37,7 +36,7 @@ class CalibrationReport:
 
     def predicted_speedup(self, width: int) -> float:
         """Over autoregressive decoding, if the model is as its file says."""
-        return expected_tokens((width,), {}, self.exponent)[width] / self.cost_ratio(width)
+        return power_with_bend(width, self.exponent) / self.cost_ratio(width)
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
@@ -71,7 +70,7 @@ def run_calibration(
         threads=threads,
         flash_attention=flash_attention,
     ) as model:
-        calibration = model.knowledge.calibrate()
+        calibration = model.store.calibrate()
         engine = model.contexts.trunk(1)
         return CalibrationReport(
             model=str(path),
@@ -81,6 +80,6 @@ def run_calibration(
             gpu_layers=gpu_layers,
             flash_attention=engine.settings.flash_attention,
             calibration=calibration,
-            exponent=prior_of(model.model.header.metadata, JACOBI).exponent,
+            exponent=first_gains(model.model.header.metadata, find_method(JACOBI)).exponent,
             provenance=provenance(),
         )

@@ -1,24 +1,25 @@
 """The measurement: methods interleaved prompt by prompt, in several rounds, on one engine.
 
-Autoregressive decoding at every width, which the answers are compared with, runs once and untimed before the rounds.
-Knows no file and no text, and draws no conclusions: that is `aggregation`.
+Before the rounds, autoregressive decoding runs once and untimed at every width, as the reference for the answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nptool.bench.aggregation import Measurement, first_difference
 from nptool.bench.cost import StepCosts
-from nptool.bench.decoder import Decoder, Variant
+from nptool.bench.variants import AUTO, Variant
+from nptool.decoding.answer import Answer, DecodeConfig
+from nptool.decoding.decoder import Decoder
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE
 from nptool.progress import Progress, silent
 
-# The first answer of a method pays for page faults and graph building; this much of one is thrown away.
+# Tokens of an untimed first answer of each method, which pays for page faults and graph building.
 WARM_UP_TOKENS = 16
 
 Tokens = tuple[int, ...]
@@ -30,10 +31,10 @@ class Comparison:
 
     measurements: list[Measurement]
     references: dict[int, list[Tokens]]
-    """Width to the autoregressive answer of every prompt."""
+    """Width to the autoregressive answers to all prompts."""
     margins: dict[tuple[int, int], float]
-    """(prompt, position in the answer) to the margin of autoregressive decoding of width 1, at every first
-    difference from it."""
+    """(prompt, position in the answer) to the margin of autoregressive decoding of width 1, at every first difference
+    from it."""
     costs: StepCosts
 
 
@@ -42,44 +43,96 @@ def compare(
     prompts: Sequence[NDArray[np.int32]],
     variants: Sequence[Variant],
     rounds: int,
+    common: DecodeConfig,
     progress: Progress = silent,
 ) -> Comparison:
     """Measure every variant on every prompt in every round.
 
     Args:
         prompts: token ids.
-        variants: autoregressive decoding of width 1 among them.
+        variants: must contain autoregressive decoding of width 1.
+        common: sampling and lengths of all answers.
 
     Raises:
         ContextError: a prompt is empty or does not fit.
     """
-    widths = sorted({1}.union(*(decoder.compared_widths(variant) for variant in variants)))
-    costed = sorted({1}.union(*({variant.n, *decoder.costed_widths(variant)} for variant in variants)))
+    run = _Run(decoder, common)
+    # The widest batch first: a context that is too narrow for it would be made again.
+    engine = decoder.contexts.trunk(max(variant.n for variant in variants))
+    compared = sorted({1}.union(*(run.widths(variant, one_of_each_class=True) for variant in variants)))
+    costed = sorted({1}.union(*({variant.n, *run.widths(variant)} for variant in variants)))
     for variant in variants:
-        decoder.answer(prompts[0], variant, WARM_UP_TOKENS)
-    references = _references(decoder, prompts, widths, progress)
-    costs = StepCosts(decoder.engine, sorted(prompts, key=len)[len(prompts) // 2], costed)
+        run.answer(prompts[0], variant, WARM_UP_TOKENS)
+    references = _references(run, prompts, compared, progress)
+    costs = StepCosts(engine, sorted(prompts, key=len)[len(prompts) // 2], costed)
     measurements: list[Measurement] = []
     total = rounds * len(prompts) * len(variants)
     for number in range(rounds):
         for index, prompt in enumerate(prompts):
             for variant in in_turn(variants, number + index):
-                answer = decoder.answer(prompt, variant)
+                answer = run.answer(prompt, variant)
+                width = answer.widths.members[0] if answer.widths.members else 1
                 measurements.append(
-                    Measurement(variant, index, number, answer.tokens, answer.tally, answer.width, answer.method)
+                    Measurement(variant, index, number, tuple(answer.tokens), answer.tally, width, answer.method)
                 )
                 progress("methods in turns", len(measurements), total)
+        decoder.contexts.scratch(1)
         costs.measure()
-    margins = _margins(decoder, prompts, measurements, references[1])
+    margins = _margins(run, prompts, measurements, references[1])
     return Comparison(measurements, references, margins, costs)
 
 
-def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
-    """The order of one turn, as in a Williams design (Australian Journal of Scientific Research A 2, 1949).
+class _Run:
+    """Answers of one comparison, each from an empty cache."""
 
-    In as many turns as there are variants (twice as many, where these are odd in number) each one stands at each place
-    and directly behind each other one equally often: an answer finds the caches, and on a GPU the graph, that the one
-    before has left.
+    def __init__(self, decoder: Decoder, common: DecodeConfig) -> None:
+        self._decoder, self._common = decoder, common
+
+    def answer(self, prompt: NDArray[np.int32], variant: Variant, max_tokens: int | None = None) -> Answer:
+        """Answer a prompt to its end."""
+        config = variant.config(self._common)
+        if max_tokens is not None:
+            config = replace(config, max_tokens=max_tokens)
+        answer = self._decoder.answer(prompt, config, purpose=variant.name)
+        for _ in answer:
+            pass
+        return answer
+
+    def widths(self, variant: Variant, *, one_of_each_class: bool = False) -> set[int]:
+        """Rows of the batches that a variant may use; or where its text depends on them, one of each class."""
+        if not variant.adapt:
+            return {variant.n}
+        config = variant.config(self._common)
+        chooser = self._decoder.chooser(config.methods, variant.name)
+        lengths = {self._decoder.block_length(config, method) for method in config.methods}
+        if not one_of_each_class:
+            return {width for n in lengths for width in chooser.widths(n)}
+        return {members[0] for n in lengths for members in chooser.classes(n)} if variant.adapt == AUTO else set()
+
+    def margin(self, prompt: NDArray[np.int32], tokens: Sequence[int]) -> float:
+        """How far the likeliest next token is ahead of the second, as logits, after `prompt` and `tokens`.
+
+        Evaluated one row at a time, as autoregressive decoding of width 1 does. Sampling is not looked at.
+        """
+        engine, sequence, _ = self._decoder.contexts.open(1)
+        sequence.truncate(0)
+        sequence.open(prompt)
+        sequence.prefill()
+        nothing = np.empty(0, dtype=np.int32)
+        for token in tokens:
+            engine.evaluate(sequence.lay(nothing, 1), sequence.length - 1)
+            sequence.extend(np.array([token], dtype=np.int32))
+        logits_V = engine.evaluate(sequence.lay(nothing, 1), sequence.length - 1)[0]
+        second, first = np.partition(logits_V, -2)[-2:]
+        return float(first - second)
+
+
+def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
+    """The order of one turn in a Williams design (Australian Journal of Scientific Research A 2, 1949).
+
+    In as many turns as there are variants (twice as many for an odd number), each variant has each place and directly
+    follows each other variant equally often, because an answer starts with the processor's caches, and on a GPU with
+    the graph, of the previous one.
     """
     count = len(variants)
     zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
@@ -88,19 +141,19 @@ def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
 
 
 def _references(
-    decoder: Decoder, prompts: Sequence[NDArray[np.int32]], widths: Sequence[int], progress: Progress
+    run: _Run, prompts: Sequence[NDArray[np.int32]], widths: Sequence[int], progress: Progress
 ) -> dict[int, list[Tokens]]:
     references: dict[int, list[Tokens]] = {width: [] for width in widths}
     total = len(prompts) * len(widths)
     for index, prompt in enumerate(prompts):
         for place, width in enumerate(widths):
-            references[width].append(decoder.answer(prompt, Variant(AUTOREGRESSIVE, width)).tokens)
+            references[width].append(tuple(run.answer(prompt, Variant(AUTOREGRESSIVE, width)).tokens))
             progress("AR at equal width", index * len(widths) + place + 1, total)
     return references
 
 
 def _margins(
-    decoder: Decoder,
+    run: _Run,
     prompts: Sequence[NDArray[np.int32]],
     measurements: Sequence[Measurement],
     references: Sequence[Tokens],
@@ -110,5 +163,5 @@ def _margins(
         index = measurement.prompt
         position = first_difference(measurement.tokens, references[index])
         if position is not None and (index, position) not in margins:
-            margins[index, position] = decoder.margin(prompts[index], references[index][:position])
+            margins[index, position] = run.margin(prompts[index], references[index][:position])
     return margins

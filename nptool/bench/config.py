@@ -1,4 +1,4 @@
-"""What `nptool bench` measures, and how often. Loads neither numpy nor llama.cpp until a configuration is made."""
+"""Configuration of `nptool bench`. Importing it loads neither numpy nor llama.cpp; making a configuration does."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def _greedy() -> Sampling:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """One comparison. Autoregressive decoding is always in it, as the baseline."""
+    """One comparison. Autoregressive decoding is always part of it, as the baseline."""
 
     model: Path | None = None
     """GGUF file; None is the newest run's."""
     prompts: Path | None = None
-    """Data file of any known format; None is what the model's run held out."""
+    """Data file of any known format; None is the held-out data of the model's run."""
     methods: tuple[str, ...] = ("ar", "jacobi")
-    """Names of `METHODS`; with `-auto` behind it a parallel method chooses the width of each
-    step within a class of widths, with `-free` without regard to bits; `auto` chooses the method of each text too."""
+    """Names of `METHODS`. With the suffix `-auto` a parallel method chooses the width of each step within a class of
+    widths, with `-free` among all widths; `auto` also chooses the method of each text."""
     n: tuple[int, ...] | None = None
-    """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and all heads of the model
-    for methods that use heads."""
+    """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and for methods with heads
+    all heads of the model."""
     max_tokens: int = 256
-    """The longest answer in tokens."""
+    """Longest answer in tokens."""
     rounds: int = 3
-    """How often every prompt is answered by every method."""
+    """Number of answers of every method to every prompt."""
     count: int = 20
-    """Prompts taken from the beginning of the file."""
+    """Prompts from the start of the file."""
     sampling: Sampling = field(default_factory=_greedy)
     gpu_layers: int = 0
     """Layers on the GPU; negative is all of them."""
@@ -49,10 +49,10 @@ class BenchConfig:
     threads: int | None = None
     """None is every usable core."""
     flash_attention: bool | None = None
-    """None is what is faster, see `nptool.llama.attention`."""
+    """None is the default of `nptool.llama.attention`."""
 
     def __post_init__(self) -> None:
-        from nptool.bench.decoder import split_name
+        from nptool.bench.variants import split_name
         from nptool.decoding.answer import DecodeConfig
 
         for name, value in (("--rounds", self.rounds), ("--count", self.count)):

@@ -1,4 +1,4 @@
-"""t(w): what a batch of w rows costs, by which tokens per forward turn into tokens per second (DESIGN section 3)."""
+"""t(w): the time of a batch of w rows, which turns tokens per forward into tokens per second."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.step_times import prefill, time_in_turns
 from nptool.decoding.loop.engine import Engine
+from nptool.decoding.loop.timing import prefill, time_in_turns
 
-# Batches of each width in one measurement; a comparison makes one measurement in each round.
+# Batches of each width in one measurement; a comparison measures once per round.
 REPEATS = 10
 
 
 class StepCosts:
-    """Seconds of a batch by its width, measured behind one fixed text."""
+    """Seconds of a batch by its width, after one fixed prefix."""
 
     def __init__(self, engine: Engine, context: NDArray[np.int32], widths: Sequence[int]) -> None:
-        """Args: `context` is the text (at least one token, at most the engine's capacity)."""
+        """
+        Args:
+            context: the prefix, from one token to the engine's capacity.
+        """
         self._engine = engine
         self._context = context
         self._seconds: dict[int, list[float]] = {width: [] for width in widths}
@@ -30,14 +33,14 @@ class StepCosts:
         return len(self._context)
 
     def measure(self, repeats: int = REPEATS) -> None:
-        """Time every width `repeats` times, in turns. The engine's cache holds other things afterwards."""
+        """Time every width `repeats` times, in turns. The engine's cache is empty afterwards."""
         prefill(self._engine, self._context)
         for width, seconds in time_in_turns(self._engine, self._context, list(self._seconds), repeats):
             self._seconds[width].append(seconds)
         self._engine.rollback(0)
 
     def ratio(self, width: int) -> float:
-        """t(width) / t(1): medians."""
+        """t(width) / t(1), of medians."""
         return median(self._seconds[width]) / median(self._seconds[1])
 
     def seconds(self) -> dict[int, float]:

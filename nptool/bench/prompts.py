@@ -1,7 +1,4 @@
-"""The prompts of a comparison: records of a data file, and what is needed to score their answers.
-
-Knows no model and no tokens.
-"""
+"""The prompts of a comparison, and the examples with which their answers are scored."""
 
 from __future__ import annotations
 
@@ -20,22 +17,22 @@ from nptool.text_to_sql import TASK, Example
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and where it stands."""
+    """One prompt."""
 
     source: str
     """`file:line`, for messages and reports."""
     turns: tuple[Message, ...]
     raw: bool = False
-    """Whether it is a plain text, to be continued without the chat template."""
+    """Whether it is plain text, to be continued without the chat template."""
     example: Example | None = None
-    """The text-to-SQL example by which the answer can be executed."""
+    """The text-to-SQL example with which the answer can be executed."""
 
 
 def find_prompts(model: Path) -> Path:
-    """The file that was held out when `model` was trained.
+    """The held-out data of the run that contains `model`.
 
     Raises:
-        DataError: the model lies in no run, or its run held nothing out.
+        DataError: the model is not in a run, or its run has no held-out data.
     """
     run = run_of(model)
     if run is None or not run.heldout.is_file():
@@ -44,7 +41,7 @@ def find_prompts(model: Path) -> Path:
 
 
 def read_prompts(path: Path, count: int) -> list[Prompt]:
-    """The first `count` prompts of a data file, or as many as it has.
+    """The first `count` prompts of a data file, or all if it has fewer.
 
     Raises:
         DataError: the file is missing, empty or malformed.
@@ -52,7 +49,7 @@ def read_prompts(path: Path, count: int) -> list[Prompt]:
     examples = {}
     records = list(islice(read_records(path), count))
     if path.is_file() and path.suffix.lower() in JSON_SUFFIXES:
-        # A record keeps only the fields that every data set has; the task's own are read again.
+        # Records drop the task's own fields, so read them again.
         for line, fields in islice(read_json_objects(path), count):
             examples[f"{path}:{line}"] = _example(fields, f"{path}:{line}")
     return [_prompt(record, examples.get(record.source)) for record in records]
@@ -68,7 +65,7 @@ def _example(fields: Any, source: str) -> Example | None:
 
 
 def _prompt(record: Record, example: Example | None) -> Prompt:
-    """A conversation up to its last answer, or the first half of a plain text."""
+    """A conversation before its last answer, or the first half of a plain text."""
     if record.text is not None:
         half = record.text[: max(1, len(record.text) // 2)]
         return Prompt(record.source, (Message("user", half),), raw=True)

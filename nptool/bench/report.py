@@ -1,4 +1,4 @@
-"""The result of a comparison, and its JSON form. Knows no measurement."""
+"""The result of a comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Difference:
-    """Where an answer leaves that of autoregressive decoding of width 1."""
+    """The first difference of an answer from that of autoregressive decoding of width 1."""
 
     source: str
     """The prompt."""
@@ -28,41 +28,41 @@ class MethodReport:
     """Without the prefill; median over rounds, as are the other rates."""
     tokens_per_second_with_prefill: float
     speedup: float
-    """Over autoregressive decoding of width 1; median of the ratios on the same prompt in the same round."""
+    """Over autoregressive decoding of width 1: median of the ratios on the same prompt in the same round."""
     speedup_with_prefill: float
     speedup_by_round: list[float]
     tokens_per_forward: float
     cost_ratio: float
-    """t(n) / t(1): time of a batch of n rows over that of one row."""
+    """Mean time of a step by that of a batch of one row."""
     trunk_ms: float
-    """Milliseconds of a step inside the model itself, as are the next two: all steps' time over their number."""
+    """Mean milliseconds of a step inside the model itself."""
     heads_ms: float
-    """Inside extra heads."""
+    """Mean milliseconds of a step inside extra heads."""
     loop_ms: float
-    """Outside both: drafting, picking, bookkeeping."""
+    """Mean milliseconds of a step outside both: drafting, sampling, bookkeeping."""
     predicted_speedup: float
     """`tokens_per_forward * t(1) / (t(n) + heads_ms)`."""
     identical_equal_width: float
-    """Share of answers equal to those of autoregressive decoding in batches of n rows."""
+    """Share of answers equal to those of autoregressive decoding in batches of as many rows."""
     identical_width_1: float
     """Share of answers equal to those of autoregressive decoding of width 1."""
     differences: list[Difference]
-    """First differences from autoregressive decoding of width 1."""
+    """From autoregressive decoding of width 1."""
     margin_median: float | None
     margin_worst: float | None
-    """The largest: the difference that is hardest to call a near tie."""
+    """The largest margin, which is the least like a tie."""
     acceptance_by_position: list[float]
     """Share of passes in which the draft was right up to this position."""
     accuracy: float | None
-    """Share of queries whose execution gives what the gold query gives; None where prompts have no gold query."""
+    """Share of queries that give the gold query's result; None if the prompts have no gold query."""
     first_token_ms: float
     """Prefill and first forward pass; median."""
     tokens: int
     forward_passes: int
     passes_by_width: dict[str, int]
-    """Rows of a batch to the number of forward passes that had so many."""
+    """Rows of a batch to number of forward passes."""
     answers_by_method: dict[str, int]
-    """The methods that were used, and for how many answers."""
+    """Method used to number of answers."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BenchReport:
     threads: int
     gpu_layers: int
     flash_attention: bool
-    """Whether llama.cpp's fused kernel was used, also where nobody chose."""
+    """Whether llama.cpp's fused kernel was used."""
     rounds: int
     prompts: int
     prompts_file: str
@@ -84,11 +84,11 @@ class BenchReport:
     max_tokens: int
     sampling: dict[str, Any]
     step_ms: dict[str, float]
-    """Milliseconds of a batch by its rows, behind `step_context` tokens; median."""
+    """Milliseconds of a batch by its rows, after `step_context` tokens; median."""
     step_context: int
     peak_memory_bytes: int | None
-    """Largest resident memory of the whole process, the mapped part of the file included; None where the system does
-    not tell."""
+    """Largest resident memory of the process, including the mapped part of the file; None if the system does not report
+    it."""
     methods: list[MethodReport]
     provenance: dict[str, Any]
 

@@ -1,7 +1,6 @@
-"""`nptool collect`: a model's responses to a data set's prompts, with their Jacobi trajectories, in one Parquet file.
+"""`nptool collect`: a model's responses to the prompts of a data set with their Jacobi trajectories, in a Parquet file.
 
-Reads, renders, runs the batched Jacobi iteration, drops degenerate responses, and keeps what is done in parts, so that
-an interrupted collection goes on where it stopped. Knows no command line.
+Responses are kept in parts as they finish, so an interrupted collection continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from nptool.checkpoints import check_checkpoint, load_config, load_model, load_t
 from nptool.collection.config import CollectConfig
 from nptool.collection.jacobi import JacobiRun, JacobiSettings, Prompt, jacobi_trajectories
 from nptool.collection.journal import Journal, discard
-from nptool.collection.prompts import CollectionPrompt, PromptSet, load_prompts
-from nptool.collection.store import CollectionMetadata, Trajectory
+from nptool.collection.prompts import PromptSet, load_prompts
+from nptool.collection.store import FORMAT_VERSION, SAMPLED_VERSION, CollectionMetadata, Trajectory
 from nptool.collection.trajectories import TrajectoryStats, count, flaw, to_trajectory
 from nptool.data.rendering import end_token_ids, tokenizer_digest
 from nptool.errors import DataError, UsageError
@@ -38,41 +37,37 @@ logger = logging.getLogger(__name__)
 
 STEP = "collecting trajectories"
 PART_PROMPTS = 64
+# A part that takes longer than this is written before it is full.
 KEEP_SECONDS = 300.0
-"""Where a part takes longer than this, what came in is kept before it is full."""
-# Weights sampled of each tensor for the model's digest: enough to tell any further training.
+# Weights sampled from each tensor for the model's digest: enough to detect any further training.
 DIGEST_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
 class CollectResult:
-    """What a collection gave, what was done before it was interrupted included."""
+    """Counts over all calls of a collection; `done_before` and `seconds` tell this call from earlier ones."""
 
     path: Path
     prompts: int
     rows: int
-    """Responses kept."""
     dropped: dict[str, int]
-    """Responses dropped, by reason."""
+    """Responses that are not in `rows`, by reason."""
     left_out: dict[str, int]
     """Records that gave no prompt, by reason."""
     stats: TrajectoryStats
-    """Of the responses kept."""
     done_before: int
-    """Prompts that an earlier call had done."""
     seconds: float
-    """Of this call."""
 
 
 def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult:
-    """Collect, or go on with the same collection, into `config.output`.
+    """Collect into `config.output`, or continue an interrupted collection there.
 
     Raises:
         DataError: the data is missing, malformed or empty, or no response could be kept.
         CheckpointError: the model cannot be used.
         ContextError: a prompt does not fit the model's context.
         UsageError: the output holds another collection; the message names the setting that differs.
-        KeyboardInterrupt: with a message that says what is kept; finished parts are.
+        KeyboardInterrupt: interrupted, after the finished responses were written.
     """
     started = monotonic()
     check_checkpoint(config.model)
@@ -86,16 +81,15 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     journal = Journal(config.output, metadata, prompts)
     before = journal.totals().prompts
     if not journal.complete:
-        session = _Session(config, metadata, prompts, tokenizer, journal, progress)
+        session = _Session(config, prompts, tokenizer, journal, progress)
         try:
-            session.run(model)
+            session.run(model, frozenset(metadata.end_token_ids))
         except KeyboardInterrupt:
             session.keep()
             done = journal.totals().prompts
-            # Repeated with it, the command would begin anew.
             same = "the same command without --overwrite" if config.overwrite else "the same command"
             raise KeyboardInterrupt(
-                f"interrupted with {done} of {len(prompts.prompts)} prompts done; {same} goes on from there"
+                f"interrupted with {done} of {len(prompts.prompts)} prompts done; {same} continues from there"
             ) from None
         _check_kept(journal, config.output)
         journal.merge()
@@ -112,136 +106,92 @@ def collect(config: CollectConfig, progress: Progress = silent) -> CollectResult
     )
 
 
-@dataclass(frozen=True)
-class _Response:
-    """What a prompt led to."""
-
-    trajectory: Trajectory | None
-    """None where it was dropped."""
-    reason: str | None
-    """Why it was dropped."""
-    stats: TrajectoryStats
-
-
 @dataclass
-class _OpenPart:
-    """A stretch of prompts whose responses are coming in."""
-
-    missing: int
-    """Prompts without a response."""
-    responses: dict[int, _Response] = field(default_factory=dict)
-    """Those that are not in the journal, by the prompt's key."""
-
-
 class _Session:
-    """One call's work: the prompts that are missing, through the model, into the journal."""
+    """The work of one call: runs the missing prompts through the model, and writes the responses into the journal."""
 
-    def __init__(
-        self,
-        config: CollectConfig,
-        metadata: CollectionMetadata,
-        prompts: PromptSet,
-        tokenizer: PreTrainedTokenizerBase,
-        journal: Journal,
-        progress: Progress,
-    ) -> None:
-        self._config = config
-        self._metadata = metadata
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._journal = journal
-        self._progress = progress
-        self._parts: dict[int, _OpenPart] = {}
-        self._kept_at = monotonic()
+    config: CollectConfig
+    prompts: PromptSet
+    tokenizer: PreTrainedTokenizerBase
+    journal: Journal
+    progress: Progress
+    waiting: dict[int, range] = field(default_factory=dict)
+    """Keys of the prompts without a response, and the part that each belongs to."""
+    responses: dict[int, tuple[Trajectory, TrajectoryStats] | str] = field(default_factory=dict)
+    """Responses that are not in the journal, by key; of a dropped one, the reason."""
+    kept_at: float = field(default_factory=monotonic)
 
-    def run(self, model: PreTrainedModel) -> None:
+    def run(self, model: PreTrainedModel, ends: frozenset[int]) -> None:
         """Respond to every missing prompt."""
-        config = self._config
+        config = self.config
         settings = JacobiSettings(
-            n=config.n,
-            max_new_tokens=config.max_new_tokens,
-            end_token_ids=frozenset(self._metadata.end_token_ids),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            temperature=config.temperature,
+            config.n, config.max_new_tokens, ends, config.batch_size, config.seed, config.temperature
         )
-        total = len(self._prompts.prompts)
-        finished = self._journal.totals().prompts
+        total = len(self.prompts.prompts)
+        finished = self.journal.totals().prompts
         counted = TrajectoryStats()
         started = monotonic()
-        self._progress(STEP, finished, total)
-        for run in jacobi_trajectories(model, self._waiting(), settings):
-            self._file(run)
+        self.progress(STEP, finished, total)
+        for run in jacobi_trajectories(model, self._missing(), settings):
+            self._add(run)
             finished += 1
             counted += count(run)
             speed = counted.tokens / max(monotonic() - started, 1e-9)
-            note = f"{speed:,.0f} tokens/s, TPF {counted.tokens_per_forward:.2f}"
-            self._progress(STEP, finished, total, note)
-
-    def _waiting(self) -> Iterator[Prompt]:
-        """The missing prompts, by length within a part, up and down, so that neighbours in the batch are alike."""
-        for number, stretch in enumerate(self._journal.missing(PART_PROMPTS)):
-            part = _OpenPart(len(stretch))
-            self._parts.update(dict.fromkeys(stretch, part))
-            for key in sorted(stretch, key=lambda key: len(self._prompt(key).ids), reverse=number % 2 == 1):
-                prompt = self._prompt(key)
-                yield Prompt(key, prompt.ids.tolist(), prompt.limit)
-
-    def _prompt(self, key: int) -> CollectionPrompt:
-        return self._prompts.prompts[key]
-
-    def _file(self, run: JacobiRun) -> None:
-        """Judge a response and put it into its part, which goes into the journal when it is full or takes long."""
-        key = run.prompt.key
-        part, prompt = self._parts[key], self._prompt(key)
-        text = str(self._tokenizer.decode(run.response_ids, skip_special_tokens=True))
-        reason = flaw(run, text, open_ended=prompt.open_ended)
-        if reason is not None and not self._config.keep_degenerate:
-            part.responses[key] = _Response(None, reason, TrajectoryStats())
-        else:
-            reference = None if prompt.reference_ids is None else prompt.reference_ids.tolist()
-            trajectory = to_trajectory(run, reference, self._config.seed if self._config.augment else None)
-            part.responses[key] = _Response(trajectory, None, count(run))
-        part.missing -= 1
-        if not part.missing:
-            self._keep(part)
-        elif monotonic() - self._kept_at > KEEP_SECONDS:
-            self.keep()
+            self.progress(STEP, finished, total, f"{speed:,.0f} tokens/s, TPF {counted.tokens_per_forward:.2f}")
 
     def keep(self) -> None:
-        """Put what came in into the journal, although its parts are not full."""
-        for part in {id(part): part for part in self._parts.values()}.values():
-            self._keep(part)
+        """Write all responses into the journal, although their parts are not complete."""
+        self._write(sorted(self.responses))
 
-    def _keep(self, part: _OpenPart) -> None:
-        for stretch in _stretches(sorted(part.responses)):
-            responses = [part.responses[key] for key in stretch]
-            rows = [one.trajectory for one in responses if one.trajectory is not None]
-            dropped = Counter(one.reason for one in responses if one.reason is not None)
-            self._journal.add(stretch, rows, dropped, sum((one.stats for one in responses), TrajectoryStats()))
+    def _missing(self) -> Iterator[Prompt]:
+        """The missing prompts, sorted by length up and down in turns, so that a batch has similar lengths."""
+        for number, part in enumerate(self.journal.missing(PART_PROMPTS)):
+            self.waiting.update(dict.fromkeys(part, part))
+            prompts = [(key, self.prompts.prompts[key]) for key in part]
+            for key, prompt in sorted(prompts, key=lambda pair: len(pair[1].ids), reverse=number % 2 == 1):
+                yield Prompt(key, prompt.ids.tolist(), prompt.limit)
+
+    def _add(self, run: JacobiRun) -> None:
+        """Take a response, and write its part when it is complete."""
+        key, config = run.prompt.key, self.config
+        prompt = self.prompts.prompts[key]
+        text = str(self.tokenizer.decode(run.response_ids, skip_special_tokens=True))
+        reason = flaw(run, text, open_ended=prompt.open_ended)
+        if reason is not None and not config.keep_degenerate:
+            self.responses[key] = reason
+        else:
+            trajectory = to_trajectory(run, prompt.reference_ids, config.seed if config.augment else None)
+            self.responses[key] = (trajectory, count(run))
+        part = self.waiting.pop(key)
+        if not any(other in self.waiting for other in part):
+            self._write([other for other in part if other in self.responses])
+        elif monotonic() - self.kept_at > KEEP_SECONDS:
+            self.keep()
+
+    def _write(self, keys: Sequence[int]) -> None:
+        """Write the responses to some prompts, one part for each range of ascending keys without a gap."""
+        for _, run in groupby(enumerate(keys), lambda pair: pair[1] - pair[0]):
+            stretch = [key for _, key in run]
+            responses = [self.responses[key] for key in stretch]
+            kept = [response for response in responses if not isinstance(response, str)]
+            dropped = Counter(response for response in responses if isinstance(response, str))
+            stats = sum((stats for _, stats in kept), TrajectoryStats())
+            rows = [trajectory for trajectory, _ in kept]
+            self.journal.add(range(stretch[0], stretch[-1] + 1), rows, dropped, stats)
+            # Only now: an interruption must not lose them.
             for key in stretch:
-                del part.responses[key], self._parts[key]
-        self._kept_at = monotonic()
-
-
-def _stretches(keys: Sequence[int]) -> list[range]:
-    """Ascending keys as runs without a gap: in one, a key and its place differ by the same."""
-    runs = (list(run) for _, run in groupby(enumerate(keys), lambda pair: pair[1] - pair[0]))
-    return [range(run[0][1], run[-1][1] + 1) for run in runs]
+                del self.responses[key]
+        self.kept_at = monotonic()
 
 
 def context_of(ref: str) -> int | None:
-    """The model's context in tokens, None if its configuration names none."""
+    """The model's context in tokens, None if the configuration has none."""
     context = getattr(load_config(ref).get_text_config(), "max_position_embeddings", None)
     return None if context is None else int(context)
 
 
 def device_of(config: CollectConfig) -> torch.device:
-    """The device the configuration asks for.
-
-    Raises:
-        UsageError: it asks for CUDA and there is none.
-    """
+    """The device to run the model on; UsageError if `config` asks for CUDA and there is none."""
     best = best_device()
     if config.device == "cuda" and best.type != "cuda":
         raise UsageError("--device is cuda, and no CUDA GPU can be used here; take cpu or auto")
@@ -255,7 +205,7 @@ def precision_of(config: CollectConfig) -> torch.dtype:
 
 
 def model_digest(model: PreTrainedModel) -> str:
-    """Tells a model from itself before training: a hash of weights sampled evenly from every tensor."""
+    """Hash of weights sampled evenly from every tensor, which any training changes."""
     digest = blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         values = tensor.detach().flatten()
@@ -272,6 +222,7 @@ def _metadata(
         logger.warning("neither the tokenizer nor the model names an end token: no response can end")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     template = tokenizer.chat_template if config.chat else None
+    has_text = any(prompt.open_ended for prompt in prompts.prompts)
     return CollectionMetadata(
         n=config.n,
         model=config.model,
@@ -287,17 +238,19 @@ def _metadata(
         augmented=config.augment,
         keep_degenerate=config.keep_degenerate,
         max_prompt_tokens=config.max_prompt_tokens,
-        text_prompt_tokens=config.text_prompt_tokens if prompts.has_text else 0,
+        text_prompt_tokens=config.text_prompt_tokens if has_text else 0,
+        version=SAMPLED_VERSION if config.temperature else FORMAT_VERSION,
     )
 
 
 def _check_kept(journal: Journal, output: Path) -> None:
     totals = journal.totals()
-    if not totals.rows:
-        # Nothing worth keeping, and the next attempt will have other settings.
-        discard(output)
-        reasons = ", ".join(f"{number} {reason}" for reason, number in totals.dropped.items())
-        raise DataError(
-            f"no response could be kept of {totals.prompts}: {reasons}; raise --max-new-tokens, take a model trained "
-            "on such prompts, or keep them with `nptool collect --keep-degenerate`"
-        )
+    if totals.rows:
+        return
+    # Other settings must not be refused because of these parts.
+    discard(output)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in totals.dropped.items())
+    raise DataError(
+        f"no response could be kept of {totals.prompts}: {reasons}; raise --max-new-tokens, take a model trained "
+        "on such prompts, or keep them with `nptool collect --keep-degenerate`"
+    )

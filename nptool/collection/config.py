@@ -1,4 +1,4 @@
-"""Configuration of `nptool collect`, and what it takes from a run directory. Loads no torch."""
+"""Configuration of `nptool collect`, and its defaults from a run directory. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class CollectConfig:
     n: int = 16
     """Block length in tokens."""
     max_new_tokens: int = 512
-    """A response longer than this is cut, and dropped as unfinished."""
+    """Longer responses are cut, and dropped as unfinished."""
     batch_size: int = 32
     """Sequences in flight."""
     seed: int = 0
-    """Of guesses, sampling and augmentation."""
+    """Of guesses, sampling and augmentation. Prompt i is sampled as decoding does with seed + i and no filters."""
     temperature: float = 0.0
     """0 is greedy."""
     limit: int | None = None
-    """Only the first so many records."""
+    """Read only this many records."""
     augment: bool = False
-    """Copy right tokens into the states at random (RECIPES: CLLM's `use_aug`)."""
+    """Copy right tokens into the states at random (CLLM's `use_aug`)."""
     keep_degenerate: bool = False
     """Keep responses that loop or do not end."""
     chat: bool = True
@@ -45,17 +45,17 @@ class CollectConfig:
     response_field: str | None = None
     """Fields of records whose shape is not recognized."""
     max_prompt_tokens: int | None = None
-    """Leave out longer prompts; without it, a prompt that does not fit the context is an error."""
+    """Leave out longer prompts. Without it, a prompt that does not fit the context is an error."""
     text_prompt_tokens: int = 128
-    """Plain text is cut into prompts of this length, each with what follows as its reference."""
+    """Plain text is cut into prompts of this length; the text after each one is its reference."""
     exclude: tuple[Path, ...] | None = None
-    """Records whose prompts are left out; None is the held-out records of the run the model lies in."""
+    """Records whose prompts are left out. None: the held-out records of the model's run."""
     device: Device = "auto"
     """auto: a CUDA GPU if there is one."""
     precision: Precision = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU."""
     overwrite: bool = False
-    """Begin anew where the output exists."""
+    """Discard an existing output and start over."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -69,9 +69,7 @@ class CollectConfig:
 
 
 def run_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """What the run of the model (without `model`, the newest run) has to say where `given` says nothing.
-
-    The model, its data with the names of their fields, and the run's place for collected trajectories.
+    """Model, data, names of the data's fields and output, as far as not `given`, from the model's or the newest run.
 
     Raises:
         DataError: no model is given and there is no run.

@@ -1,4 +1,4 @@
-"""What a collection would do: its resolved configuration, and how much there is to do. No weights are read."""
+"""The resolved configuration of a collection and an estimate of its work and memory. Reads no weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from nptool.collection.collect import context_of, device_of, precision_of
 from nptool.collection.config import CollectConfig
 from nptool.collection.prompts import load_prompts
 from nptool.settings import to_json
-
-LOGIT_BYTES = 4
 
 
 def dry_run(config: CollectConfig) -> dict[str, Any]:
@@ -29,16 +27,16 @@ def dry_run(config: CollectConfig) -> dict[str, Any]:
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config)  # type: ignore[no-untyped-call]  # untyped there
     parameters = sum(tensor.numel() for tensor in empty.parameters())
-    text_config: Any = model_config.get_text_config()
-    groups = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
-    head = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    text: Any = model_config.get_text_config()
+    groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     batch = min(config.batch_size, len(prompts.prompts))
     longest = max(len(prompt.ids) + prompt.limit for prompt in prompts.prompts)
     size = precision_of(config).itemsize
     memory = {
         "weights": parameters * size,
-        "cache": 2 * text_config.num_hidden_layers * groups * head * batch * longest * size,
-        "logits": batch * config.n * text_config.vocab_size * LOGIT_BYTES,
+        "cache": 2 * text.num_hidden_layers * groups * head * batch * longest * size,
+        "logits": batch * config.n * text.vocab_size * torch.float32.itemsize,
     }
     return {
         "config": to_json(config),
@@ -46,7 +44,7 @@ def dry_run(config: CollectConfig) -> dict[str, Any]:
         "parameters": parameters,
         "prompts": len(prompts.prompts),
         "left_out": dict(prompts.left_out),
-        "prompt_tokens": prompts.tokens,
+        "prompt_tokens": sum(len(prompt.ids) for prompt in prompts.prompts),
         "most_new_tokens": sum(prompt.limit for prompt in prompts.prompts),
         "memory": {**memory, "total": sum(memory.values())},
     }

@@ -1,8 +1,7 @@
-"""What is done of a collection, on disk: parts that come to stay as they are finished, one file in the end.
+"""Progress of a collection on disk: parts as they finish, merged into one file at the end.
 
-Beside the output stands a directory `<output>.parts`: the settings, and for each part its rows (Parquet) and what was
-counted (JSON, written last: it makes the part valid). A finished output is itself the first part of a larger one. Knows
-no model.
+The directory `<output>.parts` holds the settings and, for each part, its rows (Parquet) and counts (JSON). Counts are
+written last: a part without them is ignored. A finished output is the first part of a larger collection.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,70 +32,71 @@ from nptool.settings import flag
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-# Two collections that differ only in these give the same rows.
-FREE_FIELDS = frozenset({"model", "version"})
-REMEDY = "choose another -o, or begin anew with --overwrite"
+REMEDY = "choose another -o, or start over with --overwrite"
+# Settings whose values say nothing to a user.
+UNREADABLE = {
+    "model_digest": "model (its weights or --precision differ)",
+    "tokenizer_digest": "tokenizer",
+    "template": "chat template",
+    "version": "version of nptool, whose sampling noise differs",
+}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What was counted over the prompts `first` .. `first + prompts - 1`."""
+    """Counts over the prompts `first` .. `end - 1`."""
 
     first: int
     prompts: int
     digest: str
-    """Of the prompts: other data under the same settings is noticed."""
+    """Of the prompts, to detect other data under the same settings."""
     rows: int
     dropped: dict[str, int]
     stats: TrajectoryStats
 
     @property
     def end(self) -> int:
-        """One behind the last prompt."""
         return self.first + self.prompts
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Part:
-        """The reverse of `asdict`."""
-        return cls(**{**values, "stats": TrajectoryStats(**values["stats"])})
+        """The inverse of `asdict`; ignores other keys."""
+        own = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{**own, "stats": TrajectoryStats(**own["stats"])})
 
 
 class Journal:
-    """Parts that are done, for one output, one setting and one set of prompts."""
+    """The finished parts of one output, all from the same settings and prompts."""
 
     def __init__(self, output: Path, metadata: CollectionMetadata, prompts: PromptSet) -> None:
-        """Open the journal of `output`; what is there must have been collected alike.
+        """Read what exists of `output`.
 
         Raises:
-            UsageError: the output or its parts were collected with another setting (which is named) or from other
-                prompts, or the output is another file.
+            UsageError: it was collected with another setting (the message names it) or from other prompts, or `output`
+                is some other file.
         """
         self._output = output
         self._metadata = metadata
         self._prompts = prompts
         self._folder = parts_folder(output)
+        self.complete = False
+        """Whether the output holds all prompts."""
         self._finished = self._read_output()
         self.parts = [*self._finished, *self._read_folder()]
         for part in self.parts:
             self._check_prompts(part)
 
-    @property
-    def complete(self) -> bool:
-        """Whether the output holds every prompt already."""
-        return bool(self._finished) and self._finished[0].prompts == len(self._prompts.prompts)
-
     def missing(self, size: int) -> list[range]:
-        """The prompts that are not done, in stretches of at most `size`."""
+        """The prompts without a response, in ranges of at most `size`."""
         stretches: list[range] = []
-        done = 0
-        ends = [(part.first, part.end) for part in self.parts]
-        for first, end in [*ends, (len(self._prompts.prompts),) * 2]:
+        done, total = 0, len(self._prompts.prompts)
+        for first, end in [*((part.first, part.end) for part in self.parts), (total, total)]:
             stretches += [range(start, min(start + size, first)) for start in range(done, first, size)]
             done = max(done, end)
         return stretches
 
     def add(self, stretch: range, rows: Sequence[Trajectory], dropped: dict[str, int], stats: TrajectoryStats) -> None:
-        """Write what was collected of a stretch of prompts."""
+        """Write the responses to a range of prompts as a part."""
         settings = self._folder / SETTINGS
         if not settings.is_file():
             with disk_errors(settings):
@@ -109,9 +109,8 @@ class Journal:
         self.parts = sorted([*self.parts, part], key=lambda other: other.first)
 
     def merge(self) -> None:
-        """Write the output from all parts, and remove them."""
-        totals = self.totals()
-        report = {**asdict(totals), "left_out": dict(self._prompts.left_out), "provenance": provenance()}
+        """Merge all parts into the output, and remove them."""
+        report = {**asdict(self.totals()), "left_out": dict(self._prompts.left_out), "provenance": provenance()}
         paths = [self._output] if self._finished else []
         paths += [self._rows_path(part) for part in self.parts[len(paths) :]]
         with collected_writer(self._output, self._metadata, report) as writer:
@@ -119,47 +118,48 @@ class Journal:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def totals(self) -> Part:
-        """All parts as one, which begins with prompt 0."""
-        count = sum(part.prompts for part in self.parts)
-        dropped = Counter[str]()
-        for part in self.parts:
-            dropped.update(part.dropped)
-        stats = sum((part.stats for part in self.parts), TrajectoryStats())
+        """The counts of all parts together."""
+        prompts = sum(part.prompts for part in self.parts)
         rows = sum(part.rows for part in self.parts)
-        return Part(0, count, self._prompts.digest(0, count), rows, dict(dropped), stats)
+        dropped = sum((Counter(part.dropped) for part in self.parts), Counter[str]())
+        stats = sum((part.stats for part in self.parts), TrajectoryStats())
+        return Part(0, prompts, self._prompts.digest(0, prompts), rows, dict(dropped), stats)
 
     def _read_output(self) -> list[Part]:
+        _check_ours(self._output)
         if not self._output.exists():
             return []
-        if not is_collected(self._output):
-            raise UsageError(f"{self._output} exists and was not written by `nptool collect`; choose another -o")
         collected = read_collected(self._output)
-        _check_settings(asdict(collected.metadata), self._metadata, self._output)
-        names = Part.__dataclass_fields__
-        return [Part.from_json({name: value for name, value in collected.report.items() if name in names})]
+        part = Part.from_json(collected.report)
+        self.complete = part.prompts == len(self._prompts.prompts)
+        # The noise of a complete output does not matter: nothing is added to it.
+        version = collected.metadata.version if self.complete else self._metadata.version
+        _check_settings(asdict(collected.metadata), replace(self._metadata, version=version), self._output)
+        return [part]
 
     def _read_folder(self) -> list[Part]:
         settings = self._folder / SETTINGS
         if not settings.is_file():
             return []
         _check_settings(read_json(settings), self._metadata, self._folder)
-        # What is in the output already was left behind when a merge was interrupted at its very end.
+        # An interrupted merge may leave parts that the output holds already.
         end = self._finished[0].end if self._finished else 0
         parts: list[Part] = []
         for path in sorted(self._folder.glob("part-*.json")):
-            # A damaged part stays where it was, and what was collected instead of it may go further.
-            if _first(path) >= end and (part := self._read_part(path)) is not None:
+            # A part that replaces a damaged one may cover later parts too.
+            first = int(path.stem.rpartition("-")[2])
+            if first >= end and (part := self._read_part(path)) is not None:
                 parts.append(part)
                 end = part.end
         return parts
 
     def _read_part(self, path: Path) -> Part | None:
-        """A part by its counts; None where they or its rows were cut short, as by a loss of power."""
+        """Read a part; None if its counts or rows are incomplete, as after a power failure."""
         try:
             part = Part.from_json(read_json(path))
             if read_collected(self._rows_path(part)).row_count == part.rows:
                 return part
-            cause = f"{self._rows_path(part)} holds other rows than were counted"
+            cause = f"{self._rows_path(part)} does not hold {part.rows} rows"
         except (DataError, KeyError, TypeError) as error:
             cause = str(error)
         logger.warning("a part of %s is collected again: %s", self._output, cause)
@@ -179,45 +179,29 @@ class Journal:
         return self._folder / f"part-{part.first:09d}.parquet"
 
 
-def _first(path: Path) -> int:
-    """The first prompt of the part whose counts are in `path`."""
-    return int(path.stem.rpartition("-")[2])
-
-
 def parts_folder(output: Path) -> Path:
-    """Where the parts of an output stand until it is finished."""
+    """The directory of an output's parts until it is finished."""
     return output.with_name(output.name + ".parts")
 
 
 def discard(output: Path) -> None:
-    """Remove an output and what was done of it.
-
-    Raises:
-        UsageError: the output is not one of ours.
-    """
-    if output.exists() and not is_collected(output):
-        raise UsageError(f"{output} exists and was not written by `nptool collect`; choose another -o")
+    """Remove an output and its parts; UsageError if `nptool collect` did not write the output."""
+    _check_ours(output)
     output.unlink(missing_ok=True)
     shutil.rmtree(parts_folder(output), ignore_errors=True)
 
 
+def _check_ours(output: Path) -> None:
+    if output.exists() and not is_collected(output):
+        raise UsageError(f"{output} exists and was not written by `nptool collect`; choose another -o")
+
+
 def _check_settings(before: dict[str, Any], metadata: CollectionMetadata, place: Path) -> None:
-    now = asdict(metadata)
-    for name, value in now.items():
+    for name, value in asdict(metadata).items():
         old = before.get(name)
         old = tuple(old) if isinstance(value, tuple) and old is not None else old
-        if name not in FREE_FIELDS and old != value:
-            raise UsageError(f"{place} was collected {_difference(name, old, value)}; {REMEDY}")
-
-
-def _difference(name: str, old: object, new: object) -> str:
-    """What differs, as the message says it: digests and templates mean nothing to a reader."""
-    named = {
-        "model_digest": "model (its weights or --precision differ)",
-        "tokenizer_digest": "tokenizer",
-        "template": "chat template",
-    }
-    if name in named:
-        return f"with another {named[name]}"
-    option = {"n": "-n", "augmented": "--augment"}.get(name, flag(name))
-    return f"with {option} {old}, now it is {new}"
+        # The same model may have another path.
+        if name != "model" and old != value:
+            option = {"n": "-n", "augmented": "--augment"}.get(name, flag(name))
+            difference = f"another {UNREADABLE[name]}" if name in UNREADABLE else f"{option} {old}, now it is {value}"
+            raise UsageError(f"{place} was collected with {difference}; {REMEDY}")

@@ -1,10 +1,9 @@
-"""Forward passes of a transformers model over the tokens of many sequences at once, packed without padding.
+"""Forward passes of a transformers model over tokens of many sequences, packed without padding.
 
-The tokens of all sequences stand in one row of length T, so the linear layers, nearly all of the work, see no padding
-whatever each sequence's number of tokens is; only the attention kernel pads them to a rectangle. It is plugged in
-through transformers' public `AttentionInterface`; no modeling code is copied. Keys and values lie in preallocated
-slots, at the index of their position. A query sees the keys at positions up to its own, so guesses that turned out
-wrong need no removal: whoever comes to their position later has overwritten them. Knows nothing of Jacobi or sampling.
+The tokens of all sequences form one row of length T, so the linear layers see no padding; only the attention kernel
+pads to a rectangle. It is registered in transformers' public `AttentionInterface`; no modeling code is copied. Keys and
+values are stored at the index of their position, and a query sees only positions up to its own. Rejected guesses need
+no removal: later tokens overwrite them before any query reaches their position.
 
 Shapes: T packed tokens, A sequences, W widest sequence of the pass, L positions read, H heads, G key/value heads,
 D head size, V vocabulary.
@@ -15,22 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from nptool.errors import CheckpointError
 
 IMPLEMENTATION = "nptool_packed"
-CAPACITY_STEP = 64
-# A cache that is too short grows by a quarter at least, so that growing stays rare.
-GROWTH = 4
-# Attention variants (Gemma's soft cap, gpt-oss' sinks, position biases) that the kernel below does not have.
+# Attention variants that the kernel does not have: Gemma's soft cap, gpt-oss' sinks, position biases.
 UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias")
 
 Ints = NDArray[np.int64]
@@ -38,31 +35,31 @@ Ints = NDArray[np.int64]
 
 @dataclass
 class _Layout:
-    """Where the T tokens of one pass stand, for the attention kernel."""
+    """Places of the T tokens of one pass, for the attention kernel."""
 
     cache: SlotCache
     write_T: torch.Tensor
-    """Index of each token's key and value in the cache, slots and positions flattened."""
+    """Index of each token in the cache, slots and positions flattened."""
     gather: torch.Tensor
-    """(A*W,): the packed token at each place of the rectangle, 0 where there is none."""
+    """(A*W,): the packed token at each place of the rectangle, 0 for padding."""
     scatter_T: torch.Tensor
-    """The place in the rectangle of each packed token."""
+    """Place of each packed token in the rectangle."""
     positions_AW: torch.Tensor
-    """Position of the query at each place of the rectangle, 0 where there is none."""
+    """Position of the query at each place of the rectangle, 0 for padding."""
     keys: int
-    """L; 0 for a prefill, whose keys all come from this pass."""
-    masks: dict[int | None, torch.Tensor | None]
-    """Additive mask (A, 1, W, L) for each sliding window (None: full attention), made when first asked for."""
+    """L; 0 for a prefill, which reads only its own keys."""
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    """Additive mask for each sliding window (None: full attention), filled on demand."""
     layers: int = 0
-    """Layers that asked for attention so far."""
+    """Calls of the kernel."""
 
 
-# The pass that is under way. Not an argument, because not every architecture hands extra ones down to its kernel.
+# The pass in progress. Not an argument: not every architecture passes extra ones to its kernel.
 _LAYOUT: ContextVar[_Layout] = ContextVar("layout")
 
 
 class SlotCache:
-    """Keys and values of up to `slots` sequences, one tensor (slots, capacity, G, D) per layer for each."""
+    """Keys and values of up to `slots` sequences: for each layer two tensors (slots, capacity, G, D)."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -70,18 +67,19 @@ class SlotCache:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def reserve(self, positions: int) -> None:
-        """Make room for `positions` positions in every slot; what is there stays."""
+        """Make room for `positions` positions in every slot."""
         if positions <= self.capacity:
             return
-        wanted = -(-max(positions, self.capacity + self.capacity // GROWTH) // CAPACITY_STEP) * CAPACITY_STEP
-        for layer, (keys, values) in self._layers.items():
-            self._layers[layer] = (self._grown(keys, wanted), self._grown(values, wanted))
+        # By at least 64 positions and a quarter, so that growing is rare.
+        wanted = max(positions, self.capacity + 64, self.capacity * 5 // 4)
+        padding = (0, 0, 0, 0, 0, wanted - self.capacity)
+        self._layers = {layer: (pad(k, padding), pad(v, padding)) for layer, (k, v) in self._layers.items()}
         self.capacity = wanted
 
     def write(
         self, layer: int, index_T: torch.Tensor, keys_TGD: torch.Tensor, values_TGD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values of a layer; returns the layer's whole (slots, capacity, G, D) pair."""
+        """Store keys and values of a layer, and return all of the layer's: two tensors (slots, capacity, G, D)."""
         if layer not in self._layers:
             shape = (self.slots, self.capacity, *keys_TGD.shape[1:])
             self._layers[layer] = (keys_TGD.new_zeros(shape), values_TGD.new_zeros((*shape[:-1], values_TGD.shape[-1])))
@@ -96,14 +94,9 @@ class SlotCache:
             keys[target, :length] = keys[source, :length]
             values[target, :length] = values[source, :length]
 
-    def _grown(self, tensor: torch.Tensor, capacity: int) -> torch.Tensor:
-        larger = tensor.new_zeros((self.slots, capacity, *tensor.shape[2:]))
-        larger[:, : self.capacity] = tensor
-        return larger
-
 
 class PackedModel:
-    """A model and the cache of the sequences it is generating, inside `packed_attention(model)`."""
+    """A model and its cache. To be used inside `packed_attention(model)`."""
 
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         self.model = model
@@ -112,17 +105,19 @@ class PackedModel:
         self._layers = int(model.config.get_text_config().num_hidden_layers)
 
     def prefill(self, prompts: list[list[int]], first_slot: int) -> None:
-        """Fill the caches of new sequences, one slot each from `first_slot` on, from position 0."""
-        lengths = np.array([len(prompt) for prompt in prompts])
+        """Evaluate prompts, which may be empty, from position 0 into one slot each from `first_slot` on."""
+        if not any(prompts):
+            return
+        lengths = [len(prompt) for prompt in prompts]
         slots_T = np.repeat(np.arange(len(prompts)), lengths)
         positions_T = np.concatenate([np.arange(length) for length in lengths])
-        ids_T = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
+        ids_T = np.array(list(chain.from_iterable(prompts)), dtype=np.int64)
         layout = self._layout(slots_T, positions_T, len(prompts), first_slot, prefill=True)
-        # The logits of a prompt are never asked for; transformers computes those of at least one token.
+        # The logits are not needed; transformers computes those of at least one token.
         self._forward(ids_T, positions_T, layout, logits_to_keep=1)
 
     def logits(self, ids_T: Ints, slots_T: Ints, positions_T: Ints, sequences: int) -> torch.Tensor:
-        """Logits (T, V) of tokens of the sequences in slots 0 .. `sequences` - 1, each slot's tokens in order."""
+        """Logits (T, V) of tokens of the sequences in slots 0 .. `sequences` - 1, ordered by slot and position."""
         layout = self._layout(slots_T, positions_T, sequences, 0, prefill=False)
         return self._forward(ids_T, positions_T, layout, logits_to_keep=0)
 
@@ -139,11 +134,10 @@ class PackedModel:
             _LAYOUT.reset(token)
         if layout.layers != self._layers:
             raise CheckpointError(
-                f"the architecture {self.model.config.model_type} has {self._layers} layers of which "
-                f"{layout.layers} are plain attention; trajectories need a model of attention layers only"
+                f"{layout.layers} of the {self._layers} layers of the architecture {self.model.config.model_type} are "
+                "plain attention; trajectories need a model of attention layers only"
             )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return cast(torch.Tensor, output.logits[0])
 
     def _layout(self, slots_T: Ints, positions_T: Ints, sequences: int, first_slot: int, prefill: bool) -> _Layout:
         self.cache.reserve(int(positions_T.max()) + 1)
@@ -151,9 +145,8 @@ class PackedModel:
         width = int(counts_A.max())
         firsts_A = np.cumsum(counts_A) - counts_A
         place_T = slots_T * width + np.arange(len(slots_T)) - firsts_A[slots_T]
-        gather = np.zeros(sequences * width, dtype=np.int64)
+        gather, queries = np.zeros((2, sequences * width), dtype=np.int64)
         gather[place_T] = np.arange(len(slots_T))
-        queries = np.zeros(sequences * width, dtype=np.int64)
         queries[place_T] = positions_T
         return _Layout(
             cache=self.cache,
@@ -162,7 +155,6 @@ class PackedModel:
             scatter_T=self._tensor(place_T),
             positions_AW=self._tensor(queries.reshape(sequences, width)),
             keys=0 if prefill else int(positions_T.max()) + 1,
-            masks={},
         )
 
     def _tensor(self, values: Ints) -> torch.Tensor:
@@ -171,10 +163,10 @@ class PackedModel:
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` use the packed attention kernel inside the block; its own implementation comes back after it.
+    """Use the packed attention kernel and evaluation mode inside the block, and restore the model after it.
 
     Raises:
-        CheckpointError: the architecture does not go through transformers' attention interface.
+        CheckpointError: the architecture does not use transformers' attention interface.
     """
     before = model.config._attn_implementation
     training = model.training
@@ -182,7 +174,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     AttentionInterface.register(IMPLEMENTATION, _attend)
     model.set_attn_implementation(IMPLEMENTATION)
     if model.config._attn_implementation != IMPLEMENTATION:
-        raise CheckpointError(f"the architecture {model.config.model_type} cannot exchange its attention kernel")
+        raise CheckpointError(f"the architecture {model.config.model_type} does not allow another attention kernel")
     try:
         with torch.inference_mode():
             yield
@@ -202,7 +194,7 @@ def _attend(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The kernel, as `AttentionInterface` wants it: query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D)."""
+    """The kernel for `AttentionInterface`: query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D)."""
     for name in UNSUPPORTED_OPTIONS:
         if options.get(name) is not None:
             raise CheckpointError(f"trajectories of a model whose attention uses `{name}` are not supported")
@@ -218,7 +210,7 @@ def _attend(
     else:
         keys, values = (states[layout.gather].view(sequences, width, groups, -1) for states in (key_TGD, value_TGD))
     share = heads // groups
-    # (A, G, share*W, D): the query heads that share a key head stand below one another, so no key is copied.
+    # (A, G, share*W, D): query heads that share a key head are stacked, so no key is copied.
     queries = query_THD[layout.gather].view(sequences, width, groups, share, -1)
     queries = queries.permute(0, 2, 3, 1, 4).reshape(sequences, groups, share * width, -1)
     attended = scaled_dot_product_attention(
@@ -232,8 +224,8 @@ def _attend(
     return attended.reshape(sequences * width, heads, -1)[layout.scatter_T][None], None
 
 
-def _mask(layout: _Layout, window: int | None, share: int, dtype: torch.dtype) -> torch.Tensor | None:
-    """Additive mask: 0 where a query may look, -inf elsewhere. Made once a pass, for all layers of one window."""
+def _mask(layout: _Layout, window: int | None, share: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (A, 1, share*W, L), 0 or -inf, which all layers of one window share."""
     if window not in layout.masks:
         positions = layout.positions_AW
         length = layout.keys or positions.shape[1]

@@ -1,62 +1,47 @@
-"""From a row of logits to a token: argmax, or a sample by Gumbel noise that depends on the position alone.
+"""From logits to tokens in torch: argmax, or a sample with the noise of `nptool.noise`.
 
-DESIGN section 3: the noise of (seed, sequence, position, token id) comes from a counter-based hash, so whenever a
-position is evaluated again its noise is the same, and the Jacobi fixed point is what one-by-one sampling with
-the same noise gives. Knows no model.
-
-Shapes: T rows, V vocabulary.
+A pick depends on its row, seed and position only, so the fixed point of a Jacobi iteration is the text that decoding
+gives with that seed and no filters. Shapes: T rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-# Multipliers of the SplitMix64 finalizer, as signed 64-bit numbers.
-_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
-_LAST_SHIFT = 31
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_UNIFORM_BITS = 24
+from nptool.noise import LAST_SHIFT, LOW_BITS, ROUNDS, UNIT, WEYL, state_of
 
 
-@dataclass(frozen=True)
-class Picker:
-    """`pick` of DESIGN section 3: a pure function of the logits, the sequence and the position."""
-
-    temperature: float
-    """0 is greedy."""
-    seed: int
-
-    def __call__(self, logits_TV: torch.Tensor, sequences_T: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
-        """Pick a token for every row.
-
-        Args:
-            sequences_T: number of the sequence each row belongs to (its own stream of noise).
-            positions_T: position of the token that is picked.
-        """
-        if self.temperature == 0:
-            return logits_TV.argmax(-1)
-        noise_TV = gumbel_noise(self.seed, sequences_T, positions_T, logits_TV.shape[-1])
-        return (logits_TV.to(noise_TV.dtype) / self.temperature + noise_TV).argmax(-1)
+def pick_rows(
+    logits_TV: torch.Tensor, temperature: float, seeds_T: Sequence[int], positions_T: Sequence[int]
+) -> torch.Tensor:
+    """Pick a token (T) for every row; positions count from the start of the prompt. Temperature 0 is greedy."""
+    if temperature == 0:
+        return logits_TV.argmax(-1)
+    scores_TV = gumbel_noise(seeds_T, positions_T, logits_TV.shape[-1], logits_TV.device)
+    scores_TV += logits_TV.double() / temperature
+    return scores_TV.argmax(-1)
 
 
-def gumbel_noise(seed: int, sequences_T: torch.Tensor, positions_T: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Standard Gumbel noise (T, V), float64, a function of (seed, sequence, position, token id) only."""
-    tokens_V = torch.arange(vocabulary, device=positions_T.device)
-    start = _hash(torch.full_like(positions_T, seed))
-    rows_T = _hash(_hash(start + sequences_T) + positions_T)
-    bits_TV = _hash(rows_T[:, None] + tokens_V) >> (64 - _UNIFORM_BITS)
-    uniform_TV = ((bits_TV & ((1 << _UNIFORM_BITS) - 1)).double() + 0.5) / (1 << _UNIFORM_BITS)
-    return -torch.log(-torch.log(uniform_TV))
+def gumbel_noise(
+    seeds_T: Sequence[int], positions_T: Sequence[int], vocabulary: int, device: torch.device | None = None
+) -> torch.Tensor:
+    """Standard Gumbel noise (T, V) in float64: `nptool.noise.gumbel` up to the last bit of a logarithm."""
+    states = [_signed(state_of(seed, position)) for seed, position in zip(seeds_T, positions_T, strict=True)]
+    states_T = torch.tensor(states, dtype=torch.int64, device=device)
+    bits_TV = states_T[:, None] + torch.arange(vocabulary, device=device) * _signed(WEYL)
+    for shift, multiplier in ROUNDS:
+        bits_TV ^= _shifted(bits_TV, shift)
+        bits_TV *= _signed(multiplier)
+    bits_TV ^= _shifted(bits_TV, LAST_SHIFT)
+    uniform_TV = _shifted(bits_TV, LOW_BITS).double().add_(0.5).mul_(UNIT)
+    return uniform_TV.log_().neg_().log_().neg_()
 
 
-def _hash(values: torch.Tensor) -> torch.Tensor:
-    """SplitMix64: 64 well-mixed bits for each 64-bit number (arithmetic modulo 2**64)."""
-    values = (values + 1) * _GOLDEN
-    for shift, multiplier in _MIX:
-        values = (values ^ _shifted(values, shift)) * multiplier
-    return values ^ _shifted(values, _LAST_SHIFT)
+def _signed(value: int) -> int:
+    """The signed number with the same 64 bits, as torch has no unsigned arithmetic."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _shifted(values: torch.Tensor, bits: int) -> torch.Tensor:

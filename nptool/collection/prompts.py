@@ -1,17 +1,14 @@
-"""From records to the prompts of a collection: rendered, checked against the context, without the held-out ones.
-
-Knows no model beyond the length of its context. Everything is held in memory, as token ids.
-"""
+"""The prompts of a collection: records rendered to token ids, checked against the context, without held-out ones."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,43 +27,31 @@ HELD_OUT = "held out for testing"
 TOO_SHORT = "empty, or text shorter than --text-prompt-tokens"
 _REMEDIES = {
     TOO_LONG: "raise --max-prompt-tokens",
-    HELD_OUT: "give data beside those the model's run keeps for testing",
+    HELD_OUT: "give data that the model's run does not hold out",
     TOO_SHORT: "give longer texts, or a lower --text-prompt-tokens",
 }
 
 
 @dataclass(frozen=True)
 class CollectionPrompt:
-    """A prompt and what the data set has to say about it."""
-
     ids: Ids
     reference_ids: Ids | None
     limit: int
-    """Most new tokens: the configuration's limit, or what the context leaves."""
+    """Most new tokens."""
     open_ended: bool
-    """Cut from a plain text, whose continuation need not end."""
+    """Cut from a plain text: the response needs no end token."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """All prompts of a collection, in the order of the data."""
+    """The prompts of a collection, in the order of the data."""
 
     prompts: list[CollectionPrompt]
     left_out: Counter[str]
-    """Records without a prompt here, by reason."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all prompts."""
-        return sum(len(prompt.ids) for prompt in self.prompts)
-
-    @property
-    def has_text(self) -> bool:
-        """Whether prompts were cut from plain text."""
-        return any(prompt.open_ended for prompt in self.prompts)
+    """Number of skipped records, by reason."""
 
     def digest(self, first: int, end: int) -> str:
-        """Tells the prompts `first` .. `end` - 1 from any others."""
+        """Digest of the prompts `first` .. `end - 1`."""
         digest = blake2b(digest_size=16)
         for prompt in self.prompts[first:end]:
             digest.update(len(prompt.ids).to_bytes(4, "little") + prompt.ids.tobytes())
@@ -74,23 +59,20 @@ class PromptSet:
 
 
 def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> PromptSet:
-    """Read and render the data.
-
-    Args:
-        context: the model's context in tokens, None if it has no limit.
+    """Read and render the data. `context` is the model's, in tokens; None is no limit.
 
     Raises:
         DataError: a file is missing, malformed or empty, or no prompt is left.
         ContextError: a prompt does not fit the context together with one block, and `max_prompt_tokens` is not set.
         UsageError: a collected file holds the tokens of another tokenizer.
     """
-    held_out = _HeldOut(config, tokenizer)
+    is_held_out = _held_out(config, tokenizer)
     left_out: Counter[str] = Counter()
     prompts: list[CollectionPrompt] = []
     for candidate in chain.from_iterable(islice(_records(config, tokenizer), config.limit)):
         if not candidate.prompt_ids:
             left_out[TOO_SHORT] += 1
-        elif held_out.has(candidate):
+        elif is_held_out(candidate):
             left_out[HELD_OUT] += 1
         elif config.max_prompt_tokens is not None and len(candidate.prompt_ids) > config.max_prompt_tokens:
             left_out[TOO_LONG] += 1
@@ -103,10 +85,7 @@ def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, cont
     return PromptSet(prompts, left_out)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A prompt that has not been checked."""
-
+class _Candidate(NamedTuple):
     prompt_ids: list[int]
     reference_ids: list[int] | None
     source: str
@@ -114,7 +93,7 @@ class _Candidate:
 
 
 def _records(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Candidate]]:
-    """The candidates of each record: one, or of a plain text one for each of its pieces."""
+    """The candidates of each record: one, or as many as a plain text is cut into."""
     collected = [path for path in config.data if is_collected(path)]
     for path in collected:
         yield from _collected_prompts(path, tokenizer)
@@ -135,15 +114,15 @@ def _candidates(record: Record, config: CollectConfig, tokenizer: PreTrainedToke
 
 
 def _collected_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Candidate]]:
-    """The prompts of an earlier collection: Jacobi Forcing's second round collects from the model of the first.
+    """The prompts of an earlier collection, as for the second round of Jacobi Forcing.
 
-    Which of them were cut from plain text is not stored: where some were, none needs to end.
+    Which of them were cut from plain text is not stored: if any was, all count as such.
     """
     collected = read_collected(path)
     if collected.metadata.tokenizer_digest != tokenizer_digest(tokenizer):
         raise UsageError(
-            f"{path} was collected from {collected.metadata.model}, whose tokenizer is another; "
-            "take a model trained from that one, or the text the prompts came from"
+            f"{path} was collected from {collected.metadata.model}, which has another tokenizer; "
+            "take a model trained from that one, or the records that the prompts came from"
         )
     has_text = collected.metadata.text_prompt_tokens > 0
     for number, row in enumerate(collected.rows(), start=1):
@@ -152,7 +131,7 @@ def _collected_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 
 def _checked(candidate: _Candidate, config: CollectConfig, context: int | None) -> CollectionPrompt:
-    """The prompt, with its limit: whole blocks that the context has room for, at most the configuration's limit."""
+    """The prompt with its limit: the configuration's, or as many whole blocks as fit the context."""
     length, limit = len(candidate.prompt_ids), config.max_new_tokens
     if context is not None:
         room = (context - length) // config.n * config.n
@@ -167,27 +146,21 @@ def _checked(candidate: _Candidate, config: CollectConfig, context: int | None) 
     return CollectionPrompt(np.array(candidate.prompt_ids, dtype=np.int32), reference, limit, candidate.is_text)
 
 
-class _HeldOut:
-    """The prompts that must stay out of the collection."""
+def _held_out(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[_Candidate], bool]:
+    """Whether a prompt is held out; for plain text, whether the text contains a held-out prompt."""
+    paths = config.exclude
+    if paths is None:
+        run = run_of(config.model)
+        paths = (run.heldout,) if run is not None and run.heldout.is_file() else ()
+    files = [path for path in paths if not path.exists() or path.stat().st_size]
+    records = list(read_records(files)) if files else []
+    prompts = {tuple(render(record, tokenizer, chat=config.chat).prompt_ids) for record in records}
+    texts = [text for record in records if (text := record.prompt if record.text is None else record.text)]
 
-    def __init__(self, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        files = [path for path in _excluded_files(config) if not path.exists() or path.stat().st_size]
-        records = list(read_records(files)) if files else []
-        self._tokenizer = tokenizer
-        self._prompts = {tuple(render(record, tokenizer, chat=config.chat).prompt_ids) for record in records}
-        texts = (record.prompt if record.text is None else record.text for record in records)
-        self._texts = [text for text in texts if text]
-
-    def has(self, candidate: _Candidate) -> bool:
-        """Whether a prompt is held out; of plain text, whether a held-out prompt stands anywhere in the piece."""
+    def is_held_out(candidate: _Candidate) -> bool:
         if not candidate.is_text:
-            return tuple(candidate.prompt_ids) in self._prompts
-        text = str(self._tokenizer.decode(candidate.prompt_ids + (candidate.reference_ids or [])))
-        return any(held_out in text for held_out in self._texts)
+            return tuple(candidate.prompt_ids) in prompts
+        text = str(tokenizer.decode(candidate.prompt_ids + (candidate.reference_ids or [])))
+        return any(held_out in text for held_out in texts)
 
-
-def _excluded_files(config: CollectConfig) -> tuple[Path, ...]:
-    if config.exclude is not None:
-        return config.exclude
-    run = run_of(config.model)
-    return (run.heldout,) if run is not None and run.heldout.is_file() else ()
+    return is_held_out

@@ -1,10 +1,9 @@
-"""Collected trajectories in Parquet: one row per prompt, what they were collected with in the file's metadata.
+"""Collected trajectories in Parquet: one row per prompt; the settings of the collection are in the file's metadata.
 
-Knows neither models nor training; any Parquet reader can read the file. Columns: `prompt_ids` and `response_ids`
-list<int32>, `reference_ids` list<int32> or null, `states` list<list<list<int32>>>, that is blocks x states x n.
-The states of block j are y(0) ... y(k), the last of them the fixed point; block j covers the response's positions
-j*n .. j*n+n-1. The last block runs past the end token: iteration stops once everything up to the end token is final,
-and what stands behind it is whatever the model said in that pass.
+Columns: `prompt_ids` and `response_ids` list<int32>, `reference_ids` list<int32> or null, `states`
+list<list<list<int32>>>, which is blocks x states x n. The states of block j are y(0) ... y(k), the last of them the
+fixed point; the block covers positions j*n .. j*n+n-1 of the response. The last block runs past the end token: the
+iteration stops once everything up to the end token is final, and later tokens are those of the last pass.
 """
 
 from __future__ import annotations
@@ -14,34 +13,44 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nptool.errors import DataError
 from nptool.files import atomic_file
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
 FORMAT_VERSION = 1
+# Of files whose responses were sampled with `nptool.noise`.
+SAMPLED_VERSION = 2
 METADATA_KEY = b"nptool"
 REPORT_KEY = b"nptool.report"
 READ_ROWS = 512
+
+_IDS = pa.list_(pa.int32())
+_SCHEMA = pa.schema(
+    [
+        pa.field("prompt_ids", _IDS, nullable=False),
+        pa.field("response_ids", _IDS, nullable=False),
+        pa.field("reference_ids", _IDS),
+        pa.field("states", pa.list_(pa.list_(_IDS)), nullable=False),
+    ]
+)
 
 Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One prompt, the model's response and the Jacobi trajectories of its blocks."""
+    """A prompt, the model's response and the Jacobi trajectories of its blocks."""
 
     prompt_ids: Ids
     """(P,)"""
     response_ids: Ids
-    """(R,): what the model says, with the end token if it came, and nothing after it."""
+    """(R,): with the end token if it came, and nothing after it."""
     reference_ids: Ids | None
     """The data set's own response, if it has one."""
     states: tuple[Ids, ...]
@@ -50,61 +59,49 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class CollectionMetadata:
-    """What a file was collected with; two files with equal metadata may be put together."""
+    """The settings of a collection, named as in `CollectConfig`. Files with equal metadata may be merged."""
 
     n: int
-    """Block length in tokens."""
     model: str
-    """Directory or Hub id."""
     model_digest: str
-    """Digest of the model's weights, so that a retrained model of the same name is noticed."""
+    """Of the weights, to detect a retrained model of the same name."""
     tokenizer_digest: str
     vocab_size: int
     """Rows of the model's unembedding."""
     template: str | None
-    """The chat template that rendered the prompts, None for plain text."""
+    """The chat template, None without one."""
     seed: int
     temperature: float
-    """0 for greedy."""
     max_new_tokens: int
     end_token_ids: tuple[int, ...]
     pad_token_id: int
     augmented: bool
-    """Whether states carry right tokens copied in at random (`trajectories.augment`)."""
     keep_degenerate: bool = False
-    """Whether degenerate and unfinished responses stayed in."""
     max_prompt_tokens: int | None = None
-    """Longer prompts were left out."""
     text_prompt_tokens: int = 0
-    """Length of the prompts cut from plain text; 0 if there was none."""
+    """0 if there was no plain text."""
     version: int = FORMAT_VERSION
+    """`SAMPLED_VERSION`, or `FORMAT_VERSION` of greedy responses and those that an older nptool sampled."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A collected file: its metadata, its number of rows, and its rows on demand."""
+    """A collected file. Its rows are read on demand."""
 
     path: Path
     metadata: CollectionMetadata
     row_count: int
     report: dict[str, Any]
-    """What `nptool collect` counted: records, rows dropped and why, passes; empty if it was not finished."""
+    """Counts of the collection, empty if it is not finished."""
 
     def rows(self) -> Iterator[Trajectory]:
-        """Read the rows as a stream, in the order of the file."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(batch_size=READ_ROWS):
-                yield from _from_batch(batch)
+        """Stream the rows in the order of the file."""
+        for batch in _batches(self.path):
+            yield from _from_batch(batch)
 
 
 def write_collected(path: str | Path, metadata: CollectionMetadata, rows: Sequence[Trajectory]) -> None:
-    """Write `rows` as one file, atomically.
-
-    Raises:
-        DiskFullError: no room; nothing stands under `path` that was not there before.
-    """
+    """Write `rows` as one file; see `collected_writer`."""
     with collected_writer(path, metadata) as writer:
         writer.write(rows)
 
@@ -113,12 +110,10 @@ def write_collected(path: str | Path, metadata: CollectionMetadata, rows: Sequen
 def collected_writer(
     path: str | Path, metadata: CollectionMetadata, report: dict[str, Any] | None = None
 ) -> Iterator[CollectedWriter]:
-    """Write a collected file group by group; under its final name it appears whole, when the block ends well."""
-    import pyarrow.parquet as pq
-
+    """Write a collected file by row groups, atomically; DiskFullError if there is no room."""
     values = {METADATA_KEY: asdict(metadata), REPORT_KEY: report or {}}
     encoded = {key: json.dumps(value, ensure_ascii=False).encode() for key, value in values.items()}
-    schema = _schema().with_metadata(encoded)
+    schema = _SCHEMA.with_metadata(encoded)
     with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         yield CollectedWriter(writer)
 
@@ -132,48 +127,35 @@ class CollectedWriter:
     def write(self, rows: Sequence[Trajectory]) -> None:
         """Append `rows` as one row group."""
         if rows:
-            self._writer.write_table(_to_table(rows))
+            names = ("prompt_ids", "response_ids", "reference_ids")
+            columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in names}
+            columns["states"] = [[list(block) for block in row.states] for row in rows]
+            self._writer.write_table(pa.table(columns, schema=_SCHEMA))
 
     def copy(self, paths: Iterable[Path]) -> None:
-        """Append the rows of other collected files, in groups of `READ_ROWS` whatever theirs are.
-
-        Raises:
-            DataError: one is damaged.
-        """
+        """Append the rows of other collected files by about `READ_ROWS`; DataError if one is damaged."""
         waiting: list[pa.RecordBatch] = []
         for path in paths:
             for batch in _batches(path):
                 waiting.append(batch)
                 if sum(map(len, waiting)) >= READ_ROWS:
-                    self._write_batches(waiting)
+                    self._writer.write_table(pa.Table.from_batches(waiting, schema=_SCHEMA))
                     waiting = []
         if waiting:
-            self._write_batches(waiting)
-
-    def _write_batches(self, batches: list[pa.RecordBatch]) -> None:
-        import pyarrow as pa
-
-        self._writer.write_table(pa.Table.from_batches(batches, schema=_schema()))
+            self._writer.write_table(pa.Table.from_batches(waiting, schema=_SCHEMA))
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=READ_ROWS)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}); remove it, and the same command collects its prompts again"
-        ) from error
+        remedy = "remove it, and the same command collects its prompts again"
+        raise DataError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def is_collected(path: str | Path) -> bool:
     """Whether `path` is a Parquet file that `nptool collect` wrote (any other file: False)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowInvalid, OSError):
@@ -181,21 +163,17 @@ def is_collected(path: str | Path) -> bool:
 
 
 def read_collected(path: str | Path) -> Collected:
-    """Open a collected file; its rows are read when they are asked for.
+    """Open a collected file.
 
     Raises:
         DataError: the file is missing, is no Parquet, or was not written by `nptool collect`.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; make it with `nptool collect`")
     try:
         with pq.ParquetFile(path) as file:
-            stored = file.schema_arrow.metadata or {}
-            row_count = file.metadata.num_rows
+            stored, row_count = file.schema_arrow.metadata or {}, file.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     if METADATA_KEY not in stored:
@@ -206,39 +184,16 @@ def read_collected(path: str | Path) -> Collected:
 
 def _parse_metadata(values: dict[str, Any], path: Path) -> CollectionMetadata:
     version = values.get("version")
-    if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format version {version}, this nptool reads {FORMAT_VERSION}; collect again")
+    if version not in (FORMAT_VERSION, SAMPLED_VERSION):
+        raise DataError(
+            f"{path} has format version {version}, this nptool reads {FORMAT_VERSION} and {SAMPLED_VERSION}; "
+            "collect again"
+        )
     known = {field.name for field in fields(CollectionMetadata)}
     if set(values) != known:
         wrong = ", ".join(sorted(set(values) ^ known))
         raise DataError(f"{path} has damaged metadata (fields missing or unknown: {wrong}); collect again")
     return CollectionMetadata(**{**values, "end_token_ids": tuple(values["end_token_ids"])})
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    ids = pa.list_(pa.int32())
-    return pa.schema(
-        [
-            pa.field("prompt_ids", ids, nullable=False),
-            pa.field("response_ids", ids, nullable=False),
-            pa.field("reference_ids", ids),
-            pa.field("states", pa.list_(pa.list_(ids)), nullable=False),
-        ]
-    )
-
-
-def _to_table(rows: Sequence[Trajectory]) -> pa.Table:
-    import pyarrow as pa
-
-    columns = {
-        "prompt_ids": [row.prompt_ids for row in rows],
-        "response_ids": [row.response_ids for row in rows],
-        "reference_ids": [row.reference_ids for row in rows],
-        "states": [[list(block) for block in row.states] for row in rows],
-    }
-    return pa.table(columns, schema=_schema())
 
 
 def _from_batch(batch: pa.RecordBatch) -> Iterator[Trajectory]:
@@ -249,24 +204,23 @@ def _from_batch(batch: pa.RecordBatch) -> Iterator[Trajectory]:
     blocks = batch.column("states")
     states = blocks.flatten()
     tokens = states.flatten()
-    block_ends = np.cumsum(blocks.value_lengths().to_numpy(zero_copy_only=False))
-    state_counts = states.value_lengths().to_numpy(zero_copy_only=False)
-    state_ends = np.cumsum(state_counts)
-    token_values = tokens.flatten().to_numpy().astype(np.int32, copy=False)
-    n = len(token_values) // max(len(tokens), 1)
-    by_state = token_values.reshape(-1, n) if n else token_values.reshape(0, 0)
-    for index in range(batch.num_rows):
-        first = block_ends[index - 1] if index else 0
-        own = tuple(
-            by_state[state_ends[block] - state_counts[block] : state_ends[block]]
-            for block in range(first, block_ends[index])
-        )
+    values = tokens.flatten().to_numpy().astype(np.int32, copy=False)
+    by_state = values.reshape(len(tokens), len(values) // max(len(tokens), 1))
+    by_block = np.split(by_state, _ends(states)[:-1])
+    first = 0
+    for index, end in enumerate(_ends(blocks)):
         reference = None if missing[index] else references[index]
-        yield Trajectory(prompts[index], responses[index], reference, own)
+        yield Trajectory(prompts[index], responses[index], reference, tuple(by_block[first:end]))
+        first = end
 
 
 def _lists(column: pa.ListArray) -> list[Ids]:
     """The rows of a list column as views of one array; a null is an empty row."""
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     values = column.flatten().to_numpy().astype(np.int32, copy=False)
-    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    return np.split(values, _ends(column)[:-1]) if len(column) else []
+
+
+def _ends(column: pa.ListArray) -> NDArray[np.int64]:
+    """Where each row of a list column ends in its values."""
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return np.cumsum(lengths, dtype=np.int64)

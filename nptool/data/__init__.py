@@ -1,1 +1,1 @@
-"""Data files of any known format, read and rendered to token ids."""
+"""Read data files of any known format and render their records to token ids."""

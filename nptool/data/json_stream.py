@@ -1,7 +1,4 @@
-"""Objects of a JSONL file or of a JSON array, one after another, each with its line number.
-
-Memory stays at one object (plus a read buffer), whatever the size of the file. Knows no fields.
-"""
+"""Stream the values of a JSONL file or a JSON array with their line numbers; memory holds one value and a buffer."""
 
 from __future__ import annotations
 
@@ -14,15 +11,15 @@ from nptool.errors import DataError
 
 BUFFER_CHARS = 1 << 16
 SPACE = " \t\r\n"
-# Of a number that is cut off, "e+" may be behind the part that can be read.
+# A number that the buffer cuts off may end in up to this many characters ("e+") that do not parse yet.
 NUMBER_TAIL = 2
 
 
 def read_json_objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, value) of every line of a JSONL file, or of every element of a JSON array.
+    """Yield (line number from 1, value) for every line of a JSONL file, or every element of a JSON array.
 
     Raises:
-        DataError: malformed JSON, with file and line.
+        DataError: malformed JSON; the message has file and line.
         UnicodeDecodeError: the file is not UTF-8.
     """
     with path.open(encoding="utf-8-sig") as stream:
@@ -60,28 +57,25 @@ class _Array:
         self._line = 1
 
     def elements(self) -> Iterator[tuple[int, Any]]:
-        """Each element with the line it begins on, from 1.
+        """Each element with its first line, from 1.
 
         Raises:
-            DataError: the file is no array, or something follows it.
+            DataError: malformed JSON, or something follows the array.
         """
         self._expect("[")
-        if self._next() == "]":
-            self._expect("]")
-        else:
-            while True:
-                self._next()
-                line = self._line
-                yield line, self._value()
-                if self._next() == "]":
-                    self._expect("]")
-                    break
+        more = self._next() != "]"
+        while more:
+            self._next()
+            line = self._line
+            yield line, self._value()
+            if more := self._next() != "]":
                 self._expect(",")
+        self._expect("]")
         if self._next():
             raise self._malformed("nothing after the array")
 
     def _next(self) -> str:
-        """Skip white space; the next character, "" at the end of the file."""
+        """Skip white space and return the next character, "" at the end of the file."""
         while True:
             while self._position < len(self._buffer) and self._buffer[self._position] in SPACE:
                 self._line += self._buffer[self._position] == "\n"
@@ -101,12 +95,12 @@ class _Array:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
-                # Perhaps only cut off by the end of the buffer.
+                # The buffer may have cut the value off.
                 if self._fill():
                     continue
                 self._line += self._buffer.count("\n", self._position, error.pos)
                 raise self._malformed("an object") from error
-            # A number may go on in the next read.
+            # A number may continue in the next read.
             if end + NUMBER_TAIL >= len(self._buffer) and self._fill():
                 continue
             self._line += self._buffer.count("\n", self._position, end)
@@ -114,7 +108,7 @@ class _Array:
             return value
 
     def _fill(self) -> bool:
-        """Read on; what is consumed leaves the buffer, which doubles when one value is larger than it."""
+        """Read more and drop what is consumed; the buffer doubles if one value is larger than it."""
         rest = self._buffer[self._position :]
         more = self._stream.read(max(BUFFER_CHARS, len(rest)))
         if more:

@@ -1,7 +1,6 @@
-"""Records of any known data file: conversations, prompt/response pairs, plain text.
+"""Read the records of data files: conversations, prompt/response pairs, plain text.
 
-JSONL, JSON arrays, Parquet, text and source files are read as a stream; the shape of an object is recognized by
-its fields. Knows no tokenizer and no template: that is `rendering`.
+JSONL, JSON arrays, Parquet, text and source files are read as a stream. An object's shape is recognized by its fields.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson"})
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
-# What counts as text when a whole directory is given; a file that is named outright may have any suffix.
+# Suffixes of text files in a directory; a file given by name may have any suffix.
 _TEXT_NAMES = """
 .c .cc .cfg .cpp .cs .css .cu .ex .go .h .hpp .hs .html .ini .java .jl .js .jsx .kt .lua .md .ml .php .pl .py .pyi
 .r .rb .rs .rst .scala .sh .sql .swift .tex .toml .ts .tsx .txt .xml .yaml .yml
@@ -38,7 +37,7 @@ PARQUET_ROWS = 1024
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `role` is "system", "user", "assistant" or what the file says."""
+    """One turn of a conversation; `role` is "system", "user", "assistant" or the file's own."""
 
     role: str
     content: str
@@ -46,14 +45,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """One example: a conversation, or a prompt with or without its response, or a text. The other fields are None."""
+    """One example: a conversation, a prompt with or without response, or a text. The other fields are None."""
 
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     response: str | None = None
     text: str | None = None
     source: str = ""
-    """Where it stands: `file:line` (`file:row`, counted from 1, in Parquet), or the file for a text."""
+    """`file:line`, `file:row` from 1 in Parquet, or the file for a text."""
 
 
 def read_records(
@@ -62,11 +61,11 @@ def read_records(
     """Read every record of `paths` in order, as a stream.
 
     Args:
-        paths: files, or directories whose data, text and source files are read in the order of their names.
-        prompt_field, response_field: fields of objects whose shape is not one of `KNOWN_SHAPES`.
+        paths: files, or directories, whose data, text and source files are read in the order of their names.
+        prompt_field, response_field: names of fields, for objects of other shapes than `KNOWN_SHAPES`.
 
     Raises:
-        DataError: a file is missing or malformed (with its line), or there is no record at all.
+        DataError: a file is missing or malformed, or there is no record at all.
         UsageError: `response_field` without `prompt_field`.
     """
     if response_field and not prompt_field:
@@ -88,12 +87,12 @@ def _read_path(path: Path, prompt_field: str | None, response_field: str | None)
     if not path.is_dir():
         yield from _read_file(path, prompt_field, response_field)
         return
-    suffixes = JSON_SUFFIXES | PARQUET_SUFFIXES | TEXT_SUFFIXES
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if hidden or file.suffix.lower() not in suffixes or not file.is_file():
+        suffix = file.suffix.lower()
+        if hidden or suffix not in JSON_SUFFIXES | PARQUET_SUFFIXES | TEXT_SUFFIXES or not file.is_file():
             continue
-        if file.suffix.lower() in TEXT_SUFFIXES and not _is_text(file):
+        if suffix in TEXT_SUFFIXES and not _is_text(file):
             logger.warning("skipped %s: it is not UTF-8 text", file)
             continue
         yield from _read_file(file, prompt_field, response_field)
@@ -138,11 +137,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            row = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for fields in batch.to_pylist():
-                    row += 1
-                    yield row, fields
+            batches = file.iter_batches(batch_size=PARQUET_ROWS)
+            yield from enumerate((fields for batch in batches for fields in batch.to_pylist()), start=1)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
@@ -150,19 +146,19 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 def to_record(
     fields: object, source: str, *, prompt_field: str | None = None, response_field: str | None = None
 ) -> Record:
-    """Recognize the shape of one JSON object.
+    """Turn one JSON object of a known shape into a record.
 
     Args:
-        source: `file:line`, for messages.
+        source: `Record.source`, also for messages.
 
     Raises:
-        DataError: it is no object, its shape is unknown, or a field has the wrong type.
+        DataError: not an object, an unknown shape, or a field of the wrong type.
     """
     if not isinstance(fields, Mapping):
         raise DataError(f"{source}: expected a JSON object, got {_shown(fields)}")
     given = {name: value for name, value in fields.items() if value is not None}
     if prompt_field:
-        return _explicit(given, source, prompt_field, response_field)
+        return _pair(given, prompt_field, response_field, source)
     for name in CONVERSATION_FIELDS:
         if name in given:
             return Record(messages=_messages(given[name], name, source), source=source)
@@ -177,23 +173,17 @@ def to_record(
         return Record(prompt=f"{prompt}\n\n{more}" if more else prompt, response=response, source=source)
     if "text" in given:
         return Record(text=_text(given, "text", source), source=source)
-    names = ", ".join(map(str, fields)) or "none"
     raise DataError(
-        f"{source}: fields not recognized: {names}; "
+        f"{source}: fields not recognized: {_names(fields)}; "
         f"known are {KNOWN_SHAPES}; name others with --prompt-field and --response-field"
     )
 
 
-def _explicit(fields: Mapping[str, Any], source: str, prompt_field: str, response_field: str | None) -> Record:
-    for name in (prompt_field, response_field):
-        if name and name not in fields:
-            names = ", ".join(map(str, fields)) or "none"
-            raise DataError(f"{source}: no field {name!r}; the fields are {names}")
-    return _pair(fields, prompt_field, response_field, source)
-
-
 def _pair(fields: Mapping[str, Any], prompt: str, response: str | None, source: str) -> Record:
-    """A prompt and its response, each a string or, as in TRL's conversational form, a list of messages."""
+    """A prompt and its response, each a string or a list of messages (TRL's conversational format)."""
+    for field in (prompt, response):
+        if field and field not in fields:
+            raise DataError(f"{source}: no field {field!r}; the fields are {_names(fields)}")
     if not isinstance(fields[prompt], list):
         answer = _text(fields, response, source) if response else None
         return Record(prompt=_text(fields, prompt, source), response=answer, source=source)
@@ -213,18 +203,17 @@ def _messages(value: object, field: str, source: str) -> tuple[Message, ...]:
 
 
 def _message(item: object, where: str) -> Message:
-    """A turn as {role, content} or, in ShareGPT's form, {from, value}."""
+    """A turn as {role, content} or, in ShareGPT's format, {from, value}."""
     if not isinstance(item, Mapping):
         raise DataError(f"{where} must be an object with role and content, got {_shown(item)}")
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
     if not isinstance(role, str):
-        names = ", ".join(map(str, item)) or "none"
-        raise DataError(f"{where} has no role; expected role/content or from/value, its fields are {names}")
+        raise DataError(f"{where} has no role; expected role/content or from/value, its fields are {_names(item)}")
     if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
         content = "".join(str(part["text"]) for part in content)
     if not isinstance(content, str):
-        raise DataError(f"{where} has no text; only messages of text can be used, got {_shown(content)}")
+        raise DataError(f"{where} has no text; only text messages can be used, got {_shown(content)}")
     return Message(ROLES.get(role, role), content)
 
 
@@ -237,7 +226,11 @@ def _text(fields: Mapping[str, Any], name: str, source: str) -> str:
     return value
 
 
+def _names(fields: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, fields)) or "none"
+
+
 def _shown(value: object) -> str:
-    """A value as an error message shows it: as JSON, shortened."""
+    """A value for an error message, as shortened JSON."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,6 @@
-"""Records rendered to token ids: by the chat template where the tokenizer has one, else as plain text.
+"""Render records to token ids, with the tokenizer's chat template or as plain text.
 
-Knows no file format (`records`) and runs no model. The prompt ids are exactly what the model is given, so they never
-depend on the response.
+The prompt ids are exactly what the model is given in decoding, so they never depend on the response.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ class Rendered:
 
     prompt_ids: list[int]
     response_ids: list[int] | None
-    """The data set's own response, closed by the end token the template or tokenizer uses; None if there is none."""
+    """The response in the data set, with the end token of the template or tokenizer; None if there is none."""
 
 
 def render(record: Record, tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> Rendered:
     """Render one record.
 
-    A conversation is split at its last assistant turn: what is before it is the prompt, the turn is the response,
-    anything after it is left out. A text has the tokenizer's start token (or nothing) as prompt.
+    The last assistant turn of a conversation is the response, the turns before it are the prompt, and later turns are
+    left out. The prompt of a text is the tokenizer's BOS token, or empty.
 
     Args:
-        chat: use the chat template if there is one; False renders plain text even so.
+        chat: use the chat template if there is one.
 
     Raises:
-        DataError: the template refuses the conversation, or a longer conversation meets a tokenizer without template.
+        DataError: the template rejects the conversation, or there is no template for one of several turns.
     """
     if record.text is not None:
-        return _render_text(record.text, tokenizer)
+        return Rendered(_start(tokenizer), _encode(tokenizer, record.text) + _eos(tokenizer))
     prompt, response = split_turns(record)
     if chat and tokenizer.chat_template is not None:
         return _render_chat(prompt, response, tokenizer, record.source)
@@ -51,7 +50,7 @@ def render(record: Record, tokenizer: PreTrainedTokenizerBase, *, chat: bool = T
 
 
 def split_turns(record: Record) -> tuple[tuple[Message, ...], str | None]:
-    """The turns of the prompt, and the response if there is one, of a conversation or a prompt/response pair."""
+    """The turns of the prompt and the response, if any, of a conversation or a prompt/response pair."""
     if record.messages is None:
         return (Message("user", record.prompt or ""),), record.response
     answers = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
@@ -61,7 +60,7 @@ def split_turns(record: Record) -> tuple[tuple[Message, ...], str | None]:
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> frozenset[int]:
-    """Ids that end a response: the tokenizer's, the model's configuration's, and the one that closes a template's turn.
+    """Ids that end a response: those of the tokenizer and the model's configuration, and the template's end of turn.
 
     Args:
         model: a transformers model, or None.
@@ -74,14 +73,9 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> froz
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Tells one vocabulary from another: a hash of all tokens and their ids."""
+    """A hash of all tokens and their ids."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return blake2b(json.dumps(vocabulary).encode(), digest_size=16).hexdigest()
-
-
-def _render_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    start = _start(tokenizer)
-    return Rendered(start, _encode(tokenizer, text) + _eos(tokenizer))
 
 
 def _render_plain(
@@ -109,11 +103,11 @@ def _render_chat(
     prompt_ids = _encode(tokenizer, text)
     if response is None:
         return Rendered(prompt_ids, None)
-    # Templates put white space behind the end token; no model needs to generate that.
+    # Templates put white space after the end token, which the model does not need to generate.
     whole = _apply_template(tokenizer, (*prompt, Message("assistant", response)), source, generate=False).rstrip()
     end = _closing(tokenizer)
     if not whole.startswith(text):
-        # The template rewrites an answer of the past (drops a thinking part, say): only its content can be used.
+        # The template changes past answers (it drops the thinking part, for example), so use the content alone.
         return Rendered(prompt_ids, _encode(tokenizer, response) + end)
     response_ids = _continuation(tokenizer, prompt_ids, _encode(tokenizer, whole), whole[len(text) :])
     closed = response_ids[-1:] == end or response_ids[-1:] == _eos(tokenizer)
@@ -123,7 +117,7 @@ def _render_chat(
 def _continuation(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], whole_ids: list[int], text: str
 ) -> list[int]:
-    """Ids of `text` after the prompt. Tokenized together where the boundary falls between tokens, else alone."""
+    """Ids of `text` after the prompt: tokenized with it if the boundary falls between tokens, else alone."""
     if whole_ids[: len(prompt_ids)] == prompt_ids:
         return whole_ids[len(prompt_ids) :]
     return _encode(tokenizer, text)
@@ -142,20 +136,20 @@ def _apply_template(
 
 
 def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What closes a response: the template's end of turn, else the tokenizer's end token, else nothing."""
+    """The end of a response: the template's end of turn, else the tokenizer's end token, else nothing."""
     end = _turn_end(tokenizer)
     return _eos(tokenizer) if end is None else [end]
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts behind an assistant's turn."""
+    """The special token that the chat template puts after an assistant's turn."""
     template = tokenizer.chat_template
     return None if template is None else _probe_turn_end(tokenizer, str(template))
 
 
 @lru_cache(maxsize=8)
 def _probe_turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    """`template` is the cache's key beside the tokenizer, whose template may be replaced."""
+    """`template` is part of the cache's key, because a tokenizer's template may be replaced."""
     whole = _apply_template(tokenizer, PROBE, "a question and an answer", generate=False)
     tail = _encode(tokenizer, whole.rpartition(PROBE[-1].content)[2])
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
@@ -167,7 +161,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token the tokenizer itself puts before a text, if it does."""
+    """The BOS token, if the tokenizer adds it to a text."""
     bos = tokenizer.bos_token_id
     return [int(bos)] if bos is not None and tokenizer("a")["input_ids"][0] == bos else []
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.headed import Opened
-from nptool.decoding.loop.loop import decode, time_plain
+from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.steps import Proposer, Widths
 from nptool.decoding.loop.tally import Tally
+from nptool.decoding.loop.timing import time_plain
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE, Method, Task, find_method, way_to_decode
 from nptool.decoding.text_stream import TextStream
 from nptool.errors import ContextError, UsageError
 from nptool.llama.context import DEFAULT_BATCH
-from nptool.llama.model import Model
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -48,8 +49,7 @@ class DecodeConfig:
     """Parallel methods that may be used instead of `method` for a text for which they promise more; with `adapt`."""
 
     def __post_init__(self) -> None:
-        for method in (self.method, *self.others):
-            find_method(method)
+        _ = self.methods
         if self.others and not self.adapt:
             names = ", ".join((self.method, *self.others))
             raise UsageError(f"one of {names} is chosen for each text, which steps of n rows do not leave open")
@@ -59,6 +59,26 @@ class DecodeConfig:
             raise ContextError(f"-n {self.n} is above the batch limit of {DEFAULT_BATCH} rows; choose a smaller n")
         if self.max_tokens < 1:
             raise UsageError(f"--max-tokens must be at least 1, got {self.max_tokens}")
+
+    @cached_property
+    def methods(self) -> tuple[Method, ...]:
+        """`method` and the others.
+
+        Raises:
+            UsageError: there is no method of such a name.
+        """
+        return tuple(find_method(name) for name in (self.method, *self.others))
+
+
+class Vocabulary(Protocol):
+    """What an answer needs of a tokenizer. Implemented by `nptool.llama.Model`."""
+
+    @property
+    def end_tokens(self) -> Collection[int]:
+        """Tokens that end an answer."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token's text."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ class Answer:
 
     def __init__(
         self,
-        model: Model,
+        vocabulary: Vocabulary,
         opened: Opened,
         prompt: NDArray[np.int32],
         config: DecodeConfig,
@@ -114,20 +134,35 @@ class Answer:
         proposer = way.propose(Task(n, sequence, config.sampling, heads))
         self._proposer = proposer if wrap is None else wrap(proposer)
         self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
-        self._model = model
+        self._vocabulary = vocabulary
         self._engine = engine
         self._sequence = sequence
         self._config = config
         self.widths = widths
         self._limit = min(engine.capacity, len(prompt) + config.max_tokens)
         self._steps = self._run()
+        self._superseded = False
 
     def __iter__(self) -> Iterator[Token]:
-        return self._steps
+        return self
+
+    def __next__(self) -> Token:
+        """
+        Raises:
+            UsageError: the model was asked for another answer before this one had ended.
+        """
+        if self._superseded:
+            raise UsageError("the model was asked for another answer meanwhile; read an answer to its end first")
+        return next(self._steps)
 
     def close(self) -> None:
         """Stop here. What was generated stays, in the cache too."""
         self._steps.close()
+
+    def supersede(self) -> None:
+        """Stop here, as the engine is needed for another answer; reading on raises."""
+        self._superseded = self.finish is None
+        self.close()
 
     def _run(self) -> Generator[Token, None, None]:
         stream = TextStream(self._config.stop)
@@ -137,7 +172,7 @@ class Answer:
                 for token in tokens.tolist():
                     self.tokens.append(token)
                     reason = self._reason(token)
-                    text = stream.feed(b"" if reason == "end" else self._model.piece(token))
+                    text = stream.feed(b"" if reason == "end" else self._vocabulary.piece(token))
                     if reason is not None:
                         text += stream.finish()
                     self.finish = "stop" if stream.stopped is not None else reason
@@ -165,7 +200,7 @@ class Answer:
             self._config.sampling,
             self.tally,
             limit=self._limit,
-            end_tokens=self._model.end_tokens,
+            end_tokens=self._vocabulary.end_tokens,
             widths=self.widths,
             verify=self._verify,
         )
@@ -175,7 +210,7 @@ class Answer:
             yield tokens
 
     def _reason(self, token: int) -> str | None:
-        if token in self._model.end_tokens:
+        if token in self._vocabulary.end_tokens:
             return "end"
         if len(self.tokens) >= self._config.max_tokens:
             return "length"

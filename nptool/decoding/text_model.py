@@ -9,7 +9,7 @@ Puts the pieces together: prompt to tokens, engine, method, loop, tokens to text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -20,32 +20,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
-from nptool.decoding.adaptive.calibration import Calibration
-from nptool.decoding.adaptive.knowledge import Knowledge
-from nptool.decoding.adaptive.plan import plan_text
-from nptool.decoding.adaptive.widths import AdaptiveWidth
+from nptool.decoding.adaptive.cost import BUDGET, Calibration, calibrate, fitting
+from nptool.decoding.adaptive.store import Store
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.contexts import Contexts
+from nptool.decoding.decoder import Decoder
 from nptool.decoding.loop.sampling import Sampling
-from nptool.decoding.loop.steps import FixedWidth, Proposer, Widths
 from nptool.decoding.proposers.methods import (
     AUTOREGRESSIVE,
     HEADS,
     HEADS_TREE,
     JACOBI,
     JACOBI_BLOCK,
-    Method,
-    find_method,
 )
 from nptool.decoding.template import ChatTemplate
 from nptool.errors import UsageError
 from nptool.llama.attention import prefers_fused
 from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity
+from nptool.llama.digest import identity
 from nptool.llama.model import Model
 from nptool.method_note import BLOCK_SIZE_KEY
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
+LOADING_SHARE = 0.25
+"""Share of the time a model took to load that its calibration may take, where that is more than `BUDGET`."""
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
@@ -89,43 +88,24 @@ class TextModel:
             kv_type=kv_type,
             flash_attention=flash_attention,
         )
-        self.knowledge = Knowledge(self.contexts, loading_seconds)
+        budget = max(BUDGET, LOADING_SHARE * loading_seconds)
+        self.store = Store(self._identity, lambda: calibrate(self.contexts.scratch(DEFAULT_WIDTH), budget=budget))
         """What steps cost on this machine, and what they have brought."""
-        self._answer: Answer | None = None
+        block_size = int(self.model.header.metadata.get(BLOCK_SIZE_KEY, DEFAULT_N))
+        self.decoder = Decoder(self.model, self.contexts, self.store, block_size)
 
     @property
     def path(self) -> Path:
         return self.model.path
 
-    @cached_property
-    def block_size(self) -> int:
-        """The n that the file was trained for, or the default."""
-        return int(self.model.header.metadata.get(BLOCK_SIZE_KEY, DEFAULT_N))
-
-    def block_length(self, config: DecodeConfig, other: str | None = None) -> int:
-        """The n that `config` comes to with this file.
-
-        Args:
-            other: one of the config's other methods; None is its first one.
-
-        Raises:
-            GgufError: it asks for heads and there are none.
-            UsageError: it asks for more heads than there are.
-        """
-        method = find_method(other or config.method)
-        if method.heads:
-            # Where n bounds several methods, the heads are no fewer for being fewer than that.
-            count = self.contexts.count_heads(config.n if method.counts_heads and not config.others else None)
-            if method.counts_heads:
-                return min(count, config.n or count)
-        if config.adapt and method.parallel:
-            return min(config.n or DEFAULT_WIDTH, self.calibration.widths[-1])
-        return config.n or self.block_size
+    def block_length(self, config: DecodeConfig) -> int:
+        """The n that `config` comes to with this file, see `Decoder.block_length`."""
+        return self.decoder.block_length(config)
 
     @property
     def calibration(self) -> Calibration:
         """What steps cost on this machine."""
-        return self.knowledge.calibration
+        return self.store.calibration
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -185,54 +165,9 @@ class TextModel:
         )
         return self.answer(self.encode(prompt, raw=raw), config)
 
-    def answer(
-        self,
-        prompt: NDArray[np.int32],
-        config: DecodeConfig,
-        *,
-        reuse: bool = False,
-        wrap: Callable[[Proposer[Any]], Proposer[Any]] | None = None,
-    ) -> Answer:
-        """Answer a prompt given as token ids.
-
-        Args:
-            reuse: keep what the cache already holds of the prompt; otherwise it is prefilled whole, so that the answer
-                does not depend on what was asked before.
-            wrap: puts something that watches around the proposer, as `trace` does.
-
-        Raises:
-            ContextError: the prompt does not fit the context, or n the batch.
-        """
-        if self._answer is not None:
-            self._answer.close()
-        method, n, widths = self._choose(config, len(prompt))
-        # Where nothing is drafted, showing z to heads would cost a small model 4 % of its steps. A conversation keeps
-        # its heads: a later turn may use them, and would have to read everything again.
-        heads = None if widths.members == (1,) and not reuse else self._heads(method, n)
-        opened = self.contexts.open(n if widths.padded or method.parallel else 1, heads)
-        if not reuse:
-            opened.sequence.truncate(0)
-        self._answer = Answer(self.model, opened, prompt, config, method, n, widths, wrap)
-        return self._answer
-
-    def _choose(self, config: DecodeConfig, length: int) -> tuple[Method, int, Widths]:
-        """The method for a text of `length` tokens, its n, and what decides on its widths."""
-        method, n = find_method(config.method), self.block_length(config)
-        exact = method.parallel if config.exact is None else config.exact
-        if not (config.adapt and method.parallel):
-            return method, n, FixedWidth(n if exact else None)
-        lengths = {method.name: n} | {name: self.block_length(config, name) for name in config.others}
-        experiences = [self.knowledge.experience(name, widest) for name, widest in lengths.items()]
-        plan = plan_text(experiences, length, exact=exact)
-        chosen = list(lengths)[plan.method]
-        widths = AdaptiveWidth(experiences[plan.method], plan, exact=exact, plain=experiences[0])
-        return find_method(chosen), lengths[chosen], widths
-
-    def _heads(self, method: Method, n: int) -> int | None:
-        """Heads in all that a method uses with a block length of `n`."""
-        if not method.heads:
-            return None
-        return n if method.counts_heads else self.contexts.count_heads()
+    def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, **options: Any) -> Answer:
+        """Answer a prompt given as token ids, see `Decoder.answer`."""
+        return self.decoder.answer(prompt, config, **options)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:
         """Token ids of a prompt.
@@ -253,11 +188,14 @@ class TextModel:
             ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
         return ids
 
+    def _identity(self) -> dict[str, Any]:
+        """What a calibration depends on."""
+        context = self.contexts.scratch(DEFAULT_WIDTH)
+        return identity(context, self.contexts.gpu_layers) | {"contexts": list(fitting(context))}
+
     def close(self) -> None:
         """Keep what was learnt, and free everything. A second call does nothing more."""
-        if self._answer is not None:
-            self._answer.close()
-        self.knowledge.keep()
+        self.decoder.close()
         self.contexts.close()
         self.model.close()
 

@@ -1,1 +1,1 @@
-"""A thin layer over llama.cpp: models, contexts, batches. Knows no decoding algorithm."""
+"""A thin layer over llama.cpp: models, contexts, batches. No decoding algorithm."""

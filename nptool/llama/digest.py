@@ -1,4 +1,4 @@
-"""Which model, on what: what tells one measurement of llama.cpp from another. Reads little of a file, however large."""
+"""What a measurement of llama.cpp depends on: the model, the build, the machine and the settings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nptool.llama.gguf_check import Header
 from nptool.llama.library import initialise
 from nptool.provenance import machine
 
-# Bytes of each sample, and samples of the data, spread evenly.
+# Bytes of a sample, and number of samples spread over the tensor data.
 _SAMPLE = 4096
 _SAMPLES = 8
 
 
 def file_digest(header: Header) -> str:
-    """Sixteen hexadecimal digits: of the file's size, the beginning of its header and a few samples of its tensors."""
+    """Sixteen hexadecimal digits from the file's size, both ends of its header and a few samples of its tensors."""
     digest = blake2b(digest_size=8)
     with header.path.open("rb") as stream:
         size = stream.seek(0, 2)
@@ -32,7 +32,7 @@ def file_digest(header: Header) -> str:
 
 
 def identity(context: Context, gpu_layers: int) -> dict[str, Any]:
-    """Everything that a step's time and bits depend on, as a value for JSON."""
+    """Everything that the time and the bits of a step depend on, as JSON values."""
     initialise()
     return {
         "model": file_digest(context.model.header),

@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself, read before llama.cpp is given it, and whether it can be decoded in parallel.
+"""Read the header of a GGUF file, and check that the model can be decoded in parallel.
 
-llama.cpp answers a damaged file with a NULL pointer or an aborted process; here the file and the cause are named.
-Reads the header only (metadata without long arrays, tensor sizes), never a weight. Knows no llama.cpp.
+llama.cpp answers a damaged file with a NULL pointer or an aborted process; the errors here name the file and the cause.
+Reads metadata, without long arrays, and tensor sizes, but no weights. Does not import llama_cpp.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import mmap
 import re
 import struct
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,17 @@ from nptool.errors import GgufError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-# Arrays up to this length are kept, longer ones (vocabularies) are skipped.
+# Longer arrays (vocabularies) are skipped.
 LONGEST_KEPT_ARRAY = 1024
 LARGEST_RANK = 4
 
-# State-space and linear-attention models keep one state per sequence: a rejected draft cannot be taken back.
-RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
-HYBRID = frozenset(
-    {
-        "bailingmoe3",
-        "deepseek4",
-        "falcon-h1",
-        "glm5-next",
-        "granitehybrid",
-        "jamba",
-        "kimi-k3",
-        "kimi-linear",
-        "lfm2",
-        "lfm2moe",
-        "minimax-01",
-        "nemotron_h",
-        "nemotron_h_moe",
-        "plamo2",
-        "qwen35",
-        "qwen35moe",
-        "qwen3next",
-        "qwen4exp",
-    }
-)
-DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
+# State-space and linear-attention models keep one state per sequence, so a rejected draft cannot be removed.
+_RECURRENT = "mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7"
+_HYBRID = """
+bailingmoe3 deepseek4 falcon-h1 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe minimax-01 nemotron_h
+nemotron_h_moe plamo2 qwen35 qwen35moe qwen3next qwen4exp
+"""
+_DIFFUSION = "dream llada llada-moe rnd1"
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING = 8
@@ -60,15 +43,15 @@ class Header:
     path: Path
     version: int
     metadata: dict[str, Any]
-    """Scalars, strings and short arrays; a long array is its length as `range(length)`."""
+    """Scalars, strings and short arrays; `range(length)` stands for a long array."""
     tensors: dict[str, tuple[tuple[int, ...], int]] = field(repr=False)
-    """Name to (shape in GGUF's order, ggml type number)."""
+    """Name to (shape with the length of a row first, ggml type number)."""
     data_start: int
-    """Offset of the tensor data in the file, in bytes."""
+    """First byte of the tensor data in the file."""
     data_end: int
-    """Offset of the first byte behind the last tensor; another GGUF may follow there, aligned."""
+    """First byte after the last tensor; another GGUF may follow, aligned."""
     offset: int = 0
-    """Where this GGUF begins in the file: 0, or behind another one."""
+    """First byte of this GGUF in the file."""
 
     @property
     def architecture(self) -> str:
@@ -76,26 +59,34 @@ class Header:
 
 
 def check_gguf(path: str | Path) -> Header:
-    """Read the header of `path` and make sure that it can be loaded and decoded in parallel.
+    """Read the header of `path` and check that the model can be decoded in parallel.
 
     Raises:
-        GgufError: missing, no GGUF, truncated, a part of a split file is missing, or its architecture keeps a
-            recurrent state or is not causal.
+        GgufError: see `read_header`, or a part of a split file is missing, or the architecture keeps a recurrent state
+            or is not causal.
     """
     header = read_header(path)
-    _check_architecture(header.path, header.architecture)
+    name = header.architecture
+    if name in _RECURRENT.split() or name in _HYBRID.split():
+        kind = "recurrent" if name in _RECURRENT.split() else "hybrid (partly recurrent)"
+        raise GgufError(
+            f"{path} is a {kind} model ({name}): its state cannot be rolled back in part, so rejected drafts "
+            "cannot be undone; use a transformer model"
+        )
+    if name in _DIFFUSION.split():
+        raise GgufError(f"{path} is a diffusion model ({name}), not a causal one; use a causal transformer model")
     _check_parts(header)
     return header
 
 
 def read_header(path: str | Path, offset: int = 0) -> Header:
-    """Read the header of one GGUF file and make sure that its tensor data is all there.
+    """Read the header of a GGUF and check that the file has all of its tensor data.
 
     Args:
-        offset: byte at which the GGUF begins, where it lies behind another one.
+        offset: first byte of the GGUF in the file.
 
     Raises:
-        GgufError: missing, no GGUF, an unknown version, or truncated.
+        GgufError: missing, not a GGUF, an unknown version, truncated, or damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,12 +95,9 @@ def read_header(path: str | Path, offset: int = 0) -> Header:
         with path.open("rb") as stream:
             stream.seek(offset)
             if stream.read(len(MAGIC)) != MAGIC:
-                where = (
-                    f"has no GGUF at byte {offset}; copy or convert it again"
-                    if offset
-                    else "is not a GGUF file (it does not begin with GGUF)"
-                )
-                raise GgufError(f"{path} {where}")
+                if offset:
+                    raise GgufError(f"{path} has no GGUF at byte {offset}; copy or convert it again")
+                raise GgufError(f"{path} is not a GGUF file (it does not begin with GGUF)")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(path, _Reader(path, data, offset))
     except FileNotFoundError as error:
@@ -119,7 +107,7 @@ def read_header(path: str | Path, offset: int = 0) -> Header:
 
 
 class _Reader:
-    """A cursor over the file. Running off its end is the sign of a truncated file."""
+    """A cursor over the file. Reading beyond its end raises GgufError: the file is truncated."""
 
     def __init__(self, path: Path, data: mmap.mmap, begin: int) -> None:
         self.path = path
@@ -153,7 +141,7 @@ class _Reader:
         return range(length)
 
     def _skip_strings(self, count: int) -> None:
-        """A vocabulary and its merges can be half a million strings, so this loop does as little as it can."""
+        """Skip strings; fast, because a vocabulary and its merges can be half a million of them."""
         offset, data = self.offset, self.data
         length_of = struct.Struct("<Q").unpack_from
         try:
@@ -224,25 +212,11 @@ def tensor_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> in
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError) as error:
         raise GgufError(f"{path}: tensor {name!r} has the unknown type {kind}; a newer gguf may know it") from error
-    count = 1
-    for length in shape:
-        count *= length
-    return int(count // block * size)
-
-
-def _check_architecture(path: Path, name: str) -> None:
-    if name in RECURRENT or name in HYBRID:
-        kind = "recurrent" if name in RECURRENT else "hybrid (partly recurrent)"
-        raise GgufError(
-            f"{path} is a {kind} model ({name}): its state cannot be rolled back in part, so rejected drafts "
-            "cannot be undone; use a transformer model"
-        )
-    if name in DIFFUSION:
-        raise GgufError(f"{path} is a diffusion model ({name}), not a causal one; use a causal transformer model")
+    return int(prod(shape) // block * size)
 
 
 def _check_parts(header: Header) -> None:
-    """llama.cpp finds the other parts of a split file by their names, from the first part on."""
+    """Check that all parts of a split file exist; llama.cpp finds them by name, starting from the first."""
     count = int(header.metadata.get("split.count", 0))
     if count < 2:
         return

@@ -1,7 +1,7 @@
-"""The parts of a GGUF file that has heads behind its model: where each begins, how long it is, what it says.
+"""Find the parts of a GGUF file with extra heads.
 
-The model's own GGUF comes first and says how many heads there are; each head is a complete GGUF behind it, so that any
-runtime loads the file as the plain model. Found from the file alone. Knows neither llama.cpp nor torch.
+The model's own GGUF comes first, so that any runtime loads the file as the plain model; its metadata has the number of
+heads. Each head is a complete GGUF after it. Imports neither llama_cpp nor torch.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.errors import GgufError
-from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY, COUNT_KEY, INDEX_KEY, TRUNK_DIGEST_KEY, TRUNK_LAYER_KEY
+from nptool.heads import COUNT_KEY, INDEX_KEY, TRUNK_DIGEST_KEY, TRUNK_LAYER_KEY, Accuracy, accuracy_in
 from nptool.llama.gguf_check import MAGIC, Header, read_header
 
 PART_ALIGNMENT = 32
-"""A part begins at the next multiple of this many bytes behind the one before."""
+"""A part begins at the next multiple of this many bytes after the previous one."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Part:
     """One complete GGUF inside the file."""
 
     offset: int
-    """Its first byte in the file: where a `FILE *` must stand to load it."""
+    """First byte in the file."""
     size: int
-    """Bytes up to the end of its last tensor, without padding."""
+    """Bytes to the end of the last tensor, without padding."""
     header: Header
 
 
@@ -34,38 +34,37 @@ class Parts:
 
     base: Part
     heads: tuple[Part, ...]
-    """Heads 2..n in this order: `heads[0]` drafts the second token ahead. Empty where there are none, or are none
-    any more."""
+    """Heads 2..n in this order; empty if the file has none."""
     count: int
-    """n, as the model says: heads in all, its own included; 1 where it says nothing of heads."""
+    """n according to the model's metadata: number of heads, its own included; 1 without extra heads."""
     trunk_layer: int | None
-    """Layer of the model whose input the heads read; None where it says nothing of heads."""
+    """Layer of the model whose input the heads read; None without extra heads."""
 
     @property
-    def shares(self) -> tuple[tuple[float, ...], ...] | None:
-        """For heads 2..n, how often the first, second, ... choice was right on held-out text, where the file says."""
-        metadata = self.base.header.metadata
-        values, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
-        if not isinstance(values, list) or not isinstance(ranks, int) or len(values) != ranks * (self.count - 1):
-            return None
-        return tuple(tuple(values[row : row + ranks]) for row in range(0, len(values), ranks))
+    def shares(self) -> Accuracy | None:
+        """For heads 2..n, the share of held-out tokens that were the first, second, ... choice; None if unknown."""
+        return accuracy_in(self.base.header.metadata)
 
     @property
     def lost(self) -> bool:
-        """Whether the model speaks of heads that are not behind it: a tool that rewrote the file dropped them."""
+        """Whether a tool that rewrote the file has dropped its heads."""
         return self.count > 1 and not self.heads
 
 
-def find_parts(path: str | Path) -> Parts:
-    """Find the model and the heads behind it.
+def find_parts(source: str | Path | Header) -> Parts:
+    """Find the model and the heads after it.
 
-    Heads that are wholly gone are no error, since the model still works: see `Parts.lost` and `require_heads`.
+    Heads that are completely missing are not an error, since the model still works: see `Parts.lost` and
+    `require_heads`.
+
+    Args:
+        source: the file, or the header of its model if it is known.
 
     Raises:
-        GgufError: missing, no GGUF, truncated in the model or in a head, or the heads are not this model's.
+        GgufError: missing, not a GGUF, truncated in the model or in a head, or the heads belong to another model.
     """
-    path = Path(path)
-    base = _part(read_header(path))
+    header = source if isinstance(source, Header) else read_header(source)
+    base, path = _part(header), header.path
     count, trunk = base.header.metadata.get(COUNT_KEY), base.header.metadata.get(TRUNK_LAYER_KEY)
     if count is None:
         return Parts(base, (), 1, None)
@@ -74,20 +73,21 @@ def find_parts(path: str | Path) -> Parts:
             f"{path} is damaged: {COUNT_KEY} is {count!r} and {TRUNK_LAYER_KEY} {trunk!r}; convert it again"
         )
     heads: list[Part] = []
-    if _any_behind(path, base):
+    with path.open("rb") as stream:
+        stream.seek(header.data_end)
+        # Anything but padding.
+        followed = bool(stream.read(PART_ALIGNMENT + len(MAGIC)).strip(b"\0"))
+    if followed:
         for number in range(2, count + 1):
-            heads.append(_head(path, base.header, heads[-1] if heads else base, number, count))
+            heads.append(_head(header, heads[-1] if heads else base, number, count))
     return Parts(base, tuple(heads), count, trunk)
 
 
-def require_heads(parts: Parts, wanted: int | None = None) -> tuple[Part, ...]:
-    """Heads 2..wanted, or all.
-
-    Args:
-        wanted: n, heads in all with the model's own; None is as many as there are.
+def require_heads(parts: Parts) -> tuple[Part, ...]:
+    """Heads 2..n.
 
     Raises:
-        GgufError: the file never had any, has lost them, or has fewer.
+        GgufError: the file has no extra heads, or has lost them.
     """
     path = parts.base.header.path
     if parts.count < 2:
@@ -96,15 +96,13 @@ def require_heads(parts: Parts, wanted: int | None = None) -> tuple[Part, ...]:
         )
     if parts.lost:
         raise GgufError(f"{path} {lost_heads(parts)}")
-    if wanted is not None and wanted > parts.count:
-        raise GgufError(f"{path} has {parts.count} heads, {wanted} are asked for; train more, or ask for fewer")
-    return parts.heads if wanted is None else parts.heads[: wanted - 1]
+    return parts.heads
 
 
 def lost_heads(parts: Parts) -> str:
-    """What happened to heads that are gone, and how to get them back."""
+    """The end of a message about a file that has lost its heads."""
     return (
-        f"says it has {parts.count} heads, but nothing is behind the model: a tool that rewrote the file dropped them; "
+        f"says it has {parts.count} heads, but nothing follows the model: a tool that rewrote the file dropped them; "
         "get them back with `nptool convert` from the checkpoint's directory (nptool quantize keeps them)"
     )
 
@@ -113,15 +111,8 @@ def _part(header: Header) -> Part:
     return Part(header.offset, header.data_end - header.offset, header)
 
 
-def _any_behind(path: Path, base: Part) -> bool:
-    """Whether anything but padding follows the model."""
-    with path.open("rb") as stream:
-        stream.seek(base.header.data_end)
-        return bool(stream.read(PART_ALIGNMENT + len(MAGIC)).strip(b"\0"))
-
-
-def _head(path: Path, base: Header, before: Part, number: int, count: int) -> Part:
-    offset = part_start(before.header.data_end)
+def _head(base: Header, before: Part, number: int, count: int) -> Part:
+    path, offset = base.path, part_start(before.header.data_end)
     if path.stat().st_size < offset + len(MAGIC):
         raise GgufError(
             f"{path} is truncated: the model has {count} heads and the file ends before head {number}; "
@@ -144,10 +135,10 @@ def _head(path: Path, base: Header, before: Part, number: int, count: int) -> Pa
 
 
 def part_start(end: int) -> int:
-    """Where a part begins when the one before ends at byte `end`."""
+    """First byte of the part after one that ends at byte `end`."""
     return -(-end // PART_ALIGNMENT) * PART_ALIGNMENT
 
 
 def _sizes(header: Header) -> list[object]:
-    """Hidden size and vocabulary, which a head shares with its model."""
+    """Hidden size and vocabulary size, the same for a model and its heads."""
     return [header.metadata.get(f"{header.architecture}.{key}") for key in ("embedding_length", "vocab_size")]

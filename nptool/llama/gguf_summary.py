@@ -1,7 +1,4 @@
-"""What is in a GGUF file, for people and programs: its parts, their tensors, types and sizes.
-
-Reads headers only. Knows neither llama.cpp nor torch.
-"""
+"""A summary of a GGUF file from its headers: parts, tensors, types and sizes. Imports neither llama_cpp nor torch."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from nptool.heads import ACCURACY_KEY, ACCURACY_RANKS_KEY
-from nptool.llama.gguf_check import Header, tensor_bytes
-from nptool.llama.gguf_parts import Part, Parts, find_parts, lost_heads
+from nptool.heads import Accuracy
+from nptool.llama.gguf_check import tensor_bytes
+from nptool.llama.gguf_parts import Part, find_parts, lost_heads
 from nptool.method_note import BLOCK_SIZE_KEY, METHOD_KEY, Measured, measured_in
 
 MODEL = "model"
@@ -20,13 +17,11 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor."""
-
     name: str
     shape: tuple[int, ...]
-    """In GGUF's order: the length of a row first."""
+    """The length of a row first."""
     type: str
-    """ggml's name of the type."""
+    """ggml's name."""
     bytes: int
 
 
@@ -51,20 +46,17 @@ class PartSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """The whole file."""
-
     path: str
     bytes: int
     method: str | None
-    """How the model was trained to decode in parallel (`nptool.method`)."""
+    """How the model was trained for parallel decoding (`nptool.method`)."""
     block_size: int | None
     measured: Measured | None
-    """What Jacobi decoding of held-out prompts gave, where training noted it."""
     heads: int
-    """Heads in all, as the model says; 1 for an ordinary one."""
+    """Number of heads according to the metadata; 1 without extra heads."""
     trunk_layer: int | None
-    accuracy: tuple[tuple[float, ...], ...]
-    """Held out, of heads 2..n: share of tokens that are the first, second, ... choice."""
+    accuracy: Accuracy
+    """Empty if unknown."""
     parts: tuple[PartSummary, ...]
     remarks: tuple[str, ...]
 
@@ -73,7 +65,7 @@ def summarize(path: str | Path) -> FileSummary:
     """Read the headers of a file and its parts.
 
     Raises:
-        GgufError: missing, no GGUF, truncated.
+        GgufError: see `find_parts`.
     """
     parts = find_parts(path)
     metadata = parts.base.header.metadata
@@ -86,7 +78,7 @@ def summarize(path: str | Path) -> FileSummary:
         measured=measured_in(metadata),
         heads=parts.count,
         trunk_layer=parts.trunk_layer,
-        accuracy=_accuracy(parts),
+        accuracy=parts.shares or (),
         parts=tuple(
             _summarize_part(label, part) for label, part in zip(labels, (parts.base, *parts.heads), strict=True)
         ),
@@ -95,7 +87,12 @@ def summarize(path: str | Path) -> FileSummary:
 
 
 def _summarize_part(label: str, part: Part) -> PartSummary:
-    tensors = tuple(_tensors(part.header))
+    from gguf.constants import GGMLQuantizationType
+
+    tensors = tuple(
+        TensorSummary(name, shape, GGMLQuantizationType(kind).name, tensor_bytes(part.header.path, name, shape, kind))
+        for name, (shape, kind) in part.header.tensors.items()
+    )
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.type] += prod(tensor.shape)
@@ -111,20 +108,3 @@ def _summarize_part(label: str, part: Part) -> PartSummary:
         parameters_by_type=dict(counts.most_common()),
         tensors=tensors,
     )
-
-
-def _tensors(header: Header) -> list[TensorSummary]:
-    from gguf.constants import GGMLQuantizationType
-
-    return [
-        TensorSummary(name, shape, GGMLQuantizationType(kind).name, tensor_bytes(header.path, name, shape, kind))
-        for name, (shape, kind) in header.tensors.items()
-    ]
-
-
-def _accuracy(parts: Parts) -> tuple[tuple[float, ...], ...]:
-    metadata = parts.base.header.metadata
-    flat, ranks = metadata.get(ACCURACY_KEY), metadata.get(ACCURACY_RANKS_KEY)
-    if not isinstance(flat, list) or not isinstance(ranks, int) or ranks < 1:
-        return ()
-    return tuple(tuple(flat[start : start + ranks]) for start in range(0, len(flat), ranks))

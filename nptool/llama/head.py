@@ -1,6 +1,6 @@
-"""One extra head in llama.cpp: a one-layer model that reads z instead of tokens, with a KV cache of its own.
+"""One extra head in llama.cpp: a one-layer model with its own KV cache that reads z instead of tokens.
 
-Implements `nptool.decoding.loop.engine.HeadEngine`. Knows neither the trunk nor the other heads.
+Implements `nptool.decoding.loop.engine.HeadEngine`.
 """
 
 from __future__ import annotations
@@ -17,43 +17,36 @@ from nptool.errors import ContextError, GgufError, NptoolError
 from nptool.llama.context import Context
 from nptool.llama.gguf_check import Header
 from nptool.llama.model import ALL_LAYERS, Model
-from nptool.llama.native import create_context, decode, explain, float_view, get_logits, memory_of, remove_from
+from nptool.llama.native import NativeContext, check_decoded, decode, float_view, get_logits
 
 _SEQUENCE = 0
 
 
-class Head:
-    """A head beside a trunk's context: as many positions, computed in the same way."""
+class Head(NativeContext):
+    """A head with as many positions as a trunk's context and the same settings."""
 
     def __init__(self, header: Header, trunk: Context, *, gpu_layers: int = 0) -> None:
-        """Load the head that lies at `header`'s offset.
+        """Load the head at the offset of `header`.
 
         Raises:
-            GgufError: llama.cpp refuses it, or it does not fit the trunk.
+            GgufError: llama.cpp cannot load it, or it does not fit the trunk.
             ContextError: there is no memory for its cache.
         """
-        self.model = Model.load_part(header, ALL_LAYERS if gpu_layers else 0)
-        self.seconds = 0.0
-        """Time spent inside llama.cpp since the start."""
-        self.size = int(llama_cpp.llama_model_n_embd_inp(self.model.pointer))
+        model = Model.load_part(header, ALL_LAYERS if gpu_layers else 0)
+        self.size = int(llama_cpp.llama_model_n_embd_inp(model.pointer))
         """Values of one row of z."""
         self._cells = trunk.capacity + trunk.width
-        self._pointer: Any = None
         try:
-            self._check_sizes(trunk.model)
-            self._pointer = create_context(
-                self.model, trunk.settings, cells=self._cells, batch=trunk.batch_limit, outputs=1
-            )
-            self._memory = memory_of(self.model, self._pointer)
+            self._check_sizes(model, trunk.model)
+            super().__init__(model, trunk.settings, cells=self._cells, batch=trunk.batch_limit, outputs=1)
         except NptoolError:
-            self.close()
+            model.close()
             raise
-        self._batch_limit = min(trunk.batch_limit, int(llama_cpp.llama_n_batch(self._pointer)))
         self._address = 0
         self._logits_V = np.empty(0, dtype=np.float32)
         self._line = np.arange(self._cells, dtype=np.int32)
-        self._positions = np.zeros(self._batch_limit, dtype=np.int32)
-        self._flags = np.zeros(self._batch_limit, dtype=np.int8)
+        self._positions = np.zeros(self.batch_limit, dtype=np.int32)
+        self._flags = np.zeros(self.batch_limit, dtype=np.int8)
         self._last = 0
         self._batch: Any = self._make_batch()
         self._z_TD = np.empty((0, self.size), dtype=np.float32)
@@ -62,47 +55,44 @@ class Head:
     def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
         """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
 
-        `logits` tells afterwards what follows the last of them. On a GPU the work is only begun here.
+        `logits` then gives the logits of the last row. On a GPU this only starts the computation.
 
         Args:
-            width: rows of the batch at least; what it has behind z is junk that is forgotten again. llama.cpp reuses
-                the previous batch's graph where that had as many rows: three heads of a model of 5M parameters take
-                1.05 ms then, and 1.20 where the rows change.
+            width: least rows of the batch. Padding rows are removed from the cache again. llama.cpp reuses the graph of
+                the previous batch if that had the same number of rows.
 
         Raises:
             ContextError: the rows do not fit.
         """
         read = len(z_TD)
-        rows = max(read, min(width, self._batch_limit, self._cells - start))
-        if not 0 < read <= self._batch_limit or start < 0 or start + read > self._cells:
+        rows = max(read, min(width, self.batch_limit, self._cells - start))
+        if not 0 < read <= self.batch_limit or start < 0 or start + read > self._cells:
             raise ContextError(f"{read} rows from position {start} do not fit a head of {self._cells} positions")
         if z_TD.shape[1] != self.size or z_TD.dtype != np.float32:
             raise ValueError(f"a head reads float32 rows of {self.size} values")
-        if not self._pointer:
-            raise ValueError("the head is closed")
+        pointer = self.pointer
         self._positions[:rows] = self._line[start : start + rows]
         if len(self._z_TD) < rows:
-            self._hold(rows)
-        # A copy takes less than making a pointer to somewhere else.
+            self._z_TD = np.zeros((rows, self.size), dtype=np.float32)
+            self._batch.embd = self._z_TD.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        # A copy is faster than making a ctypes pointer to `z_TD`.
         self._z_TD[:read] = z_TD
         self._flags[self._last] = 0
         self._last = read - 1
         self._flags[self._last] = 1
         self._batch.n_tokens = rows
         began = perf_counter()
-        code = decode(self._pointer, self._batch)
+        code = decode(pointer, self._batch)
         self.seconds += perf_counter() - began
-        if code != 0:
-            raise ContextError(explain(code, rows, start))
+        check_decoded(code, rows, start)
         if rows > read:
             self.rollback(start + read)
 
     def logits(self) -> NDArray[np.float32]:
         """Logits (V) at the last position that was read: a view, valid until the next `evaluate`."""
-        if not self._pointer:
-            raise ValueError("the head is closed")
+        pointer = self.pointer
         began = perf_counter()
-        address = get_logits(self._pointer)
+        address = get_logits(pointer)
         self.seconds += perf_counter() - began
         if not address:
             raise ContextError("llama.cpp returned no logits of a head")
@@ -111,39 +101,25 @@ class Head:
             self._address = address
         return self._logits_V
 
-    def rollback(self, position: int) -> None:
-        """Forget everything at `position` and behind it."""
-        if not self._pointer:
-            raise ValueError("the head is closed")
-        remove_from(self.model, self._memory, _SEQUENCE, position)
-
     def close(self) -> None:
-        """Free cache and weights. A second call does nothing."""
-        if self._pointer:
-            llama_cpp.llama_free(self._pointer)
-            self._pointer = None
+        """Free cache and weights."""
+        super().close()
         self.model.close()
 
-    def _check_sizes(self, trunk: Model) -> None:
-        expected = int(llama_cpp.llama_model_n_embd(trunk.pointer))
+    def _check_sizes(self, model: Model, trunk: Model) -> None:
         for name, value, wanted in (
-            ("values for each position", self.size, expected),
-            ("tokens in its vocabulary", self.model.vocabulary_size, trunk.vocabulary_size),
+            ("values for each position", self.size, trunk.hidden_size),
+            ("tokens in its vocabulary", model.vocabulary_size, trunk.vocabulary_size),
         ):
             if value != wanted:
                 raise GgufError(
-                    f"{self.model.path}: the head at byte {self.model.header.offset} has {value} {name} and the "
-                    f"model {wanted}; convert it again"
+                    f"{model.path}: the head at byte {model.header.offset} has {value} {name} and the model "
+                    f"{wanted}; convert it again"
                 )
 
-    def _hold(self, rows: int) -> None:
-        """Let the batch have room for the z of so many rows."""
-        self._z_TD = np.zeros((rows, self.size), dtype=np.float32)
-        self._batch.embd = self._z_TD.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-
     def _make_batch(self) -> Any:
-        """A batch over arrays of our own."""
-        limit, row_type = self._batch_limit, ctypes.POINTER(ctypes.c_int32)
+        """A batch over numpy arrays."""
+        limit, row_type = self.batch_limit, ctypes.POINTER(ctypes.c_int32)
         self._counts = np.ones(limit, dtype=np.int32)
         self._sequence = (ctypes.c_int32 * 1)(_SEQUENCE)
         self._rows = (row_type * limit)(*[ctypes.cast(self._sequence, row_type)] * limit)

@@ -1,17 +1,15 @@
-"""A GGUF model in llama.cpp: weights, vocabulary and metadata. Knows no context and no decoding.
+"""A GGUF model in llama.cpp: weights, vocabulary and metadata.
 
-Every pointer that llama.cpp returns is checked here, because a NULL one would end the process at its first use.
+Every pointer that llama.cpp returns is checked here, because the first use of a NULL pointer would end the process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import llama_cpp
@@ -21,64 +19,54 @@ from numpy.typing import NDArray
 from nptool.errors import DataError, GgufError
 from nptool.llama.c_stream import c_stream
 from nptool.llama.gguf_check import Header, check_gguf
-from nptool.llama.library import cause, error_lines, initialise, supports_gpu
+from nptool.llama.library import Closable, cause, error_lines, initialise, supports_gpu
 
 logger = logging.getLogger(__name__)
 
 # llama.cpp takes any negative number of layers as "all".
 ALL_LAYERS = -1
-# What llama.cpp calls a size that is not among those it has a name for.
-_UNKNOWN_SIZE = "?B"
-# What it adds where the file does not say its type.
-_GUESSED = " (guessed)"
+# In llama.cpp's description: a size that has no name there, and a file that does not say its type.
+_UNKNOWN_SIZE, _GUESSED = "?B", " (guessed)"
+# An empty list of devices for llama.cpp: the first pointer is NULL.
+_NO_DEVICES = (ctypes.c_void_p * 1)(None)
 
 
-class Closable(Protocol):
-    """What lives on a model's weights."""
-
-    def close(self) -> None:
-        """Free it."""
-
-
-class Model:
-    """One loaded GGUF file. Close it, which closes its contexts too, or use it as a context manager."""
+class Model(Closable):
+    """One loaded GGUF file. Closing it closes its contexts too."""
 
     def __init__(self, pointer: Any, header: Header) -> None:
         self._pointer: Any = pointer
         self.header = header
         self.path = header.path
-        vocabulary = llama_cpp.llama_model_get_vocab(pointer)
-        if not vocabulary:
+        if not llama_cpp.llama_model_get_vocab(pointer):
             raise GgufError(f"{self.path} has no vocabulary that llama.cpp can read")
-        self._vocabulary_pointer: Any = vocabulary
         self._pieces: dict[int, bytes] = {}
         self._dependents: WeakSet[Closable] = WeakSet()
 
     @classmethod
-    def load(cls, path: str | Path, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
-        """Check `path`, then load it.
+    def load(cls, path: str | Path, gpu_layers: int = 0) -> Self:
+        """Load a file after `check_gguf`.
 
         Args:
             gpu_layers: layers to put on the GPU; negative is all of them.
-            memory_map: False reads the file into memory, so that it may be replaced while the model is in use.
 
         Raises:
-            GgufError: it is missing, damaged, not decodable in parallel, or llama.cpp refuses it.
+            GgufError: see `check_gguf`, or llama.cpp cannot load it.
         """
         header = check_gguf(path)
-        parameters = _parameters(gpu_layers, memory_map)
+        parameters = _parameters(gpu_layers)
         with error_lines() as lines:
             pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
         return cls._checked(pointer, header, lines)
 
     @classmethod
-    def load_part(cls, header: Header, gpu_layers: int = 0, *, memory_map: bool = True) -> Self:
-        """Load a GGUF that lies inside a file, at its header's offset.
+    def load_part(cls, header: Header, gpu_layers: int = 0) -> Self:
+        """Load a GGUF inside a file, at the offset of its header.
 
         Raises:
-            GgufError: llama.cpp refuses it.
+            GgufError: llama.cpp cannot load it.
         """
-        parameters = _parameters(gpu_layers, memory_map)
+        parameters = _parameters(gpu_layers)
         with error_lines() as lines, c_stream(header.path, header.offset) as stream:
             pointer = llama_cpp.llama_model_load_from_file_ptr(stream, parameters)
         return cls._checked(pointer, header, lines)
@@ -97,7 +85,7 @@ class Model:
         return model
 
     def _check_kind(self) -> None:
-        """What the header's list of architectures may not know yet, llama.cpp does."""
+        """Reject the architectures that llama.cpp knows to be unsuitable, but `check_gguf` does not."""
         if llama_cpp.llama_model_is_recurrent(self._pointer) or llama_cpp.llama_model_is_hybrid(self._pointer):
             raise GgufError(
                 f"{self.path} is a recurrent or hybrid model ({self.header.architecture}): its state cannot be "
@@ -115,10 +103,8 @@ class Model:
 
     @property
     def _vocabulary(self) -> Any:
-        """`const llama_vocab *`, which lives as long as the model."""
-        if not self._pointer:
-            raise ValueError("the model is closed")
-        return self._vocabulary_pointer
+        """`const llama_vocab *`, valid until the model is closed."""
+        return llama_cpp.llama_model_get_vocab(self.pointer)
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -126,18 +112,19 @@ class Model:
 
     @cached_property
     def context_length(self) -> int:
-        """Tokens of context the model was trained with."""
+        """Tokens of context that the model was trained with."""
         return int(llama_cpp.llama_model_n_ctx_train(self.pointer))
 
     @cached_property
     def description(self) -> str:
-        """llama.cpp's one line: architecture, size, type; the size, of which it knows only some, as a number."""
-        text = self._text(partial(llama_cpp.llama_model_desc, self.pointer)) or ""
+        """llama.cpp's one line of architecture, size and type, with a number where it has no name for the size."""
+        buffer = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self.pointer, buffer, len(buffer))
+        text = buffer.value.decode("utf-8", errors="replace")
         return text.replace(_GUESSED, "").replace(_UNKNOWN_SIZE, f"{self.parameters / 1e6:.1f}M")
 
     @cached_property
     def parameters(self) -> int:
-        """How many there are."""
         return int(llama_cpp.llama_model_n_params(self.pointer))
 
     @cached_property
@@ -146,28 +133,16 @@ class Model:
 
     @cached_property
     def hidden_size(self) -> int:
-        """Values of a token's vector between two layers."""
+        """Values of a hidden state."""
         return int(llama_cpp.llama_model_n_embd(self.pointer))
 
     @cached_property
     def attention_heads(self) -> int:
-        """Heads of attention in each layer: queries, of which several may share a key."""
         return int(llama_cpp.llama_model_n_head(self.pointer))
 
     @cached_property
-    def metadata(self) -> dict[str, str]:
-        """Every metadata entry as llama.cpp prints it (arrays in JSON, shortened)."""
-        entries = {}
-        for index in range(llama_cpp.llama_model_meta_count(self.pointer)):
-            key = self._text(partial(llama_cpp.llama_model_meta_key_by_index, self.pointer, index))
-            value = self._text(partial(llama_cpp.llama_model_meta_val_str_by_index, self.pointer, index))
-            if key is not None:
-                entries[key] = value or ""
-        return entries
-
-    @cached_property
     def chat_template(self) -> str | None:
-        """The Jinja source of the file's chat template, if it has one."""
+        """Jinja source of the chat template, if the file has one."""
         template = llama_cpp.llama_model_chat_template(self.pointer, None)
         return template.decode("utf-8", errors="replace") if template else None
 
@@ -177,24 +152,25 @@ class Model:
 
     @cached_property
     def bos(self) -> int | None:
-        """The token that begins a text, if the vocabulary has one."""
-        return self._special(llama_cpp.llama_vocab_bos)
+        """The BOS token, if the vocabulary has one."""
+        return _token(llama_cpp.llama_vocab_bos(self._vocabulary))
 
     @cached_property
     def eos(self) -> int | None:
-        """The token that ends a text, if the vocabulary has one."""
-        return self._special(llama_cpp.llama_vocab_eos)
+        """The EOS token, if the vocabulary has one."""
+        return _token(llama_cpp.llama_vocab_eos(self._vocabulary))
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer puts `bos` before a text by itself."""
+        """Whether the tokenizer adds `bos` to a text."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self._vocabulary))
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Every token that ends a generation: end of text, end of turn and their relatives."""
-        ends = (token for token in range(self.vocabulary_size) if llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
-        return frozenset(ends)
+        """Every token that ends a generation: end of text, end of turn, ..."""
+        vocabulary = self._vocabulary
+        tokens = range(self.vocabulary_size)
+        return frozenset(token for token in tokens if llama_cpp.llama_vocab_is_eog(vocabulary, token))
 
     def tokenize(
         self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False
@@ -202,110 +178,82 @@ class Model:
         """Token ids of `text`.
 
         Args:
-            add_special: put the tokenizer's own BOS (and EOS) around it.
+            add_special: add BOS (and EOS) as the tokenizer does.
             parse_special: read the names of special tokens in the text as these tokens.
 
         Raises:
             GgufError: the file has no tokenizer.
-            DataError: the text is none that UTF-8 can hold: it was made of other bytes.
+            DataError: the text cannot be encoded in UTF-8.
         """
         self._require_tokenizer()
         try:
             data = text.encode() if isinstance(text, str) else text
         except UnicodeEncodeError as error:
             raise DataError("the text has bytes that are not UTF-8; convert it first") from error
-        ids = np.empty(len(data) + 2, dtype=np.int32)
-        while True:
+        # llama.cpp returns the negative size that it needs.
+        count = -len(data) - 2
+        while count < 0:
+            ids = np.empty(-count, dtype=np.int32)
             target = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
             count = llama_cpp.llama_tokenize(
                 self._vocabulary, data, len(data), target, len(ids), add_special, parse_special
             )
-            if count >= 0:
-                return ids[:count].copy()
-            ids = np.empty(-count, dtype=np.int32)
+        return ids[:count].copy()
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; a special token is empty unless `special`. May be a part of a UTF-8 character."""
+        """Bytes of one token, maybe a part of a UTF-8 character; a special token has none unless `special`."""
         if not special and token in self._pieces:
             return self._pieces[token]
         self._require_tokenizer()
         if not 0 <= token < self.vocabulary_size:
             raise ValueError(f"token {token} is outside the vocabulary of {self.vocabulary_size}")
-        size = 32
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
-            if count >= 0:
-                break
-            size = -count
+        count = -32
+        while count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, special)
         piece = buffer.raw[:count]
         if not special:
             self._pieces[token] = piece
         return piece
 
     def detokenize(self, tokens: Any, *, special: bool = False) -> bytes:
-        """The bytes of `tokens`, special ones left out unless `special`."""
+        """Bytes of `tokens`, without special ones unless `special`."""
         return b"".join(self.piece(int(token), special=special) for token in tokens)
 
     def token_text(self, token: int) -> str:
-        """The name of a token as the vocabulary spells it, such as `<|end|>`."""
+        """A token as the vocabulary spells it, such as `<|end|>`."""
         return self.piece(token, special=True).decode("utf-8", errors="replace")
 
     def add_dependent(self, dependent: Closable) -> None:
-        """Have `dependent` closed before the weights are freed under it."""
+        """Close `dependent` before the weights are freed."""
         self._dependents.add(dependent)
 
     def close(self) -> None:
-        """Free the weights. A second call does nothing."""
+        """Free the weights, after closing the dependents."""
         for dependent in list(self._dependents):
             dependent.close()
         if self._pointer:
             llama_cpp.llama_model_free(self._pointer)
             self._pointer = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _require_tokenizer(self) -> None:
         if not self.has_tokenizer:
             raise GgufError(f"{self.path} has no tokenizer; convert it again with one")
 
-    def _special(self, getter: Callable[[Any], int]) -> int | None:
-        token = int(getter(self._vocabulary))
-        return token if token >= 0 else None
 
-    @staticmethod
-    def _text(call: Callable[[Any, int], int]) -> str | None:
-        """A string from a function that writes into a buffer and returns the length it needed, or -1."""
-        size = 256
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            needed = call(buffer, size)
-            if needed < 0:
-                return None
-            if needed < size:
-                return buffer.value.decode("utf-8", errors="replace")
-            size = needed + 1
+def _token(token: int) -> int | None:
+    """llama.cpp's -1 is no token."""
+    return token if token >= 0 else None
 
 
-# An empty list of devices, as llama.cpp wants it: the first pointer is NULL.
-_NO_DEVICES = (ctypes.c_void_p * 1)(None)
-
-
-def _parameters(gpu_layers: int, memory_map: bool) -> Any:
+def _parameters(gpu_layers: int) -> Any:
     initialise()
     if gpu_layers and not supports_gpu():
-        logger.warning("this build of llama.cpp has no GPU support: -ngl is without effect")
+        logger.warning("this build of llama.cpp has no GPU support: -ngl has no effect")
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
     if not gpu_layers:
-        # With 0 layers on it, llama.cpp still computes on a GPU that it finds, even with op_offload off: logits of F32
-        # models moved by 1 % of their spread, so that `nptool convert` took right files for wrong ones.
+        # With 0 layers on the GPU, llama.cpp would still use a GPU that it finds, which changes the logits.
         parameters.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
-    parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if memory_map else llama_cpp.LLAMA_LOAD_MODE_NONE
+    parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
     return parameters

@@ -1,7 +1,7 @@
-"""Calls of llama.cpp that tokens wait for, with prototypes of our own, and the making of a context. Knows no batch.
+"""llama.cpp's functions with prototypes of our own: the calls of every step, and those that llama_cpp does not bind.
 
-llama_cpp's `get_logits` returns a ctypes pointer object, which costs more than the call itself; the two functions that
-show what a layer reads are declared in llama.cpp's `llama-ext.h`, exported under C++ names and bound nowhere else.
+llama_cpp's `get_logits` returns a ctypes pointer object, which costs more than the call itself. The two functions that
+show a layer's input are declared in llama.cpp's `llama-ext.h` and exported under C++ names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, UsageError
-from nptool.llama.library import cause, error_lines
+from nptool.llama.library import Closable, cause, error_lines
 from nptool.llama.model import Model
 from nptool.provenance import usable_cores
 
@@ -31,7 +31,7 @@ LIBRARY = llama_cpp.llama_cpp._lib
 get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", LIBRARY))
 decode = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, llama_cpp.llama_batch)(("llama_decode", LIBRARY))
 
-# Names of the GNU and of the Microsoft compiler.
+# Symbol names of the GNU and the Microsoft compiler.
 _SHOW = (
     "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
     "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
@@ -40,13 +40,18 @@ _SHOWN = (
     "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
     "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
 )
-# Graphs of llama.cpp that mark what their layers read, among those that `convert` writes.
+# Architectures, among those that `convert` writes, whose graphs in llama.cpp mark the input of their layers.
 _MARKING = frozenset({"llama", "qwen3"})
 
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """How a context computes, whatever it holds."""
+    """How a context computes.
+
+    Raises:
+        UsageError: a number below 1, more threads than cores, an unknown cache type, or a quantized cache without flash
+            attention.
+    """
 
     threads: int | None = None
     """None is every usable core."""
@@ -59,108 +64,128 @@ class ContextSettings:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"the threads must be at least 1, got {self.threads}")
         if self.threads is not None and self.threads > (cores := os.cpu_count() or self.threads):
-            raise UsageError(
-                f"{self.threads} threads would wait for one another on the {cores} cores of this machine; take {cores} "
-                "at most"
-            )
+            raise UsageError(f"{self.threads} threads, but this machine has {cores} cores; give at most {cores}")
         if self.kv_type not in CACHE_TYPES:
             raise UsageError(f"unknown cache type {self.kv_type!r}; known are {', '.join(CACHE_TYPES)}")
         if self.kv_type not in UNQUANTIZED and not self.flash_attention:
             raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
 
 
-def create_context(
-    model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
-) -> Any:
-    """`llama_context *`, never NULL.
+class NativeContext(Closable):
+    """A `llama_context` and its KV cache: what contexts of tokens and of heads share."""
 
-    Args:
-        cells: positions that the cache has room for.
-        batch: the most rows of one batch.
-        outputs: the most rows whose logits one batch may ask for.
-        sequences: paths that the positions may belong to; all of them share the cells.
+    def __init__(
+        self, model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
+    ) -> None:
+        """
+        Args:
+            cells: positions in the cache.
+            batch: most rows of a batch.
+            outputs: most rows of a batch that have logits.
+            sequences: most sequences; all of them share the cells.
 
-    Raises:
-        ContextError: llama.cpp refuses, for want of memory mostly.
+        Raises:
+            ContextError: llama.cpp makes no context, usually because memory is short.
+            GgufError: the model has no KV cache.
+        """
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = cells
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_outputs_max = outputs
+        parameters.n_seq_max, parameters.kv_unified = sequences, True
+        parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
+        parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
+        attention = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = attention[settings.flash_attention]
+        # The default size of a sliding-window cache drops cells that a rollback would need.
+        parameters.swa_full = True
+        parameters.no_perf = True
+        with error_lines() as lines:
+            self._pointer: Any = llama_cpp.llama_init_from_model(model.pointer, parameters)
+        if not self._pointer:
+            raise ContextError(f"no context of {cells} tokens for {model.path}: {cause(lines)}")
+        self.model = model
+        self.seconds = 0.0
+        """Time spent inside llama.cpp."""
+        # llama.cpp lowers it to the size of the cache.
+        self.batch_limit = min(batch, int(llama_cpp.llama_n_batch(self._pointer)))
+        self._memory = llama_cpp.llama_get_memory(self._pointer)
+        if not self._memory:
+            self.close()
+            raise GgufError(f"{model.path} has no KV cache in llama.cpp; it cannot generate text")
+
+    @property
+    def pointer(self) -> Any:
+        """`llama_context *`, never NULL."""
+        if not self._pointer:
+            raise ValueError("the context is closed")
+        return self._pointer
+
+    @property
+    def memory(self) -> Any:
+        """`llama_memory_t`, never NULL."""
+        return self.pointer and self._memory
+
+    def rollback(self, position: int) -> None:
+        """Remove everything in sequence 0 from `position` on."""
+        if not llama_cpp.llama_memory_seq_rm(self.memory, 0, position, -1):
+            raise GgufError(f"{self.model.path}: llama.cpp cannot remove tokens from this model's cache")
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._pointer:
+            llama_cpp.llama_free(self._pointer)
+            self._pointer = None
+
+
+def check_decoded(code: int, rows: int, start: int) -> None:
     """
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = cells
-    parameters.n_batch = parameters.n_ubatch = batch
-    parameters.n_outputs_max = outputs
-    parameters.n_seq_max, parameters.kv_unified = sequences, True
-    parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
-    parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
-    parameters.flash_attn_type = (
-        llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        if settings.flash_attention
-        else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
-    # A sliding-window cache of its natural size drops cells that a rollback would need.
-    parameters.swa_full = True
-    parameters.no_perf = True
-    with error_lines() as lines:
-        pointer = llama_cpp.llama_init_from_model(model.pointer, parameters)
-    if not pointer:
-        raise ContextError(f"no context of {cells} tokens for {model.path}: {cause(lines)}")
-    return pointer
-
-
-def memory_of(model: Model, context: Any) -> Any:
-    """`llama_memory_t` of a context, never NULL."""
-    memory = llama_cpp.llama_get_memory(context)
-    if not memory:
-        raise GgufError(f"{model.path} has no KV cache in llama.cpp; it cannot generate text")
-    return memory
-
-
-def remove_from(model: Model, memory: Any, sequence: int, position: int) -> None:
-    """Forget everything of a sequence at `position` and behind it."""
-    if not llama_cpp.llama_memory_seq_rm(memory, sequence, position, -1):
-        raise GgufError(f"{model.path}: llama.cpp cannot take back tokens of this model's cache")
-
-
-def explain(code: int, rows: int, start: int) -> str:
-    """What `llama_decode` means by `code`."""
-    causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
-    return f"llama_decode failed on {rows} rows from position {start}: {causes.get(code, f'error {code}')}"
+    Raises:
+        ContextError: `code`, which `llama_decode` returned, is an error.
+    """
+    if code != 0:
+        causes = {1: "no free cells in the KV cache", 2: "aborted", -1: "llama.cpp calls the batch invalid"}
+        reason = causes.get(code, f"error {code}")
+        raise ContextError(f"llama_decode failed on {rows} rows from position {start}: {reason}")
 
 
 def float_view(address: int, rows: int, columns: int) -> NDArray[np.float32]:
-    """A matrix over llama.cpp's memory."""
+    """A matrix (rows, columns) in llama.cpp's memory."""
     return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(rows, columns)
 
 
 class LayerInput:
-    """Shows what one layer of a model reads in every row: z, the trunk's output, where it is the last one."""
+    """The input of one layer in every row of a batch; that of the last layer is z."""
 
     def __init__(self, model: Model, layer: int) -> None:
         """
         Raises:
             GgufError: there is no such layer, or llama.cpp cannot show it.
         """
-        layers = int(llama_cpp.llama_model_n_layer(model.pointer))
-        if not 0 <= layer < layers:
-            raise GgufError(f"{model.path}: its heads read layer {layer}, and it has {layers} layers; convert it again")
+        if not 0 <= layer < model.layers:
+            raise GgufError(f"{model.path}: its heads read layer {layer} of {model.layers} layers; convert it again")
         if model.header.architecture not in _MARKING:
             raise GgufError(
-                f"{model.path}: llama.cpp shows no layer's input of the architecture {model.header.architecture}; "
+                f"{model.path}: llama.cpp does not show the input of a layer for {model.header.architecture}; "
                 f"heads work with {', '.join(sorted(_MARKING))}"
             )
-        self.size = int(llama_cpp.llama_model_n_embd(model.pointer))
+        self.size = model.hidden_size
         self._layer = layer
         self._show = _bind(_SHOW, None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool)
         self._shown = _bind(_SHOWN, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
 
     def show(self, context: Any, shown: bool) -> None:
-        """Switch it on or off for the batches to come; off it costs nothing."""
+        """Switch it on or off for later batches; off costs nothing."""
         self._show(context, self._layer, shown)
 
     def address(self, context: Any) -> int:
-        """Where the rows (rows, size) of the last batch are, until the next one. Only behind a batch that shows them:
-        llama.cpp would abort the process otherwise."""
+        """Address of a float32 matrix (rows, size), valid until the next batch.
+
+        The last batch must have shown its input; otherwise llama.cpp aborts the process.
+        """
         address = self._shown(context, self._layer)
         if not address:
-            raise ContextError("llama.cpp did not keep the layer's input of a batch that asked for it")
+            raise ContextError("llama.cpp did not keep the layer's input of the last batch")
         return int(address)
 
 

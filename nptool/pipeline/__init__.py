@@ -1,1 +1,1 @@
-"""Stages in their order: the embedded default from end to end, and consistency training in rounds."""
+"""Several stages in one command: the embedded default, and consistency training in rounds."""

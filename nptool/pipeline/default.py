@@ -1,8 +1,7 @@
-"""`nptool train` without arguments: a CLLM for text-to-SQL, from nothing.
+"""`nptool train` without arguments: a CLLM for text-to-SQL, trained from scratch.
 
-Five steps, each done once: examples, base model, its scores and trajectories, consistency training, its scores. All of
-it lies in two run directories, so an interrupted call goes on where it stopped, and the base model stays usable by
-itself. The stages' own code does the work; here is only their order and their settings.
+The steps: examples, base model, its scores, its trajectories, consistency training, scores again. Each result is saved
+in one of two run directories and not computed again, so an interrupted call can be continued.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from nptool.errors import UsageError
@@ -36,21 +36,14 @@ SCORES_FILE = "scores.json"
 
 @dataclass(frozen=True)
 class DefaultConfig:
-    """Sizes of the embedded default: 21 minutes on 2 cores of an AMD Zen 3 in float32.
-
-    Of that time nearly half is consistency training. With the 6 layers that it had before (see `base`), 2,350 steps on
-    2,200 prompts instead of 1,750 on 1,800, the base on 13,000 examples, gave 4.64 tokens per forward in blocks and
-    90.3 % right answers instead of 4.46 and 82.7 %, and took 27.2 minutes instead of 23. Still earlier, a second round
-    (`nptool train cllm --rounds 2`) inside the same time, 700 steps and 420 on new trajectories, ended lower than one:
-    3.59 tokens per forward in blocks instead of 3.77.
-    """
+    """Settings of the embedded default. The trials they rest on are in `benchmarks/results/embedded_default.md`."""
 
     train_examples: int = 11_500
-    """Examples the base model is trained on, each seen once."""
+    """Examples that the base model is trained on, each seen once."""
     collect_prompts: int = 1_800
     """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
     heldout_examples: int = 300
-    """Examples that scores are measured on."""
+    """Examples that the scores are measured on."""
     cllm_steps: int = 1_950
     block_size: int = 16
     max_new_tokens: int = 128
@@ -70,22 +63,11 @@ class DefaultConfig:
             "lr": 1.2e-3,
         }
     )
-    """Further settings of `nptool train base`. Few layers with wide feed-forwards: of as many parameters more are in
-    matrices then, of which a batch of 16 rows reads as much as one row, and less time goes to attention, which costs
-    every row the same. A pass of 16 rows takes 4.53 ms with these 4 layers, 4.97 with 5 of 976 and 5.26 with 6 of 768,
-    which the default had before; one row 1.30, 1.39 and 1.46 (`benchmarks/shapes.py`). 400 steps took the three 144,
-    141 and 159 s and led to held-out losses of 0.90, 0.98 and 0.92; the whole training led to 66 % right answers of the
-    base model and 89 % of the CLLM with 4 layers, and to 60 and 83 % with 6, in two minutes more. The models by turns,
-    three times: t(16)/t(1) 2.91, 2.99 and 2.80 with 4 layers, 3.20, 3.17 and 3.51 with 6.
-
-    At equal time, with earlier settings of consistency training, 3 layers of 512 (10.2M parameters) ended at 2.6 tokens
-    per forward in blocks where 6 of 256 ended at 3.8, and were slower for it, although their weights lie beyond the
-    processor's cache and a wide batch costs them less (DESIGN section 3).
-
-    With 6 layers, after 400 steps, the held-out loss was 0.96; with lr 8e-4 1.04, with 2e-3 1.37, with 8 attention
-    heads 0.99."""
+    """Further settings of `nptool train base`. Few layers with wide feed-forwards make wide batches cheap: a larger
+    share of the parameters is in matrices, which a batch reads once, and less time goes to attention, whose cost grows
+    with every row."""
     collect: dict[str, Any] = field(default_factory=lambda: {"batch_size": 96})
-    """Further settings of `nptool collect`. 192 prompts took 15.0 s, 18.4 and 19.2 with 32 sequences in flight."""
+    """Further settings of `nptool collect`."""
     cllm: dict[str, Any] = field(
         default_factory=lambda: {
             "schedule": "uniform",
@@ -98,40 +80,29 @@ class DefaultConfig:
             "lr": 1.0e-3,
         }
     )
-    """Further settings of `nptool train cllm`. Clean context is what decoding shows the model: one noisy window behind
-    a clean text. How noise-conditioned context does on such short answers was not measured under equal conditions.
-
-    Trials of four minutes from one base model, 100 held-out questions of another seed, tokens per forward in blocks:
-    4 draws and 1,792 tokens a step 2.71, 8 draws 2.49, 2 draws 2.87; 2 draws and 896 tokens 2.98, 512 tokens 2.87,
-    1 draw 2.85, augmented states 2.67; 2 draws, 896 tokens, `ar_weight` 4 instead of 10 3.26. Of the 100 answers 65 to
-    82 were right, in another order.
-
-    500 steps from the base model as it is now, 150 held-out questions of another seed, tokens per forward of a window
-    of 8, 16 and 24, and right answers: `ar_weight` 5 2.98, 3.61, 3.67 and 107; with 3 3.07, 3.82, 3.97 and 100. With 5,
-    lr 2e-3 2.80, 3.26, 3.36; decay 0.8 2.85, 3.50, 3.63; cross-entropy on the fixed point 2.95, 3.59, 3.66."""
+    """Further settings of `nptool train cllm`. Clean context is what the model sees in decoding: one noisy window after
+    a clean prefix."""
 
 
 @dataclass(frozen=True)
 class DefaultResult:
-    """Scores before and after, and where the model lies."""
+    """Scores before and after consistency training, and the place of the model."""
 
     run: str
     model: str
     before: Scores
     after: Scores
     seconds: float
-    """Training, collection and scoring together, over all calls it took."""
+    """Wall time of all calls together."""
 
 
 def train_default(progress: Progress = silent, config: DefaultConfig | None = None, root: Path = ROOT) -> DefaultResult:
-    """Train the embedded default, or go on with it.
+    """Train the embedded default, or continue an interrupted call.
 
     Raises:
-        UsageError: `runs/text-to-sql` holds a run with other settings.
-        KeyboardInterrupt: Ctrl-C; done steps are kept.
+        UsageError: `runs/text-to-sql-base` has other settings.
+        KeyboardInterrupt: Ctrl-C; finished steps are kept.
     """
-    from time import monotonic
-
     config = config or DefaultConfig()
     started = monotonic()
     base, run = Run(root / BASE_NAME), Run(root / NAME)
@@ -144,9 +115,8 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
         _train_cllm(base, run, config, progress)
         after = _scores(run, heldout, config, progress, "scoring the CLLM")
     finally:
-        # Interrupted calls count too.
         seconds = _add_time(base, monotonic() - started)
-    # For `nptool convert`: decoding then knows from its first step on what this model is good for.
+    # `nptool convert` copies it into the GGUF, where adaptive decoding starts from it.
     note_measured(run.model, Measured(after.tokens_per_forward, config.block_size))
     run.publish()
     result = DefaultResult(str(run.path), str(run.model), before, after, seconds)
@@ -155,11 +125,7 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
 
 
 def native_precision() -> Precision:
-    """bfloat16 where this processor multiplies it natively, float32 elsewhere.
-
-    With AVX512-BF16 a training step of the default model took 0.4 times as long as in float32; without it, bfloat16 is
-    emulated and slower.
-    """
+    """bfloat16 on a GPU and on a CPU with AVX512-BF16, float32 elsewhere, where bfloat16 is emulated."""
     import torch
 
     native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -179,7 +145,7 @@ def _check_settings(base: Run, config: DefaultConfig) -> None:
 
 
 def _write_examples(base: Run, config: DefaultConfig) -> list[Example]:
-    """Write the files of examples if they are not there; returns the held-out ones."""
+    """Write the files of examples unless they exist; returns the held-out ones."""
     heldout = generate_examples("heldout", config.heldout_examples, config.seed)
     if not (base.path / TRAIN_FILE).is_file():
         train = generate_examples("train", config.train_examples + config.collect_prompts, config.seed)
@@ -209,7 +175,7 @@ def _train_base(base: Run, heldout: list[Example], config: DefaultConfig, progre
         **config.base,
     )
     train_base(settings, progress, base)
-    # With the schemas, which general code does not know: `nptool bench` executes the answers.
+    # With the schemas, for `nptool bench`, which executes the answers.
     _write(base.heldout, heldout)
 
 
@@ -262,8 +228,8 @@ def _scores(run: Run, heldout: list[Example], config: DefaultConfig, progress: P
 
 
 def _add_time(base: Run, seconds: float) -> float:
-    """Time over all calls; a call that finds everything done adds next to nothing."""
+    """Add to the saved time of earlier calls; returns the sum."""
     path = base.path / "seconds.json"
-    total = seconds + (read_json(path)["seconds"] if path.is_file() else 0.0)
+    total = seconds + (float(read_json(path)["seconds"]) if path.is_file() else 0.0)
     write_json(path, {"seconds": total})
-    return float(total)
+    return total

@@ -1,6 +1,6 @@
-"""Scores of a text-to-SQL checkpoint: execution accuracy, and what Jacobi iteration gains, from one decoding.
+"""Scores of a text-to-SQL checkpoint: execution accuracy and tokens per forward.
 
-Jacobi decoding gives the greedy answer, so one run over the held-out prompts yields both. Knows no training.
+Jacobi decoding gives the greedy answer, so one pass over the held-out prompts measures both.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ BATCH_SIZE = 96
 
 @dataclass(frozen=True)
 class Scores:
-    """What the closing table of `nptool train` shows."""
+    """The closing table of `nptool train`."""
 
     examples: int
     execution_accuracy: float
-    """Share of held-out questions whose query gives the gold query's result (0 to 1)."""
+    """Share of held-out questions whose query gives the gold query's result, 0 to 1."""
     tokens_per_forward: float
-    """TPF of Jacobi decoding in the paper's blocks."""
+    """Of Jacobi decoding in blocks."""
     steps_to_fixed_point: float
-    """Mean forward passes a block takes."""
+    """Mean forward passes of a block."""
     fast_forwarded_per_block: float
     stationary_per_block: float
     mean_response_tokens: float
@@ -46,7 +46,7 @@ def score(
     progress: Progress = silent,
     step: str = "scoring",
 ) -> Scores:
-    """Answer every held-out question by Jacobi decoding and execute the answers."""
+    """Answer every held-out question by Jacobi decoding in blocks, and execute the answers."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     model.to(best_device())  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     ends = end_token_ids(tokenizer, model)

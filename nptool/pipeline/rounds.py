@@ -1,20 +1,17 @@
-"""`nptool train cllm --rounds`: train, collect again from the trained model in longer blocks, train it further.
+"""`nptool train cllm --rounds`: train, collect from the trained model in longer blocks, train it further, ...
 
-Jacobi Forcing's progressive distillation (arXiv 2512.14681): what a trained model is still wrong about is in its own
-trajectories, and it is worth longer blocks than its base was. Every round is a run of its own (`runs/NAME`,
-`runs/NAME-round-2`, ...), so a done round is not repeated, a later `--rounds 3` goes on from round 2, and every round's
-model can be converted and compared. The stages' own code does the work; here is only their order.
+This is the progressive distillation of Jacobi Forcing (arXiv 2512.14681). Every round is a run of its own (`runs/NAME`,
+`runs/NAME-round-2`, ...): a finished round is not repeated, and its model can be converted and compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nptool.collection.collect import collect, context_of
 from nptool.collection.config import CollectConfig
-from nptool.collection.store import CollectionMetadata, read_collected
+from nptool.collection.store import read_collected
 from nptool.errors import UsageError
 from nptool.files import read_json, write_json
 from nptool.pipeline.rounds_config import RoundsConfig
@@ -28,25 +25,27 @@ from nptool.training.responses.config import BLOCK_SIZE
 from nptool.training.responses.data import find_source
 
 ROUND_FILE = "round.json"
-"""Of a later round's run: what it was begun with, of `OWN`."""
+"""In the run of a later round: the values of `OWN` that it was started with."""
 OWN = ("n", "window", "steps", "lr")
-"""What a later round need not share with the first."""
+"""Settings in which a later round may differ from the first."""
+KEPT = ("max_new_tokens", "seed", "temperature", "keep_degenerate", "max_prompt_tokens")
+"""Settings that a later round's collection takes from the first round's."""
 
 
 def train_rounds(config: RoundsConfig, progress: Progress = silent) -> list[CllmResult]:
-    """Train all rounds, or go on with them; returns the result of each.
+    """Train all rounds, or continue an interrupted call; returns the result of each round.
 
     Raises:
-        NptoolError: what a collection or a training raises.
-        UsageError: several processes train, or a round's directory was begun with other settings.
-        KeyboardInterrupt: Ctrl-C; done rounds, and what is done of this one, are kept.
+        NptoolError: see `collect` and `train_cllm`.
+        UsageError: several processes, or a round's directory was started with other settings.
+        KeyboardInterrupt: Ctrl-C; finished rounds and the checkpoints of this one are kept.
     """
     if config.rounds == 1:
         return [train_cllm(config.first, progress)]
     if process_count() > 1:
         raise UsageError("--rounds collects between trainings, in one process; train each round by itself instead")
     check_rounds(config)
-    # `runs/latest` stays as it is until all is done: the same command, which may take its data from there, goes on.
+    # `runs/latest` changes at the end only: the command may take its data from there, and can be repeated until then.
     results = [train_cllm(config.first, in_part("round 1", progress), publish=False)]
     for number in range(2, config.rounds + 1):
         later = config.round(number, results[0].block_size)
@@ -59,10 +58,9 @@ def train_rounds(config: RoundsConfig, progress: Progress = silent) -> list[Cllm
 
 
 def dry_run_rounds(config: RoundsConfig) -> list[dict[str, Any]]:
-    """What each round would do, as `nptool.training.cllm.dry_run` says it.
+    """The `dry_run` of each round.
 
-    A later round's trajectories do not exist yet. There are about as many as in the first, so its tokens, steps and
-    memory are taken to be the same.
+    A later round's trajectories do not exist yet; its tokens, steps and memory are assumed to be those of the first.
     """
     check_rounds(config)
     estimates = [dry_run(config.first)]
@@ -77,10 +75,10 @@ def dry_run_rounds(config: RoundsConfig) -> list[dict[str, Any]]:
 
 
 def check_rounds(config: RoundsConfig) -> None:
-    """Check that the blocks of every round fit the model: they grow.
+    """Check that the growing blocks of every round fit the model's context.
 
     Raises:
-        UsageError: the context has no room for a block behind a prompt.
+        UsageError: the context has no room for a prompt and a block.
     """
     if config.rounds == 1:
         return
@@ -97,10 +95,10 @@ def check_rounds(config: RoundsConfig) -> None:
 
 
 def _open_round(later: CllmConfig) -> Run:
-    """The run directory of a later round, with a note of what it is begun with; everything else is the first round's.
+    """Create or open the run directory of a later round, which records the values of `OWN`.
 
     Raises:
-        UsageError: it was begun with other settings, or holds another run.
+        UsageError: it was started with other values, or holds another run.
     """
     run = Run.create(later.run_name)
     path, settings = run.path / ROUND_FILE, {name: getattr(later, name) for name in OWN}
@@ -118,41 +116,26 @@ def _open_round(later: CllmConfig) -> Run:
 
 
 def _collection(first: CllmConfig, later: CllmConfig) -> CollectConfig:
-    """The collection of a later round: the first round's prompts and settings, longer blocks, the new model."""
+    """The collection of a later round: the first round's prompts and settings, with longer blocks and the new model."""
     source = find_source(first)
     before = read_collected(source.collected or Run(ROOT / first.run_name).collected).metadata
     assert later.model is not None
     assert later.n is not None
-    settings = CollectConfig(
+    kept = {name: getattr(before, name) for name in KEPT}
+    # 0: a collection without plain text.
+    if before.text_prompt_tokens:
+        kept["text_prompt_tokens"] = before.text_prompt_tokens
+    # Leave out prompts that have room for the first round's blocks only.
+    if (context := context_of(later.model)) is not None:
+        kept["max_prompt_tokens"] = min(before.max_prompt_tokens or context, context - later.n)
+    return CollectConfig(
         model=later.model,
         data=first.data,
         output=later.data[0],
         n=later.n,
         batch_size=first.collect_batch_size,
-        limit=first.limit,
-        prompt_field=first.prompt_field,
-        response_field=first.response_field,
-        precision=first.precision,
-        **_kept_settings(before),
+        augment=before.augmented,
+        chat=before.template is not None,
+        **{name: getattr(first, name) for name in ("limit", "prompt_field", "response_field", "precision")},
+        **kept,
     )
-    context = context_of(later.model)
-    if context is None:
-        return settings
-    # A prompt that only just had room for a shorter block is left out instead of being an error.
-    longest = min(before.max_prompt_tokens or context, context - later.n)
-    return replace(settings, max_prompt_tokens=longest)
-
-
-def _kept_settings(before: CollectionMetadata) -> dict[str, Any]:
-    """What a collection was made with and the next one is made with again."""
-    kept = {
-        "max_new_tokens": before.max_new_tokens,
-        "seed": before.seed,
-        "temperature": before.temperature,
-        "augment": before.augmented,
-        "keep_degenerate": before.keep_degenerate,
-        "max_prompt_tokens": before.max_prompt_tokens,
-        "chat": before.template is not None,
-    }
-    # 0 stands for a collection without plain text.
-    return kept | ({"text_prompt_tokens": before.text_prompt_tokens} if before.text_prompt_tokens else {})

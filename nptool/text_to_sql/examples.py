@@ -1,7 +1,7 @@
-"""Examples of the text-to-SQL task: prompt, response, and what is needed to execute them; the two splits.
+"""Examples of the text-to-SQL task, and its two splits.
 
-The splits share no schema and no question by construction: a stable hash assigns every schema and every
-question text to one split, and an example needs both in the same one. Knows nothing of models or tokens.
+The splits share no schema and no question: a stable hash assigns every schema and every question text to one split, and
+an example needs both in the same split.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Split = Literal["train", "heldout"]
 
 TASK = "text-to-sql"
 HELDOUT_SHARE = 5
-"""One schema and one question text in this many is held out."""
+"""One in this many schemas and question texts is held out."""
 QUESTION_TRIES = 40
-"""Questions drawn for a schema before another schema is."""
+"""Questions drawn for a schema before another schema is drawn."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question about a schema with its gold query; `data_seed` generates the rows both are executed on."""
+    """A question about a schema with its gold query, which is executed on `schema.rows(data_seed)`."""
 
     prompt: str
     response: str
@@ -36,7 +36,7 @@ class Example:
     data_seed: int
 
     def to_record(self) -> dict[str, Any]:
-        """A value that survives JSON; `from_record` is its inverse."""
+        """The example as JSON values; `from_record` is the inverse."""
         return {
             "prompt": self.prompt,
             "response": self.response,
@@ -47,10 +47,10 @@ class Example:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Example:
-        """Reads what `to_record` wrote.
+        """The inverse of `to_record`.
 
         Raises:
-            DataError: when the record is of another task, lacks a field, or its schema is not of this task's words.
+            DataError: the record is of another task, lacks a field, or has a schema of other words.
         """
         if record.get("task") != TASK:
             raise DataError(f"expected a record with task {TASK!r}, got {record.get('task')!r}")
@@ -62,7 +62,7 @@ class Example:
 
 
 def split_of(text: str) -> Split:
-    """The split to which a schema's signature or a question's text belongs."""
+    """The split of a schema's signature or a question's text."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return "heldout" if int.from_bytes(digest, "big") % HELDOUT_SHARE == 0 else "train"
 
@@ -76,14 +76,14 @@ def generate_examples(split: Split, count: int, seed: int) -> list[Example]:
     seen: set[str] = set()
     examples: list[Example] = []
     while len(examples) < count:
-        example, _ = _draw(rng, split)
+        example = _draw(rng, split)
         if example.prompt not in seen:
             seen.add(example.prompt)
             examples.append(example)
     return examples
 
 
-def _draw(rng: Random, split: Split) -> tuple[Example, Question]:
+def _draw(rng: Random, split: Split) -> Example:
     while True:
         schema = random_schema(rng)
         if split_of(schema.signature) != split:
@@ -91,11 +91,11 @@ def _draw(rng: Random, split: Split) -> tuple[Example, Question]:
         data_seed = rng.getrandbits(32)
         question = _draw_question(rng, split, schema, schema.rows(data_seed))
         if question is not None:
-            return Example(f"{schema.text}\n{question.text}", question.sql, schema, data_seed), question
+            return Example(f"{schema.text}\n{question.text}", question.sql, schema, data_seed)
 
 
 def _draw_question(rng: Random, split: Split, schema: Schema, rows: Rows) -> Question | None:
-    kind = random_kind(rng)  # drawn once: kinds refused more often do not become rarer
+    kind = random_kind(rng)  # drawn once, so that kinds with fewer usable questions do not become rarer
     with closing(open_database(schema, rows)) as connection:
         for _ in range(QUESTION_TRIES):
             question = random_question(rng, schema, rows, kind)
@@ -105,10 +105,10 @@ def _draw_question(rng: Random, split: Split, schema: Schema, rows: Rows) -> Que
 
 
 def _is_telling(sql: str, result: list[ResultRow]) -> bool:
-    """Whether a wrong query would likely give another result than this one.
+    """Whether a wrong query is likely to give another result.
 
-    Not where nothing is found (no row, an average over nothing, a count of zero), nor where there is nothing
-    to order or to cut off.
+    False if nothing is found (no row, an average over nothing, a count of zero), or there is nothing to order or to
+    limit.
     """
     if not any(any(row) for row in result):
         return False

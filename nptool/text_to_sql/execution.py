@@ -1,7 +1,4 @@
-"""Execution accuracy: does a predicted query give what the gold query gives, on the example's generated rows?
-
-Leaves safety to `database`; knows nothing of models.
-"""
+"""Execution accuracy: whether predicted queries give the results of the gold queries on the examples' rows."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from nptool.text_to_sql.examples import Example
 
 
 def execution_match(example: Example, predicted_sql: str) -> bool:
-    """Whether both queries give the same rows: in order where the gold query has ORDER BY, as multisets otherwise.
+    """Whether both queries give the same rows: in order if the gold query has ORDER BY, as multisets otherwise.
 
-    A prediction that fails, is no single SELECT or does too much is wrong, never an error.
+    A prediction that `run_query` refuses is wrong.
 
     Raises:
-        DataError: when the gold query itself does not run.
+        DataError: the gold query itself does not run.
     """
     schema = example.schema
     with closing(open_database(schema, schema.rows(example.data_seed))) as connection:
@@ -35,7 +32,7 @@ def execution_match(example: Example, predicted_sql: str) -> bool:
 
 
 def execution_accuracy(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """Share of the predictions that match, in [0, 1]."""
+    """Share of the predictions that match, 0 to 1."""
     if len(examples) != len(predictions) or not examples:
         counts = f"{len(predictions)} for {len(examples)}"
         raise ValueError(f"expected one prediction for each of at least one example, got {counts}")

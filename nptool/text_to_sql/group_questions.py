@@ -1,7 +1,4 @@
-"""Questions with GROUP BY: of one table, or of children grouped by a column of their parent.
-
-Each function writes one random question of its kind; which kind is drawn is not known here (see `questions`).
-"""
+"""Questions with GROUP BY: of one table, or of children grouped by a column of their parent."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def ask_join_group(scene: Scene) -> Phrase:
 
 
 def _ask(scene: Scene, table: Table, key: Phrase, source: str) -> Phrase:
-    """Aggregates of `table` for each value of `key`, with a WHERE, a HAVING, an ORDER BY, or two of them."""
+    """Aggregates of `table` for each value of `key`, with one or two of WHERE, HAVING and ORDER BY."""
     rng = scene.rng
     restrict = rng.choice((None, _having, _having, _sorted, _top))
     has_where = restrict is None or rng.random() < 0.5

@@ -1,21 +1,8 @@
-"""Questions about a child table and its parent: joins, aggregates over a join, IN and NOT IN.
-
-Each function writes one random question of its kind; which kind is drawn is not known here (see `questions`).
-"""
+"""Questions about a child table and its parent: joins, aggregates over a join, IN and NOT IN."""
 
 from __future__ import annotations
 
-from nptool.text_to_sql.phrases import (
-    COUNTED,
-    VERBS,
-    Phrase,
-    aggregates,
-    column_as_result,
-    end,
-    listed,
-    order,
-    request,
-)
+from nptool.text_to_sql.phrases import COUNTED, VERBS, Phrase, aggregates, end, listed, order, request
 from nptool.text_to_sql.scenes import Scene, joined, names
 from nptool.text_to_sql.schema import Table
 
@@ -42,7 +29,7 @@ def _owned(scene: Scene, table: Table, columns: list[str]) -> str:
 
 def _join_filter(scene: Scene, child: Table, parent: Table) -> Phrase:
     lead = scene.rng.choice((" for ", ", only for "))
-    if scene.rng.random() < 0.3:  # one condition each, so that "and" joins no "or"
+    if scene.rng.random() < 0.3:  # one condition each, so that no "or" stands beside this "and"
         first, second = scene.rng.sample((child, parent), 2)
         one, two = scene.where(first, 1, 1), scene.where(second, 1, 1)
         words = f"{lead}{first.name}s {one.words} and {second.name}s {two.words}"
@@ -53,7 +40,7 @@ def _join_filter(scene: Scene, child: Table, parent: Table) -> Phrase:
 
 
 def _join_order(scene: Scene, child: Table, _parent: Table) -> Phrase:
-    # Only the child's integers are unique in a join, so only they order without ties.
+    # Only the child's integers are unique in a join, so only their order has no ties.
     key = scene.rng.choice(child.integers)
     sort = order(scene.rng, f"{child.name}.{key}", f"{child.name} {key}")
     if scene.rng.random() < 0.5:
@@ -81,7 +68,7 @@ def ask_join_aggregate(scene: Scene) -> Phrase:
     if draw < 0.3:
         column = rng.choice(child.texts)
         text = request(rng, [f"{rng.choice(('distinct', 'different'))} {column}"], noun)
-        return Phrase(end(text), f"SELECT DISTINCT {column_as_result(child.name, column)} {tail}")
+        return Phrase(end(text), f"SELECT DISTINCT {names(child, [column])} {tail}")
     parts = aggregates(rng, child, rng.choice((1, 2, 2)))
     text = request(rng, [part.words for part in parts], noun)
     return Phrase(end(text), f"SELECT {', '.join(part.sql for part in parts)} {tail}")
@@ -96,7 +83,7 @@ def ask_in(scene: Scene) -> Phrase:
         (("IN", ("that have some", "that have at least one")), ("NOT IN", ("that have no", "that do not have any")))
     )
     noun, outer = f"{parent.name}s", ""
-    if rng.random() < 0.3:  # one condition, so that "and" joins no "or"
+    if rng.random() < 0.3:  # one condition, so that no "or" stands beside this "and"
         first = scene.where(parent, 1, 1)
         noun, outer = f"{noun} {first.words} and", f"{first.sql} AND "
     text = request(rng, columns, f"{noun} {rng.choice(links)} {child.name} {where.words}")

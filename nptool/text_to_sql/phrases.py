@@ -1,7 +1,6 @@
-"""Small parts of which questions are composed: requests, filters, orders, aggregates.
+"""The parts of questions: requests, filters, orders, aggregates.
 
-A phrase and its SQL are made together, so that each wording has one meaning. Pure functions of a random
-generator, tables and rows; knows nothing of the kinds of questions.
+A phrase and its SQL are made together, so that each wording has one meaning.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ COMPARISONS: dict[str, tuple[str, ...]] = {
     "<=": ("at most",),
 }
 OPERATORS = (">", ">", "<", "<", ">=", "<=", "BETWEEN")
-"""Filters of integers; what stands twice is drawn twice as often."""
+"""Filters of integers; an operator listed twice is drawn twice as often."""
 ROUND = 5
-"""Bounds are multiples of this, as people ask; few numbers are also easier to learn to copy."""
+"""Bounds are multiples of this, as in people's questions; fewer numbers are also easier to learn."""
 LARGEST_STEP = 10
-"""How far a bound lies at most, before it is rounded, from the value of the row that must satisfy it."""
+"""Largest distance of a bound, before rounding, from the value that must satisfy it."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +42,18 @@ class Phrase:
     sql: str
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A filter on one column: its SQL, and the words that follow the column's name after "whose" and after "with"."""
-
-    column: str
-    sql: str
-    after_whose: str
-    after_with: str
-
-
 def listed(words: Sequence[str]) -> str:
     """A list in English: "a", "a and b", "a, b and c"."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def end(sentence: str) -> str:
-    """The sentence with its end mark."""
+    """The sentence with its punctuation mark."""
     return sentence + ("?" if sentence.startswith(("What", "How")) else ".")
 
 
 def request(rng: Random, items: Sequence[str], noun: str) -> str:
-    """Asks for items of a plural noun (with its filter); no end mark."""
+    """Words that ask for items of a plural noun with its filter, without a punctuation mark."""
     words = listed(items)
     verb = rng.choice(VERBS)
     return rng.choice(
@@ -79,62 +68,63 @@ def request(rng: Random, items: Sequence[str], noun: str) -> str:
 
 
 def filtered(rng: Random, table: Table, rows: Sequence[Row], count: int, excluded: Sequence[str] = ()) -> Phrase:
-    """Up to `count` conditions on different columns, satisfied by some row: words after a noun, SQL after WHERE."""
+    """Up to `count` conditions on different columns that some row satisfies: words after a noun, SQL after WHERE."""
     columns = [column for column in table.plain if column not in excluded]
     connective = rng.choice(("and", "and", "and", "or"))
     row = rng.choice(rows)
-    parts: list[Condition] = []
+    whose, with_, sql = [], [], []
     for column in rng.sample(columns, min(count, len(columns))):
-        parts.append(_condition(rng, table, row, column))
+        after_whose, after_with, condition = _condition(rng, table, row, column)
+        whose.append(f"{column} {after_whose}")
+        with_.append(f"{column} {after_with}")
+        sql.append(condition)
         row = row if connective == "and" else rng.choice(rows)
-    sql = f" {connective.upper()} ".join(part.sql for part in parts)
-    if rng.random() < 0.5:
-        return Phrase("whose " + f" {connective} ".join(f"{part.column} {part.after_whose}" for part in parts), sql)
-    return Phrase("with " + f" {connective} ".join(f"{part.column} {part.after_with}" for part in parts), sql)
+    lead, words = ("whose", whose) if rng.random() < 0.5 else ("with", with_)
+    return Phrase(f"{lead} " + f" {connective} ".join(words), f" {connective.upper()} ".join(sql))
 
 
-def _condition(rng: Random, table: Table, row: Row, column: str) -> Condition:
+def _condition(rng: Random, table: Table, row: Row, column: str) -> tuple[str, str, str]:
+    """A condition that a row satisfies: words for "whose COLUMN ...", words for "with COLUMN ...", SQL."""
     value = row[table.position(column)]
     name = f"{table.name}.{column}"
     if isinstance(value, str):
-        return _text_condition(rng, name, column, value)
+        return _text_condition(rng, name, value)
     operator = rng.choice(OPERATORS)
-    # Rounded away from the value, and at least 1 away from it: the row satisfies every operator.
+    # Bounds are rounded away from the value and differ from it, so that the row satisfies every operator.
     low = max(0, (value - rng.randint(1, LARGEST_STEP)) // ROUND * ROUND)
     high = -(-(value + rng.randint(1, LARGEST_STEP)) // ROUND) * ROUND
     if operator == "BETWEEN":
         words = f"between {low} and {high}"
-        return Condition(column, f"{name} BETWEEN {low} AND {high}", f"is {words}", words)
+        return f"is {words}", words, f"{name} BETWEEN {low} AND {high}"
     bound = low if operator in (">", ">=") else high
     words = f"{rng.choice(COMPARISONS[operator])} {bound}"
-    return Condition(column, f"{name} {operator} {bound}", f"is {words}", words)
+    return f"is {words}", words, f"{name} {operator} {bound}"
 
 
-def _text_condition(rng: Random, name: str, column: str, value: str) -> Condition:
+def _text_condition(rng: Random, name: str, value: str) -> tuple[str, str, str]:
     draw = rng.random()
     if draw < 0.8:
-        return Condition(column, f"{name} = '{value}'", f"is {value}", value)
+        return f"is {value}", value, f"{name} = '{value}'"
     if draw < 0.9:
-        return Condition(column, f"{name} != '{value}'", f"is not {value}", f"other than {value}")
+        return f"is not {value}", f"other than {value}", f"{name} != '{value}'"
     initial = value[0]
-    return Condition(column, f"{name} LIKE '{initial}%'", f"starts with {initial}", f"starting with {initial}")
+    return f"starts with {initial}", f"starting with {initial}", f"{name} LIKE '{initial}%'"
 
 
 def order(rng: Random, expression: str, words: str) -> Phrase:
-    """An order by an expression without ties: words after a comma, SQL after ORDER BY."""
+    """An order by an expression that has no ties: words after a comma, SQL after ORDER BY."""
     direction, adjective = rng.choice((("ASC", "ascending"), ("DESC", "descending")))
-    templates = (
-        "sorted by {words} in {adjective} order",
-        "ordered by {adjective} {words}",
-        "in {adjective} order of {words}",
+    wordings = (
+        f"sorted by {words} in {adjective} order",
+        f"ordered by {adjective} {words}",
+        f"in {adjective} order of {words}",
     )
-    return Phrase(rng.choice(templates).format(words=words, adjective=adjective), f"{expression} {direction}")
+    return Phrase(rng.choice(wordings), f"{expression} {direction}")
 
 
 def aggregates(rng: Random, table: Table, count: int) -> list[Phrase]:
-    """Different aggregates of the integers of a table, COUNT among them now and then; words after "the"."""
-    functions = rng.sample((*AGGREGATES, "COUNT"), count)
-    return [_aggregate(rng, table, function) for function in functions]
+    """`count` different aggregates, of integer columns or COUNT; words after "the"."""
+    return [_aggregate(rng, table, function) for function in rng.sample((*AGGREGATES, "COUNT"), count)]
 
 
 def _aggregate(rng: Random, table: Table, function: str) -> Phrase:
@@ -146,5 +136,5 @@ def _aggregate(rng: Random, table: Table, function: str) -> Phrase:
 
 
 def column_as_result(table: str, column: str) -> str:
-    """A column in the SELECT list, its result named `table_column`."""
+    """A column in the SELECT list, with its result named `table_column`."""
     return f"{table}.{column} AS {table}_{column}"

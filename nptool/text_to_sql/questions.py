@@ -1,8 +1,7 @@
-"""Questions in English with their one canonical SQL query.
+"""Questions in English with their canonical SQL query, which is a function of schema and question.
 
-Every wording names its columns and tables and leaves no choice open: the SQL is a function of schema and
-question. Keywords are upper case, columns are written `table.column`, each item of the outer SELECT has a name after
-AS, a join runs `FROM child JOIN parent ON child.parent_id = parent.id`. Knows nothing of splits.
+Keywords are upper case, columns are written `table.column`, each item of the outer SELECT has a name after AS, and a
+join reads `FROM child JOIN parent ON child.parent_id = parent.id`.
 """
 
 from __future__ import annotations
@@ -31,10 +30,7 @@ KINDS: dict[str, tuple[Callable[[Scene], Phrase], int]] = {
     "nested_in": (ask_in, 5),
     "nested_scalar": (ask_scalar, 4),
 }
-"""Each kind of question with its writer and its weight in a random draw."""
-
-_NAMES = tuple(KINDS)
-_WEIGHTS = tuple(weight for _, weight in KINDS.values())
+"""The kinds of questions: the function that writes one, and the weight in a random draw."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,10 @@ class Question:
 
 
 def random_kind(rng: Random) -> str:
-    """Draws the name of a kind by weight."""
-    return rng.choices(_NAMES, _WEIGHTS)[0]
+    return rng.choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
 
 
 def random_question(rng: Random, schema: Schema, rows: Rows, kind: str) -> Question:
-    """Draws a question of a kind; its values come from the rows."""
+    """Draw a question of a kind; its values come from the rows."""
     phrase = KINDS[kind][0](Scene(rng, schema, rows))
     return Question(phrase.words, phrase.sql, kind)

@@ -1,7 +1,4 @@
-"""What a question is drawn from: a random generator, a schema and its rows; and the draws all kinds share.
-
-Knows nothing of English sentences.
-"""
+"""The source of a question, and the draws that all kinds share."""
 
 from __future__ import annotations
 
@@ -15,14 +12,13 @@ from nptool.text_to_sql.schema import Rows, Schema, Table
 
 @dataclass(frozen=True)
 class Scene:
-    """The source of one random question."""
+    """A random generator, a schema and its rows."""
 
     rng: Random
     schema: Schema
     rows: Rows
 
     def any_table(self) -> Table:
-        """A random table."""
         return self.rng.choice(self.schema.tables)
 
     def link(self) -> tuple[Table, Table]:
@@ -35,7 +31,7 @@ class Scene:
         return self.rng.sample(table.plain, self.rng.randint(least, min(most, len(table.plain))))
 
     def where(self, table: Table, least: int, most: int, excluded: Sequence[str] = ()) -> Phrase:
-        """`least` to `most` conditions on a table, fewer where columns are lacking."""
+        """`least` to `most` conditions on a table, fewer if it has fewer columns."""
         return filtered(self.rng, table, self.rows[table.name], self.rng.randint(least, most), excluded)
 
     def reference(self, table: Table, column: str) -> str:
@@ -44,10 +40,10 @@ class Scene:
 
 
 def names(table: Table, columns: Sequence[str]) -> str:
-    """The columns of a table as SELECT lists them; each result named after its table, as two may share a column."""
+    """A SELECT list. Results are named after their table too, because two tables may have the same column."""
     return ", ".join(column_as_result(table.name, column) for column in columns)
 
 
 def joined(child: Table, parent: Table) -> str:
-    """The one way a join is written."""
+    """The canonical join."""
     return f"FROM {child.name} JOIN {parent.name} ON {child.name}.{parent.name}_id = {parent.name}.id"

@@ -1,7 +1,4 @@
-"""Relational schemas of two or three linked tables, and their generated rows.
-
-Knows the pool of words (`domains`), nothing of questions or splits.
-"""
+"""Relational schemas of two or three linked tables, and their generated rows."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ Rows = dict[str, list[Row]]
 ROOT_ROWS = 12
 LINKED_ROWS = 24
 CHILDLESS_ROWS = 2
-"""Rows of a parent table that no child refers to, so that IN and NOT IN differ."""
+"""Rows of a parent table without children, so that IN and NOT IN differ."""
 COLUMN_COUNTS = (3, 4, 4)
-"""How many columns a random table has, keys aside; what stands twice is drawn twice as often."""
+"""Numbers of columns of a random table, without keys; a number listed twice is drawn twice as often."""
 _TABLE_NAMES = frozenset(words.name for domain in DOMAINS for words in domain)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `references` names the table whose `id` it points to."""
+    """A column; `references` names the table whose `id` it holds."""
 
     name: str
     type: Literal["TEXT", "INTEGER"]
@@ -35,7 +32,6 @@ class Column:
 
     @property
     def is_key(self) -> bool:
-        """Keys join tables; questions ask for the other columns."""
         return self.name == "id" or self.references is not None
 
 
@@ -44,7 +40,7 @@ _PLAIN_COLUMNS = (
     | {name: Column(name, "TEXT") for name in TEXT_VALUES}
     | {name: Column(name, "INTEGER") for name in INTEGER_RANGES}
 )
-"""Every column that refers to no table, by name."""
+"""Every column that is not a reference, by name."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +52,16 @@ class Table:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """Names of the text columns."""
         return tuple(column.name for column in self.columns if column.type == "TEXT")
 
     @cached_property
     def integers(self) -> tuple[str, ...]:
-        """Names of the integer columns that are no keys."""
+        """Names of the integer columns that are not keys."""
         return tuple(column.name for column in self.columns if column.type == "INTEGER" and not column.is_key)
 
     @cached_property
     def plain(self) -> tuple[str, ...]:
-        """Names of the columns questions ask for."""
+        """Names of the columns that are not keys."""
         return (*self.texts, *self.integers)
 
     @cached_property
@@ -74,45 +69,39 @@ class Table:
         """Names of the tables this one refers to."""
         return tuple(column.references for column in self.columns if column.references is not None)
 
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {column.name: index for index, column in enumerate(self.columns)}
-
     def position(self, name: str) -> int:
         """Index of a column within a row."""
-        return self._positions[name]
+        return [column.name for column in self.columns].index(name)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Tables in an order where parents come before their children."""
+    """Tables, parents before their children."""
 
     tables: tuple[Table, ...]
 
     def table(self, name: str) -> Table:
-        """The table of this name."""
         return next(table for table in self.tables if table.name == name)
 
     @property
     def signature(self) -> str:
-        """The same for every order of tables and columns; what splits are told apart by."""
+        """The text that decides the split; it does not depend on the order of tables and columns."""
         return ";".join(sorted(f"{t.name}({','.join(sorted(c.name for c in t.columns))})" for t in self.tables))
 
     @property
     def text(self) -> str:
-        """What a prompt shows: one line per table."""
+        """The schema in a prompt: one line per table."""
         return "\n".join(f"{t.name}({', '.join(c.name for c in t.columns)})" for t in self.tables)
 
     def to_record(self) -> dict[str, Any]:
-        """Lists, dictionaries and strings only; `schema_from_record` is its inverse."""
+        """The schema as JSON values; `schema_from_record` is the inverse."""
         return {"tables": [{"name": t.name, "columns": [asdict(c) for c in t.columns]} for t in self.tables]}
 
     def create_statements(self) -> list[str]:
-        """SQLite statements that create the empty tables."""
         return [f"CREATE TABLE {t.name} ({', '.join(f'{c.name} {c.type}' for c in t.columns)})" for t in self.tables]
 
     def rows(self, seed: int) -> Rows:
-        """Rows of every table, the same for the same schema and seed."""
+        """Rows of every table, a function of schema and seed."""
         rng = Random(seed)
         rows: Rows = {}
         for table in self.tables:
@@ -128,18 +117,17 @@ def _column_values(rng: Random, column: Column, count: int, rows: Rows) -> list[
     if column.name == "id":
         return list(range(1, count + 1))
     if column.type == "TEXT":
-        pool = TEXT_VALUES[column.name]
-        return list(rng.choices(pool, k=count))
+        return list(rng.choices(TEXT_VALUES[column.name], k=count))
     first, last = INTEGER_RANGES[column.name]
     return list(rng.sample(range(first, last + 1), count))
 
 
 def schema_from_record(record: dict[str, Any]) -> Schema:
-    """Reads what `Schema.to_record` wrote, names checked, since they go into SQL as they are.
+    """The inverse of `Schema.to_record`. Names are checked, because they go into SQL unescaped.
 
     Raises:
-        KeyError, TypeError: for another shape.
-        ValueError: for tables or columns outside this task's words or named twice, or references to no earlier table.
+        KeyError, TypeError: the record has another shape.
+        ValueError: an unknown or repeated table or column, or a reference to a table that is not an earlier one.
     """
     tables = tuple(Table(t["name"], tuple(Column(**c) for c in t["columns"])) for t in record["tables"])
     seen: set[str] = set()
@@ -154,7 +142,7 @@ def schema_from_record(record: dict[str, Any]) -> Schema:
 
 
 def random_schema(rng: Random) -> Schema:
-    """Draws a schema of one domain; each table but the first refers to one before it."""
+    """Draw a schema of one domain; each table but the first refers to an earlier one."""
     domain = rng.choice(DOMAINS)
     positions = sorted(rng.sample(range(len(domain)), rng.choice((2, 2, 3))))
     tables: list[Table] = []
@@ -167,9 +155,9 @@ def random_schema(rng: Random) -> Schema:
 def _random_columns(rng: Random, words: TableWords, parent: str | None) -> tuple[Column, ...]:
     """`id`, plain columns of both types in random order, and the reference last."""
     count = rng.choice(COLUMN_COUNTS)
-    drawn = rng.sample(words.columns, count)
+    drawn: list[str] = []
     while not 0 < sum(name in TEXT_VALUES for name in drawn) < count:
-        drawn = rng.sample(words.columns, count)
+        drawn = rng.sample(words.texts + words.integers, count)
     plain = (_PLAIN_COLUMNS[name] for name in drawn)
     reference = () if parent is None else (Column(f"{parent}_id", "INTEGER", parent),)
     return (_PLAIN_COLUMNS["id"], *plain, *reference)

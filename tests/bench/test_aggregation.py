@@ -16,8 +16,8 @@ from nptool.bench.aggregation import (
     total,
     whole,
 )
-from nptool.bench.decoder import Variant, variants_of
 from nptool.bench.report import Difference
+from nptool.bench.variants import Variant, variants_of
 from nptool.decoding.loop.tally import Tally
 from nptool.errors import UsageError
 

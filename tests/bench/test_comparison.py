@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from numpy.typing import NDArray
 from nptool.bench.aggregation import summarize
 from nptool.bench.comparison import Comparison, compare, in_turn
 from nptool.bench.cost import StepCosts
-from nptool.bench.decoder import Answer, Decoder, Variant
 from nptool.bench.report import MethodReport
+from nptool.bench.variants import Variant
+from nptool.decoding.answer import Answer, DecodeConfig
+from nptool.decoding.decoder import Decoder
+from nptool.decoding.headed import Opened
 from nptool.decoding.loop.sampling import Sampling
+from nptool.decoding.loop.sequence import Sequence
 
 END = 15
 ANSWER = (5, 6, 7, 8, 9, 10, 11, 12, 13, END)
@@ -66,12 +71,52 @@ class ScriptedEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     scripted = ScriptedEngine()
-    monkeypatch.setattr("nptool.decoding.loop.loop.perf_counter", scripted.clock)
+    run_by(scripted, monkeypatch)
     return scripted
 
 
+def run_by(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine's clock time the loop and the prefill."""
+    for module in ("loop.loop", "answer"):
+        monkeypatch.setattr(f"nptool.decoding.{module}.perf_counter", scripted.clock)
+
+
+class Contexts:
+    """The scripted engine for every width."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self._opened = Opened(engine, Sequence(engine), None)
+
+    def open(self, width: int, heads: int | None = None) -> Opened:
+        return self._opened
+
+    def trunk(self, width: int) -> Any:
+        return self._opened.engine
+
+    scratch = trunk
+
+
+class Vocabulary:
+    end_tokens = frozenset({END})
+
+    def piece(self, token: int) -> bytes:
+        return b""
+
+
+COMMON = DecodeConfig(max_tokens=20)
+
+
 def decoder_of(engine: ScriptedEngine, kind: type[Decoder] = Decoder) -> Decoder:
-    return kind(engine, {END}, Sampling(), max_tokens=20, clock=engine.clock)
+    contexts: Any = Contexts(engine)
+    store: Any = None
+    return kind(Vocabulary(), contexts, store, block_size=16)
+
+
+def read(decoder: Decoder, config: DecodeConfig) -> Answer:
+    answer = decoder.answer(PROMPT, config)
+    for _ in answer:
+        pass
+    return answer
 
 
 def report_of(comparison: Comparison, variant: Variant) -> MethodReport:
@@ -89,7 +134,7 @@ def report_of(comparison: Comparison, variant: Variant) -> MethodReport:
 
 def test_jacobi_against_the_baseline_to_the_digit(engine: ScriptedEngine) -> None:
     """Its passes alternate between one right token (nothing known) and four (all picks of the pass before)."""
-    report = report_of(compare(decoder_of(engine), [PROMPT], [AR, JACOBI], rounds=2), JACOBI)
+    report = report_of(compare(decoder_of(engine), [PROMPT], [AR, JACOBI], rounds=2, common=COMMON), JACOBI)
     assert report.tokens_per_forward == 2.5
     assert report.tokens_per_second == 10 / (4 * 1.75)
     assert report.tokens_per_second_with_prefill == 10 / (4 * 1.75 + PREFILL_SECONDS)
@@ -104,8 +149,8 @@ def test_jacobi_against_the_baseline_to_the_digit(engine: ScriptedEngine) -> Non
 
 def test_a_near_tie_of_width_1_is_reported_with_its_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = ScriptedEngine(tie=3)
-    monkeypatch.setattr("nptool.decoding.loop.loop.perf_counter", scripted.clock)
-    comparison = compare(decoder_of(scripted), [PROMPT], [AR, JACOBI], rounds=2)
+    run_by(scripted, monkeypatch)
+    comparison = compare(decoder_of(scripted), [PROMPT], [AR, JACOBI], rounds=2, common=COMMON)
     report = report_of(comparison, JACOBI)
     assert comparison.references[4] == [ANSWER]
     assert comparison.references[1] == [(*ANSWER[:3], 14, *ANSWER[4:])]
@@ -115,29 +160,30 @@ def test_a_near_tie_of_width_1_is_reported_with_its_margin(monkeypatch: pytest.M
 
 
 def test_autoregressive_references_have_the_width_of_the_method(engine: ScriptedEngine) -> None:
-    answer = decoder_of(engine).answer(PROMPT, Variant("ar", 4))
-    assert answer.tokens == ANSWER
+    answer = read(decoder_of(engine), Variant("ar", 4).config(COMMON))
+    assert tuple(answer.tokens) == ANSWER
     assert engine.widths == [4] * 10
     assert answer.tally.prefilled_tokens == 4
 
 
 def test_every_answer_prefills_its_prompt_anew(engine: ScriptedEngine) -> None:
     decoder = decoder_of(engine)
-    prefilled = [decoder.answer(PROMPT, variant).tally.prefilled_tokens for variant in (AR, JACOBI, AR)]
+    prefilled = [read(decoder, variant.config(COMMON)).tally.prefilled_tokens for variant in (AR, JACOBI, AR)]
     assert prefilled == [4, 4, 4]
 
 
 def test_a_shorter_limit_ends_an_answer(engine: ScriptedEngine) -> None:
-    assert decoder_of(engine).answer(PROMPT, JACOBI, 3).tokens == ANSWER[:3]
+    answer = read(decoder_of(engine), JACOBI.config(DecodeConfig(max_tokens=3)))
+    assert tuple(answer.tokens) == ANSWER[:3]
 
 
 def test_methods_take_turns_and_nobody_is_always_first(engine: ScriptedEngine) -> None:
     asked: list[Variant] = []
 
     class Recording(Decoder):
-        def answer(self, prompt: NDArray[np.int32], variant: Variant, max_tokens: int | None = None) -> Answer:
-            asked.append(variant)
-            return super().answer(prompt, variant, max_tokens)
+        def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, **options: Any) -> Answer:
+            asked.append(Variant(config.method, config.n or 0))
+            return super().answer(prompt, config, **options)
 
     variants = [AR, JACOBI, Variant("jacobi", 8)]
     steps: dict[str, tuple[float, float]] = {}
@@ -146,6 +192,7 @@ def test_methods_take_turns_and_nobody_is_always_first(engine: ScriptedEngine) -
         [PROMPT, PROMPT],
         variants,
         rounds=3,
+        common=COMMON,
         progress=lambda step, done, total, note="": steps.update({step: (done, total)}),
     )
     warm_up, references, turns = asked[:3], asked[3:9], asked[9:]
@@ -185,7 +232,7 @@ def test_costs_are_measured_behind_the_whole_context(engine: ScriptedEngine) -> 
 
 def test_sampled_answers_are_compared_at_the_same_seed(engine: ScriptedEngine) -> None:
     sampling = Sampling(temperature=2.0, seed=3)
-    decoder = Decoder(engine, {END}, sampling, max_tokens=20, clock=engine.clock)
-    report = report_of(compare(decoder, [PROMPT], [AR, JACOBI], rounds=1), JACOBI)
+    decoder, common = decoder_of(engine), DecodeConfig(max_tokens=20, sampling=sampling)
+    report = report_of(compare(decoder, [PROMPT], [AR, JACOBI], rounds=1, common=common), JACOBI)
     assert report.identical_equal_width == 1.0
-    assert decoder.answer(PROMPT, AR).tokens != ANSWER
+    assert tuple(read(decoder, AR.config(common)).tokens) != ANSWER

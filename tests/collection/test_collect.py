@@ -21,6 +21,7 @@ from nptool.collection.store import Trajectory, read_collected
 from nptool.collection.trajectories import UNFINISHED
 from nptool.data.records import read_records
 from nptool.data.rendering import render
+from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import CheckpointError, ContextError, DataError, UsageError
 
 
@@ -87,14 +88,60 @@ def test_sampled_rows_depend_on_the_seed_alone(config: CollectConfig, tmp_path: 
     assert rows_of(sampled) == rows_of(other_batch) != rows_of(other_seed)
 
 
+def test_sampled_rows_are_what_decoding_gives(config: CollectConfig) -> None:
+    """Response i with seed + i, token by token, without cache or batch."""
+    config = replace(config, temperature=0.8, seed=5, limit=20)
+    collect(config)
+    model = load_model(config.model)
+    for number, (prompt, response, *_) in enumerate(rows_of(config)):
+        sampling = Sampling(0.8, top_k=0, top_p=1.0, min_p=0.0, seed=5 + number)
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 24 and ids[-1] != 1:
+            with torch.inference_mode():
+                row = model(torch.tensor([ids]), use_cache=False).logits[0, -1].numpy()
+            ids.append(sampling.pick(row, len(ids)))
+        assert response == ids[len(prompt) :]
+
+
+def test_a_complete_collection_of_an_older_version_stays(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is added to it, unless there are more prompts."""
+    sampled = replace(config, temperature=0.8, limit=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(collect_module, "SAMPLED_VERSION", 1)
+        collect(sampled)
+    assert collect(sampled).done_before == 20
+    assert read_collected(config.output).metadata.version == 1
+    with pytest.raises(UsageError, match=r"was collected with another version of nptool, whose sampling noise"):
+        collect(replace(sampled, limit=30))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_sampled_parts_of_an_older_version_are_refused(config: CollectConfig, temperature: float) -> None:
+    """They have other noise. Greedy parts have none, so they are continued."""
+    config = replace(config, temperature=temperature)
+    with pytest.raises(KeyboardInterrupt):
+        collect(config, InterruptAfter(100))
+    path = parts_folder(config.output) / "settings.json"
+    stored = json.loads(path.read_text())
+    assert stored["version"] == (2 if temperature else 1)
+    path.write_text(json.dumps(stored | {"version": 1}))
+    if temperature:
+        with pytest.raises(UsageError, match=r"was collected with another version of nptool, whose sampling noise"):
+            collect(config)
+    else:
+        assert collect(config).done_before == 100
+
+
 def test_interrupted_collection_goes_on(config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = replace(config, output=tmp_path / "whole.parquet")
     collect(whole)
     with pytest.raises(KeyboardInterrupt) as caught:
         collect(config, InterruptAfter(100))
-    assert str(caught.value) == "interrupted with 100 of 150 prompts done; the same command goes on from there"
+    assert str(caught.value) == "interrupted with 100 of 150 prompts done; the same command continues from there"
     assert not config.output.exists()
-    # The killer came while a part was written: rows without their counts are no part.
+    # Interrupted while a part was written: rows without their counts are ignored.
     (parts_folder(config.output) / "part-000000149.parquet").write_bytes(b"PAR1")
     evaluated: list[int] = []
     original = collect_module.jacobi_trajectories
@@ -150,7 +197,7 @@ def test_a_part_with_a_damaged_page_is_named(config: CollectConfig, tmp_path: Pa
 def test_a_part_that_another_one_covers_is_left_out(
     config: CollectConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It could not be read for a while, and was collected again with its neighbours."""
+    """A part could not be read for a while, and was collected again together with the next one."""
     small = replace(config, limit=12)
     whole = replace(small, output=tmp_path / "whole.parquet")
     collect(whole)
@@ -178,7 +225,7 @@ def test_a_part_that_another_one_covers_is_left_out(
     assert len(caplog.records) == 2
 
 
-def test_parts_left_behind_by_an_interrupted_merge_are_no_concern(
+def test_parts_that_an_interrupted_merge_left_are_ignored(
     config: CollectConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -233,7 +280,7 @@ def test_finished_collection_is_not_repeated_but_extended(config: CollectConfig,
 
 
 OTHER_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"n": 8}, "was collected with -n 6, now it is 8; choose another -o, or begin anew with --overwrite"),
+    ({"n": 8}, "was collected with -n 6, now it is 8; choose another -o, or start over with --overwrite"),
     ({"temperature": 0.5}, "was collected with --temperature 0.0, now it is 0.5"),
     ({"seed": 2}, "was collected with --seed 0, now it is 2"),
     ({"max_new_tokens": 30}, "was collected with --max-new-tokens 24, now it is 30"),
@@ -260,12 +307,12 @@ def test_other_settings_are_refused_by_name(config: CollectConfig) -> None:
 def test_an_interrupted_overwrite_says_how_to_go_on(config: CollectConfig) -> None:
     config = replace(config, limit=80)
     collect(config)
-    anew = replace(config, n=8, overwrite=True)
-    with pytest.raises(KeyboardInterrupt, match="the same command without --overwrite goes on from there"):
-        collect(anew, InterruptAfter(75))
-    assert collect(replace(anew, overwrite=False)).done_before > 0
+    again = replace(config, n=8, overwrite=True)
+    with pytest.raises(KeyboardInterrupt, match="the same command without --overwrite continues from there"):
+        collect(again, InterruptAfter(75))
+    assert collect(replace(again, overwrite=False)).done_before > 0
     assert read_collected(config.output).metadata.n == 8
-    assert collect(anew).done_before == 0
+    assert collect(again).done_before == 0
 
 
 def test_another_model_is_refused(config: CollectConfig, tmp_path: Path) -> None:
@@ -308,7 +355,7 @@ def test_nothing_kept_is_an_error(config: CollectConfig) -> None:
     with pytest.raises(DataError, match="no response could be kept of 5: 5 no end within the limit; raise --max-new-"):
         collect(config)
     assert not config.output.exists()
-    # The next attempt, with another limit, is not held up by it.
+    # The next attempt may have another limit.
     assert collect(replace(config, max_new_tokens=24, keep_degenerate=True)).rows == 5
 
 
@@ -371,7 +418,7 @@ def test_a_prompt_longer_than_the_context(config: CollectConfig, tmp_path: Path)
         collect(config)
     result = collect(replace(config, max_prompt_tokens=122))
     assert (result.rows, result.left_out) == (2, {"prompt too long": 1})
-    # Of the second prompt, 98 tokens, the context leaves 30 tokens: the limit of 24 holds; below, whole blocks.
+    # The second prompt has 98 tokens, so 30 fit the context: the limit of 24 holds here, whole blocks below.
     assert all(len(row[1]) <= 24 for row in rows_of(config))
     near = replace(config, max_prompt_tokens=122, max_new_tokens=64, output=tmp_path / "near.parquet")
     collect(near)

@@ -13,12 +13,13 @@ from nptool.collection.jacobi import (
     JacobiRun,
     JacobiSettings,
     Prompt,
-    generate_greedy,
     initial_guess,
     jacobi_trajectories,
 )
-from nptool.collection.picking import Picker, gumbel_noise
+from nptool.collection.picking import gumbel_noise, pick_rows
+from nptool.decoding.loop.sampling import Sampling
 from nptool.errors import CheckpointError
+from nptool.noise import gumbel, gumbel_of, state_of
 
 VOCABULARY = 61
 PROMPT = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30)
@@ -31,30 +32,29 @@ def logits_of(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids]), use_cache=False).logits[0]
 
 
-def picks_of(model: PreTrainedModel, picker: Picker, key: int, ids: list[int], count: int) -> list[int]:
-    """What is picked after each of the last `count` tokens of a sequence."""
-    positions = torch.arange(len(ids) - count + 1, len(ids) + 1)
-    return picker(logits_of(model, ids)[-count:], torch.full_like(positions, key), positions).tolist()
+def picks_of(model: PreTrainedModel, config: JacobiSettings, key: int, ids: list[int], count: int) -> list[int]:
+    """What decoding, with the sequence's seed and no filters, picks after each of the last `count` tokens."""
+    sampling = Sampling(config.temperature, top_k=0, top_p=1.0, min_p=0.0, seed=config.seed + key)
+    rows = logits_of(model, ids).numpy()[-count:]
+    return [sampling.pick(row, len(ids) - count + 1 + place) for place, row in enumerate(rows)]
 
 
-def token_by_token(
-    model: PreTrainedModel, picker: Picker, prompt: Prompt, limit: int, ends: frozenset[int]
-) -> list[int]:
+def token_by_token(model: PreTrainedModel, config: JacobiSettings, prompt: Prompt) -> list[int]:
     """Autoregressive decoding."""
     response: list[int] = []
-    while len(response) < limit and not (response and response[-1] in ends):
-        response += picks_of(model, picker, prompt.key, [*prompt.ids, *response], 1)
+    while len(response) < config.max_new_tokens and not (response and response[-1] in config.end_token_ids):
+        response += picks_of(model, config, prompt.key, [*prompt.ids, *response], 1)
     return response
 
 
 def naive_block(
-    model: PreTrainedModel, picker: Picker, prompt: Prompt, before: list[int], guess: list[int]
+    model: PreTrainedModel, config: JacobiSettings, prompt: Prompt, before: list[int], guess: list[int]
 ) -> list[list[int]]:
-    """The states of one block by Jacobi iteration as in the paper: the whole block anew until it stands still."""
+    """The states of one block by Jacobi iteration as in the paper: the whole block is evaluated until it repeats."""
     states = [guess]
     while True:
         ids = [*prompt.ids, *before, *states[-1][:-1]]
-        state = picks_of(model, picker, prompt.key, ids, len(guess))
+        state = picks_of(model, config, prompt.key, ids, len(guess))
         if state == states[-1]:
             return states
         states.append(state)
@@ -62,15 +62,14 @@ def naive_block(
 
 def check_run(model: PreTrainedModel, run: JacobiRun, config: JacobiSettings) -> None:
     """Response, end, states and number of passes of one run against the plain loops."""
-    picker = Picker(config.temperature, config.seed)
-    expected = token_by_token(model, picker, run.prompt, config.max_new_tokens, config.end_token_ids)
+    expected = token_by_token(model, config, run.prompt)
     assert run.response_ids == expected
     assert run.ended == (expected[-1] in config.end_token_ids)
     assert len(run.states) == -(-len(expected) // config.n)
     before: list[int] = []
     for block, states in enumerate(run.states):
         guess = initial_guess(run.prompt, block, config.n, config.seed).tolist()
-        naive = naive_block(model, picker, run.prompt, before, guess)
+        naive = naive_block(model, config, run.prompt, before, guess)
         collected = [state.tolist() for state in states]
         if not config.end_token_ids.intersection(collected[-1]):
             assert collected == naive
@@ -89,12 +88,19 @@ def check_run(model: PreTrainedModel, run: JacobiRun, config: JacobiSettings) ->
     n=st.sampled_from([1, 2, 3, 5, 8]),
     batch_size=st.integers(1, 4),
     ends=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=6),
-    temperature=st.sampled_from([0.0, 0.0, 0.7]),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    seed=st.sampled_from([3, 2**63 - 101, 2**70]),
 )
 def test_trajectories_equal_the_plain_loops(
-    model: PreTrainedModel, prompts: list[list[int]], n: int, batch_size: int, ends: frozenset[int], temperature: float
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    n: int,
+    batch_size: int,
+    ends: frozenset[int],
+    temperature: float,
+    seed: int,
 ) -> None:
-    config = JacobiSettings(n, 20, ends, batch_size=batch_size, seed=3, temperature=temperature)
+    config = JacobiSettings(n, 20, ends, batch_size=batch_size, seed=seed, temperature=temperature)
     waiting = [Prompt(100 + index, ids) for index, ids in enumerate(prompts)]
     runs = list(jacobi_trajectories(model, waiting, config))
     assert sorted(run.prompt.key for run in runs) == [prompt.key for prompt in waiting]
@@ -119,10 +125,10 @@ def test_greedy_equals_generate_of_transformers(
             pad_token_id=0,
         )
         expected.append(output[0, len(ids) :].tolist())
-    assert generate_greedy(model, prompts, 17, frozenset({end}), batch=3) == expected
-    config = JacobiSettings(n=6, max_new_tokens=17, end_token_ids=frozenset({end}), batch_size=3)
-    runs = jacobi_trajectories(model, [Prompt(index, ids) for index, ids in enumerate(prompts)], config)
-    assert {run.prompt.key: run.response_ids for run in runs} == dict(enumerate(expected))
+    for n in (1, 6):
+        config = JacobiSettings(n, max_new_tokens=17, end_token_ids=frozenset({end}), batch_size=3)
+        runs = jacobi_trajectories(model, [Prompt(index, ids) for index, ids in enumerate(prompts)], config)
+        assert {run.prompt.key: run.response_ids for run in runs} == dict(enumerate(expected))
 
 
 def test_result_does_not_depend_on_the_batch(llama: PreTrainedModel) -> None:
@@ -144,7 +150,7 @@ def test_result_does_not_depend_on_the_batch(llama: PreTrainedModel) -> None:
 
 
 def test_passes_stop_when_the_block_is_final(llama: PreTrainedModel) -> None:
-    """One accepted token a pass at least, one pass to confirm what is right at most."""
+    """A pass accepts at least one token, and at most one pass per block only confirms it."""
     config = JacobiSettings(4, 12, frozenset(), seed=5)
     (run,) = jacobi_trajectories(llama, [Prompt(0, [1, 2, 3])], config)
     steps = sum(len(states) - 1 for states in run.states)
@@ -168,7 +174,7 @@ def test_prompts_are_taken_only_as_slots_become_free(llama: PreTrainedModel) -> 
     assert len(list(runs)) == 19
 
 
-def test_the_model_comes_back_as_it_was(llama: PreTrainedModel) -> None:
+def test_the_model_is_restored(llama: PreTrainedModel) -> None:
     before = llama.config._attn_implementation
     runs = jacobi_trajectories(llama, [Prompt(0, [1])], JacobiSettings(4, 8, frozenset()))
     next(runs)
@@ -194,22 +200,29 @@ def test_learned_positions_work_too() -> None:
         check_run(model, run, jacobi)
 
 
-def test_noise_is_gumbel_and_depends_on_every_key() -> None:
-    sequences, positions = torch.arange(40).repeat_interleave(25), torch.arange(25).repeat(40)
-    noise = gumbel_noise(1, sequences, positions, 64)
-    assert noise.shape == (1000, 64)
-    # Mean and variance of a standard Gumbel variable; 64,000 samples.
-    assert abs(noise.mean().item() - 0.5772) < 0.02
-    assert abs(noise.var().item() - torch.pi**2 / 6) < 0.04
-    assert noise.unique().numel() > 63_000
-    assert torch.equal(noise[[30]], gumbel_noise(1, sequences[[30]], positions[[30]], 64))
-    assert not torch.equal(noise, gumbel_noise(2, sequences, positions, 64))
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-(2**70), 2**70), st.integers(0, 2**31)), min_size=1, max_size=4),
+    st.integers(1, 50),
+)
+def test_noise_is_that_of_decoding(rows: list[tuple[int, int]], vocabulary: int) -> None:
+    """At most one unit in the last place of each of the two logarithms apart, for any seed."""
+    seeds, positions = zip(*rows, strict=True)
+    noise = gumbel_noise(seeds, positions, vocabulary).numpy()
+    expected = [[gumbel(state_of(seed, position), token) for token in range(vocabulary)] for seed, position in rows]
+    np.testing.assert_allclose(noise, expected, rtol=4e-16, atol=4e-16)
+
+
+def test_noise_beyond_the_first_tokens_is_that_of_decoding() -> None:
+    noise = gumbel_noise([7, -1], [1000, 5], 150_000).numpy()
+    for row, (seed, position) in enumerate([(7, 1000), (-1, 5)]):
+        expected = gumbel_of(state_of(seed, position), np.arange(150_000))
+        np.testing.assert_allclose(noise[row], expected, rtol=4e-16, atol=4e-16)
 
 
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     count, temperature = 20_000, 0.7
-    rows = torch.arange(count)
-    picks = Picker(temperature, 9)(logits.expand(count, 4), torch.zeros_like(rows), rows)
+    picks = pick_rows(logits.expand(count, 4), temperature, [9] * count, range(count))
     shares = torch.bincount(picks, minlength=4) / count
     assert torch.allclose(shares, torch.softmax(logits / temperature, 0), atol=0.012)

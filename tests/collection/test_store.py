@@ -117,6 +117,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"broken.parquet is not a readable Parquet file"):
         read_collected(tmp_path / "broken.parquet")
     write_collected(tmp_path / "future.parquet", replace(METADATA, version=99), [])
-    with pytest.raises(DataError, match="format version 99, this nptool reads 1"):
+    with pytest.raises(DataError, match="format version 99, this nptool reads 1 and 2"):
         read_collected(tmp_path / "future.parquet")
     assert not any(map(is_collected, (other, tmp_path, tmp_path / "broken.parquet", tmp_path / "none.parquet")))

@@ -11,7 +11,7 @@ from nptool.collection.trajectories import (
     REPEATED_TOKEN,
     UNFINISHED,
     TrajectoryStats,
-    augment,
+    augment_state,
     count,
     flaw,
     longest_repeat,
@@ -41,7 +41,7 @@ def test_luck_of_the_guess_does_not_count() -> None:
     assert count(make_run([block], [1, 2, 3], passes=1)) == TrajectoryStats(1, 3, 1, 1, 2, 0)
 
 
-def test_tokens_behind_the_end_do_not_count() -> None:
+def test_tokens_after_the_end_do_not_count() -> None:
     blocks = [[[9, 9], [1, 9], [1, 2]], [[9, 9], [3, 7]]]
     stats = count(make_run(blocks, [1, 2, 3], passes=3))
     assert stats == TrajectoryStats(1, 3, 3, 2, 0, 0)
@@ -72,7 +72,9 @@ def test_augmentation_copies_right_tokens_into_half_of_the_wrong_places() -> Non
     final = np.arange(20)
     states = np.stack([np.full(20, 99), np.where(np.arange(20) < 5, final, 98), final]).astype(np.int32)
     before = states.copy()
-    augment(states, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    for state in states[:-1]:
+        augment_state(state, final, rng)
     assert (states[-1] == final).all()
     for old, new, wrong in zip(before[:-1], states[:-1], (20, 15), strict=True):
         changed = old != new
@@ -84,7 +86,7 @@ def test_augmentation_copies_right_tokens_into_half_of_the_wrong_places() -> Non
 
 def test_stored_form() -> None:
     run = make_run([[[9, 9, 9, 9], [1, 9, 9, 9], [1, 2, 3, 4]]], [1, 2, 3])
-    plain = to_trajectory(run, [5, 6], None)
+    plain = to_trajectory(run, np.array([5, 6], dtype=np.int32), None)
     assert plain.reference_ids is not None
     assert (plain.prompt_ids.tolist(), plain.reference_ids.tolist()) == ([1, 2], [5, 6])
     assert plain.states[0].tolist() == [[9, 9, 9, 9], [1, 9, 9, 9], [1, 2, 3, 4]]

@@ -59,12 +59,12 @@ INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "vocabulary": ({"vocab_size": 500}, "DIR: heads.json has vocab_size = 500, the model beside it 512; "),
     "architecture": ({"model_type": "qwen3"}, "DIR: heads.json has model_type = qwen3, the model beside it llama; "),
     "trunk layer": ({"trunk_layer": 0}, "DIR: heads.json has trunk_layer = 0, the model beside it 1; "),
-    "one head": ({"count": 1}, "DIR: heads.json speaks of 1 heads; expected 2 or more; "),
+    "one head": ({"count": 1}, "DIR: heads.json says 1 heads; expected 2 or more; "),
     "more heads than trained": (
         {"count": 4},
         "DIR/heads.safetensors lacks heads.4.input_layernorm.weight, heads.4.self_attn.q_proj.weight, "
-        "heads.4.self_attn.k_proj.weight, heads.4.self_attn.v_proj.weight and 5 more, which 4 heads of "
-        "LlamaForCausalLM have; train the heads again with `nptool train heads`",
+        "heads.4.self_attn.k_proj.weight, heads.4.self_attn.v_proj.weight and 5 more, which "
+        "LlamaForCausalLM with 4 heads has; train the heads again with `nptool train heads`",
     ),
     "fewer heads than trained": (
         {"count": 2},
@@ -72,7 +72,7 @@ INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "accuracies": (
         {"accuracy": [[0.5]]},
-        "DIR: heads.json speaks of 3 heads and has 1 rows of accuracies; expected a row of equal length for each head "
+        "DIR: heads.json says 3 heads and has 1 rows of accuracies; expected a row of equal length for each head "
         "but the first; ",
     ),
     "a number in quotes": ({"count": "3"}, f"DIR/heads.json is damaged: count is '3'; {PLAIN}"),

@@ -167,11 +167,11 @@ def test_the_command(
     assert run(["convert", str(directory), "--type", "q8_0"], debug=False) == 0
     assert [path.name for path in Path().iterdir()] == ["7b_1t_4-q8_0.gguf"]
     with Model.load("7b_1t_4-q8_0.gguf") as model:
-        assert model.metadata["general.name"] == "7b_1t_4"
+        assert model.header.metadata["general.name"] == "7b_1t_4"
         # As in Meta's own tokenizer: the beginning of a text, its end.
         assert (model.bos, model.eos, model.adds_bos) == (1, 2, True)
     assert run(["generate", "-m", "7b_1t_4-q8_0.gguf", "--heads", "-p", "the cat", "--max-tokens", "8"], False) == 0
-    assert "2 extra heads behind it: q8_0" in capsys.readouterr().out
+    assert "2 extra heads after the model: q8_0" in capsys.readouterr().out
 
 
 def refusal(directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -194,19 +194,19 @@ SIZES_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "more heads than stored": (
         {"n_future_tokens": 4, "n_layers": 6},
         "DIR/consolidated.pth lacks extra_heads.2.attention.wk.weight, extra_heads.2.attention.wo.weight, "
-        "extra_heads.2.attention.wq.weight, extra_heads.2.attention.wv.weight and 5 more, which params.json asks for "
-        "(n_layers = 6, n_future_tokens = 4); they belong to different models",
+        "extra_heads.2.attention.wq.weight, extra_heads.2.attention.wv.weight and 5 more, which params.json "
+        "(n_layers = 6, n_future_tokens = 4) has; they belong to different models",
     ),
     "fewer layers": (
         {"n_layers": 4},
         "DIR/consolidated.pth has layers.2.attention.wk.weight, layers.2.attention.wo.weight, "
-        "layers.2.attention.wq.weight, layers.2.attention.wv.weight and 5 more, for which params.json has no place "
-        "(n_layers = 4, n_future_tokens = 3); they belong to different models",
+        "layers.2.attention.wq.weight, layers.2.attention.wv.weight and 5 more, for which params.json "
+        "(n_layers = 4, n_future_tokens = 3) has no place; they belong to different models",
     ),
     "other attention heads": (
         {"n_kv_heads": 4},
-        "DIR/consolidated.pth: attention.wk has shape (32, 64), params.json asks for (64, 64); they belong to "
-        "different models",
+        "DIR/consolidated.pth: layers.0.attention.wk.weight has shape (32, 64), params.json asks for (64, 64); they "
+        "belong to different models",
     ),
     "more heads than layers": (
         {"n_future_tokens": 6},
@@ -214,7 +214,7 @@ SIZES_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no size": (
         {"dim": None},
-        "DIR/params.json does not have the numbers of Meta's release, dim, n_layers and n_heads among them",
+        "DIR/params.json needs the numbers dim, n_layers and n_heads of Meta's release",
     ),
 }
 

@@ -16,7 +16,7 @@ from nptool.checkpoints import load_tokenizer
 from nptool.convert.conversion import convert
 from nptool.convert.pretokenizers import PRE_TOKENIZERS, detect_pre_tokenizer
 from nptool.convert.tokenizer_files import read_tokenizer_files
-from nptool.convert.vocabulary import TokenType, Vocabulary, read_vocabulary
+from nptool.convert.vocabulary import Token, TokenType, Vocabulary, read_vocabulary
 from nptool.errors import CheckpointError
 from nptool.llama.model import Model
 
@@ -62,8 +62,13 @@ def loaded(
     return load
 
 
-def read(directory: Path, pre: str | None = None, rows: int = ROWS) -> Vocabulary:
-    return read_vocabulary(read_tokenizer_files(directory, {}), rows, pre)
+def read(directory: Path, pre: str | None = None, size: int = ROWS) -> Vocabulary:
+    return read_vocabulary(read_tokenizer_files(directory, {}), size, pre)
+
+
+def rows(vocabulary: Vocabulary) -> list[Token]:
+    """The tokens in the order of their ids."""
+    return [vocabulary.tokens[number] for number in range(len(vocabulary.tokens))]
 
 
 def tokens(model: Model, text: str) -> list[int]:
@@ -126,15 +131,12 @@ def test_any_text_has_sentence_piece_tokens(
 
 
 def test_scores_from_merges_order_tokens_like_the_original(tokenizer_files: Callable[[str], Path]) -> None:
-    scored, ranked = read(tokenizer_files("prepend+both")), read(tokenizer_files("prepend+json"))
-    assert ranked.texts == scored.texts
-    assert ranked.types == scored.types
-    assert scored.scores is not None
-    assert ranked.scores is not None
+    scored, ranked = (rows(read(tokenizer_files(kind))) for kind in ("prepend+both", "prepend+json"))
+    assert [(token.text, token.type) for token in ranked] == [(token.text, token.type) for token in scored]
     # Tokens that merging makes: the same ones come first.
-    merged = [number for number, text in enumerate(scored.texts) if len(text) > 1 and scored.types[number] == 1]
-    by_score = sorted(merged, key=lambda number: -scored.scores[number])  # type: ignore[index]  # not None, above
-    by_rank = sorted(merged, key=lambda number: -ranked.scores[number])  # type: ignore[index]  # not None, above
+    merged = [number for number, token in enumerate(scored) if len(token.text) > 1 and token.type == TokenType.NORMAL]
+    by_score = sorted(merged, key=lambda number: -scored[number].score)
+    by_rank = sorted(merged, key=lambda number: -ranked[number].score)
     assert by_rank == by_score
 
 
@@ -143,15 +145,13 @@ def test_tokenizer_json_goes_before_an_older_tokenizer_model(
 ) -> None:
     for file in tokenizer_files("prepend+both").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    scores, original = read(tmp_path, rows=460).scores, read(tokenizer_files("prepend+model"), rows=460).scores
+    scored, original = (rows(read(folder, size=460)) for folder in (tmp_path, tokenizer_files("prepend+model")))
     # The first three are special.
-    assert scores is not None
-    assert original is not None
-    assert scores[3:] == original[3:]
+    assert [token.score for token in scored[3:]] == [token.score for token in original[3:]]
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["<new>"] = 460
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert read(tmp_path).texts[460] == "<new>"
+    assert read(tmp_path).tokens[460].text == "<new>"
 
 
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, *SENTENCE_PIECE])
@@ -197,16 +197,15 @@ def test_unknown_splitting_rules_are_shown(tokenizer_files: Callable[[str], Path
 def test_byte_level_vocabulary(tokenizer_files: Callable[[str], Path]) -> None:
     directory = tokenizer_files("qwen2")
     vocabulary, tokenizer = read(directory), load_tokenizer(directory)
-    count = len(tokenizer)
-    assert vocabulary.texts[:count] == tokenizer.convert_ids_to_tokens(list(range(count)))
-    assert vocabulary.texts[count:] == [f"[PAD{number}]" for number in range(count, ROWS)]
-    assert vocabulary.padded == ROWS - count
-    assert set(vocabulary.types[count:]) == {TokenType.UNUSED}
+    count, texts = len(tokenizer), [token.text for token in rows(vocabulary)]
+    assert texts[:count] == tokenizer.convert_ids_to_tokens(list(range(count)))
+    assert texts[count:] == [f"[PAD{number}]" for number in range(count, ROWS)]
+    assert {token.type for token in rows(vocabulary)[count:]} == {TokenType.UNUSED}
     ids = tokenizer.get_vocab()
     for special in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
-        assert vocabulary.types[ids[special]] == TokenType.CONTROL
+        assert vocabulary.tokens[ids[special]].type == TokenType.CONTROL
     for added in ("<think>", "</think>"):
-        assert vocabulary.types[ids[added]] == TokenType.USER_DEFINED
+        assert vocabulary.tokens[ids[added]].type == TokenType.USER_DEFINED
     assert vocabulary.special_ids == {
         "bos": ids["<|im_end|>"],
         "eos": ids["<|im_end|>"],
@@ -220,12 +219,14 @@ def test_byte_level_vocabulary(tokenizer_files: Callable[[str], Path]) -> None:
 
 
 def test_sentence_piece_vocabulary(tokenizer_files: Callable[[str], Path]) -> None:
-    vocabulary = read(tokenizer_files("prepend+model"), rows=470)
-    assert vocabulary.texts[:5] == ["<unk>", "<s>", "</s>", "<0x00>", "<0x01>"]
-    assert vocabulary.types[:4] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE]
-    assert vocabulary.types.count(TokenType.BYTE) == 256
+    vocabulary = read(tokenizer_files("prepend+model"), size=470)
+    types = [token.type for token in rows(vocabulary)]
+    assert [token.text for token in rows(vocabulary)][:5] == ["<unk>", "<s>", "</s>", "<0x00>", "<0x01>"]
+    assert types[:4] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE]
+    assert types.count(TokenType.BYTE) == 256
     assert vocabulary.special_ids == {"bos": 1, "eos": 2, "unk": 0, "eot": 2}
-    assert (vocabulary.add_bos, vocabulary.space_prefix, vocabulary.padded) == (True, True, 10)
+    assert types.count(TokenType.UNUSED) == 10
+    assert (vocabulary.add_bos, vocabulary.space_prefix) == (True, True)
 
 
 def test_bos_from_the_post_processor(tokenizer_files: Callable[[str], Path]) -> None:

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nptool.convert.conversion import convert
 from nptool.convert.file_types import FILE_TYPES
-from nptool.convert.hyperparameters import Rope
-from nptool.convert.tensors import rope_row_order
+from nptool.convert.rope import Rope, pair_order
 from nptool.convert.weights import read_index, same_values
 
 
@@ -92,7 +91,7 @@ def test_types_of_the_quantizer(make_checkpoint: Callable[..., Path], tmp_path: 
     assert len(done.remarks) == 1
     assert done.remarks[0].startswith("2 tensors, whose rows do not divide into blocks of q4_k_m, are q5_0")
     assert done.remarks[0].endswith(" instead (the first: blk.0.ffn_down.weight)")
-    assert list(dict.fromkeys(steps)) == ["writing tensors", "verifying bf16", "quantising", "verifying q4_k_m"]
+    assert list(dict.fromkeys(steps)) == ["writing tensors", "verifying bf16", "quantizing", "verifying q4_k_m"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
@@ -175,7 +174,7 @@ def test_tied_embeddings_are_stored_once(make_checkpoint: Callable[..., Path], t
 @given(heads=st.integers(1, 5), pairs=st.integers(1, 8))
 def test_row_order_undoes_the_halves(heads: int, pairs: int) -> None:
     """In llama's order, rows 2i and 2i + 1 are the ones transformers rotates together, i and i + pairs."""
-    order = rope_row_order(heads * 2 * pairs, 2 * pairs).reshape(heads, pairs, 2)
+    order = pair_order(heads * 2 * pairs, 2 * pairs).reshape(heads, pairs, 2)
     for head in range(heads):
         for pair in range(pairs):
             assert order[head, pair].tolist() == [head * 2 * pairs + pair, head * 2 * pairs + pair + pairs]

@@ -11,10 +11,9 @@ import gguf
 import pytest
 
 import nptool.convert.gguf_file as gguf_file
-import nptool.convert.tensors as tensors
 from nptool.convert.conversion import convert
-from nptool.convert.hyperparameters import Rope
-from nptool.convert.vocabulary import Vocabulary
+from nptool.convert.rope import Rope
+from nptool.convert.vocabulary import TokenType, Vocabulary
 from nptool.errors import GgufError
 
 KEPT = "; no file was written; --no-verify writes it all the same"
@@ -58,7 +57,7 @@ ATTENTION = "the attention of layer 0: rotation, order or bias of queries and ke
 
 @pytest.mark.parametrize("type_name", ["f32", "f16", "q8_0", "q4_0"])
 def test_rows_that_are_not_permuted(type_name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "_row_order", lambda name, sizes: None)
+    monkeypatch.setattr("nptool.convert.rope.pair_order", lambda rows, head_dim: None)
     assert part(refused(checkpoint, type_name=type_name)) == ATTENTION
 
 
@@ -138,7 +137,7 @@ def test_a_pre_tokenizer_llama_cpp_does_not_know(checkpoint: Path) -> None:
 
 def test_token_types_are_noticed_by_spelling(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(vocabulary: Vocabulary) -> None:
-        vocabulary.types[vocabulary.texts.index("T")] = 5
+        next(token for token in vocabulary.tokens.values() if token.text == "T").type = TokenType.UNUSED
 
     change_vocabulary(monkeypatch, forget)
     message = refused(checkpoint)
@@ -176,8 +175,8 @@ def test_without_verification_the_file_is_written(checkpoint: Path, monkeypatch:
         (
             "smollm",
             [
-                "transformers' GPT2Tokenizer tokenizes digits after spaces, rare digits otherwise than tokenizer.json "
-                "says; llama.cpp follows tokenizer.json"
+                "transformers' GPT2Tokenizer tokenizes digits after spaces, rare digits differently from "
+                "tokenizer.json; llama.cpp follows tokenizer.json"
             ],
         ),
         (
@@ -198,17 +197,7 @@ def test_remarks(tokenizer: str, remarks: list[str], make_checkpoint: Callable[.
 def test_remark_on_composed_accents(checkpoint: Path, tmp_path: Path) -> None:
     done = convert(checkpoint, tmp_path / "model.gguf")
     assert done.verification is not None
-    assert done.verification.remarks == (
-        "transformers composes accents (NFC) before it tokenizes, llama.cpp takes text as it is",
-    )
-
-
-def test_remark_on_a_sliding_window(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    directory = make_checkpoint("MistralForCausalLM", sliding_window=2048)
-    assert convert(directory, tmp_path / "model.gguf").remarks == (
-        "the model attends to the last 2048 tokens; llama.cpp's graph attends to the whole context, so beyond that "
-        "length it differs",
-    )
+    assert done.verification.remarks == ("transformers composes accents (NFC) before it tokenizes, llama.cpp does not",)
 
 
 def test_remark_on_tokens_that_swallow_spaces(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -218,4 +207,6 @@ def test_remark_on_tokens_that_swallow_spaces(make_checkpoint: Callable[..., Pat
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     done = convert(directory, tmp_path / "model.gguf")
     assert done.verification is not None
-    assert done.verification.remarks == ("added tokens that swallow spaces beside them do not in llama.cpp: <|pad|>",)
+    assert done.verification.remarks == (
+        "these added tokens swallow spaces beside them, but not in llama.cpp: <|pad|>",
+    )

@@ -44,5 +44,5 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def plain_tokenizer() -> PreTrainedTokenizerFast:
-    """Without template; puts `<|bos|>` before a text."""
+    """Without template; adds `<|bos|>` to a text."""
     return build_tokenizer(adds_bos=True)

@@ -78,7 +78,7 @@ def test_text(plain_tokenizer: PreTrainedTokenizerFast, chat_tokenizer: PreTrain
     assert texts(render(text, chat_tokenizer), chat_tokenizer) == ("", "some text<|eos|>")
 
 
-def test_white_space_behind_the_end_is_left_out(make_tokenizer: MakeTokenizer) -> None:
+def test_white_space_after_the_end_is_left_out(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(TEMPLATE.replace("<|end|>", "<|end|>\n"))
     assert texts(render(PAIR, tokenizer), tokenizer) == ("<|user|>question<|end|>\n<|assistant|>", "answer<|end|>")
 
@@ -89,7 +89,7 @@ def test_template_without_end_token(make_tokenizer: MakeTokenizer) -> None:
 
 
 def test_template_that_rewrites_answers(make_tokenizer: MakeTokenizer) -> None:
-    """As Qwen3's, whose generation prompt may hold an empty thinking part that a past answer has not."""
+    """As Qwen3's, whose generation prompt may have an empty thinking part that past answers do not have."""
     tokenizer = make_tokenizer(TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think></think>{% endif %}"))
     prompt, response = texts(render(PAIR, tokenizer), tokenizer)
     assert (prompt, response) == ("<|user|>question<|end|><|assistant|><think></think>", "answer<|end|>")

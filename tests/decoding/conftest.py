@@ -1,4 +1,4 @@
-"""Random two-layer GGUFs, and a scripted engine that needs none."""
+"""A scripted engine and scripted heads, which need no model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from random_model import Shape, write_random_model
 
 
 class ScriptedEngine:
@@ -129,21 +128,6 @@ def scripted_head() -> type[ScriptedHead]:
 def scripted() -> type[ScriptedEngine]:
     """The class, because test modules cannot import each other."""
     return ScriptedEngine
-
-
-@pytest.fixture(scope="session")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Path of a random GGUF with the given type and options; one file for each combination."""
-    folder = tmp_path_factory.mktemp("gguf")
-    written: dict[str, Path] = {}
-
-    def make(kind: str = "f32", **options: object) -> Path:
-        key = f"{kind}{sorted(options.items())}"
-        if key not in written:
-            written[key] = write_random_model(folder / f"{len(written)}.gguf", Shape(), kind=kind, **options)
-        return written[key]
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def flat(model: TextModel) -> None:
     """Let wide steps seem to cost what narrow ones do, so that they are chosen; classes stay the machine's."""
     found = model.calibration
     times = tuple(tuple(1e-3 * (1 + width / 1000) for width in found.widths) for _ in found.contexts)
-    model.knowledge.calibration = replace(found, seconds=times)
+    model.store.calibration = replace(found, seconds=times)
 
 
 @pytest.mark.parametrize(("kind", "flash_attention"), [("f32", True), ("f16", True), ("q8_0", True), ("f16", False)])
@@ -125,7 +125,7 @@ def test_a_text_that_drafts_nothing_goes_without_heads(tiny_gguf: Callable[..., 
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
         found = model.calibration
         times = tuple(tuple(1e-3 * width**2 for width in found.widths) for _ in found.contexts)
-        model.knowledge.calibration = replace(found, seconds=times, classes=((1,), found.widths[1:]))
+        model.store.calibration = replace(found, seconds=times, classes=((1,), found.widths[1:]))
         config = DecodeConfig(method, max_tokens=20, adapt=True)
         prompt = model.encode("once upon a time", raw=True)
         for reuse in (False, True, False):

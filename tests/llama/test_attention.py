@@ -1,4 +1,4 @@
-"""When attention is computed by llama.cpp's fused kernel, and that loading a model asks for it."""
+"""When llama.cpp's fused attention is the default, and that loading a model uses this default."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_model_is_loaded_with_it_unless_told_otherwise(tiny_gguf: Callable[...
 def test_a_large_model_is_loaded_without_it(
     tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, gpu_layers: int
 ) -> None:
-    """On a processor, also where `-ngl` is without effect."""
+    """On a CPU, also if `-ngl` has no effect."""
     monkeypatch.setattr("nptool.llama.attention._LARGE_SHARE", 1.0)
     monkeypatch.setattr("nptool.llama.attention.supports_gpu", lambda: False)
     with nptool.load(tiny_gguf(heads=2), threads=1, gpu_layers=gpu_layers) as model:

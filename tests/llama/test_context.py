@@ -1,4 +1,4 @@
-"""Batches, logits and rollbacks, and the property that exact decoding rests on."""
+"""Batches, logits and rollbacks; the same bits at every place of a batch, which exact decoding needs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_rollback_forgets_to_the_bit(tiny_gguf: Callable[..., Path]) -> None:
 def test_rows_have_the_same_bits_at_equal_width(
     tiny_gguf: Callable[..., Path], kind: str, flash_attention: bool
 ) -> None:
-    """Whatever row a token stands in, whatever junk follows, and across the growth of the cache at 256 tokens."""
+    """In any row, with any junk after it, and across the growth of the cache at 256 tokens."""
     tokens, junk = text(300), text(300, seed=1)
     start = 240
     with (
@@ -106,7 +106,7 @@ def test_sizes_are_checked_before_the_call(tiny_gguf: Callable[..., Path]) -> No
         assert engine.evaluate(text(4), 4).shape == (4, 320)
 
 
-def test_padding_has_room_behind_the_last_token(tiny_gguf: Callable[..., Path]) -> None:
+def test_padding_has_room_after_the_last_token(tiny_gguf: Callable[..., Path]) -> None:
     with Model.load(tiny_gguf()) as model, Context(model, 248, width=8, threads=1) as engine:
         engine.evaluate(text(247), 0, outputs=False)
         assert engine.evaluate(text(8), 247).shape == (8, 320)
@@ -119,7 +119,7 @@ def test_settings_that_cannot_be(tiny_gguf: Callable[..., Path]) -> None:
         with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
             Context(model, 64, threads=0)
         cores = os.cpu_count()
-        with pytest.raises(UsageError, match=f"9999 threads would wait for one another on the {cores} cores"):
+        with pytest.raises(UsageError, match=f"9999 threads, but this machine has {cores} cores"):
             Context(model, 64, threads=9999)
         with pytest.raises(UsageError, match="unknown cache type 'f12'; known are f32, f16"):
             Context(model, 64, kv_type="f12")

@@ -1,4 +1,4 @@
-"""Files that llama.cpp must never see: each is named with its cause before loading."""
+"""Files that llama.cpp must not load: the error names the file and the cause."""
 
 from __future__ import annotations
 

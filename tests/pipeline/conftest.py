@@ -1,4 +1,4 @@
-"""A small random model and plain texts to continue: a random model ends no answer, and a text need not end."""
+"""A small random model and plain texts to continue, because a random model does not end its answers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from nptool.checkpoints import save_model
-from nptool.training.base.config import SMALLEST_VOCABULARY
-from nptool.training.base.tokenizer import train_tokenizer
+from fixtures.random_models import save_byte_model
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run directories belong into the test's own folder."""
+    """Run directories go to the test's own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     before = torch.get_num_threads()
@@ -29,29 +25,12 @@ def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with a byte-level tokenizer and a context of 256 tokens."""
-    tokenizer = train_tokenizer(["select a from b"], SMALLEST_VOCABULARY)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    path = tmp_path_factory.mktemp("base") / "model"
-    save_model(LlamaForCausalLM(config), tokenizer, path)
-    return path
+    return save_byte_model(tmp_path_factory.mktemp("base") / "model", 2, max_position_embeddings=256)
 
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 texts, of which prompts are cut."""
+    """30 texts from which prompts are cut."""
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     lines = (f"{i} select all the rows of table {i} where the value is {7 * i}. " * 4 for i in range(30))
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""The embedded default in small: its steps in order, each once, and what lies where afterwards."""
+"""The embedded default with small settings: its steps in order, each once, and the files it leaves."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Steps:
-    """A progress that notes which of `STEPS` begin, and stops the first time that one does."""
+    """A progress that records which of `STEPS` begin, and stops the first time that a given one does."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.begun: list[str] = []

@@ -1,4 +1,4 @@
-"""Rounds of collection and training: the second does what one would do by hand, and nothing is done twice."""
+"""Rounds of collection and training: the same results as by hand, and no round is repeated."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_one_round_is_the_training_without_rounds(config: RoundsConfig) -> None:
 
 
 class Interrupt:
-    """A progress that stops, as by Ctrl-C, when a step has got so far."""
+    """A progress that raises KeyboardInterrupt at a given point of a step."""
 
     def __init__(self, step: str, done: int) -> None:
         self.at = (step, done)
@@ -180,7 +180,7 @@ def test_a_collected_file_is_trained_on_first_and_its_prompts_are_answered_again
     )
     before, after = read_collected(data), read_collected(TWO.collected)
     assert (after.metadata.n, after.metadata.model) == (6, "runs/one/model")
-    # With blocks of 6 there is no room behind prompts of more than 250 tokens.
+    # Blocks of 6 have no room after prompts of more than 250 tokens.
     kept = replace(
         before.metadata,
         n=6,

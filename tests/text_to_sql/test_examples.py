@@ -27,7 +27,7 @@ def _question(example: Example) -> str:
 
 
 def _tokens(text: str) -> int:
-    """About what a byte-level BPE trained on this task makes of it."""
+    """Approximate number of tokens of a byte-level BPE trained on this task."""
     return len(re.findall(r"[A-Za-z]+|\d+|\n|[^\sA-Za-z\d]+", text))
 
 

@@ -1,4 +1,4 @@
-"""Execution accuracy: gold is right, wrong is wrong, and nothing a model writes does harm."""
+"""Execution accuracy: gold queries match, wrong ones do not, and harmful ones are refused."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def examples() -> list[Example]:
 
 
 def _changed(examples: list[Example], old: str, new: str) -> float:
-    """Execution accuracy of the gold queries with one thing replaced, among those that have it."""
+    """Execution accuracy of gold queries in which a part is replaced, among those that have this part."""
     having = [example for example in examples if old in example.response]
     assert len(having) >= 15
     return execution_accuracy(having, [example.response.replace(old, new) for example in having])

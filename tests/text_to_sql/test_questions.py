@@ -1,4 +1,4 @@
-"""Questions: one canonical SQL each, every kind and every construct, nothing unnamed."""
+"""Questions: one canonical SQL each, every kind and construct, all tables and columns named."""
 
 import re
 from random import Random
@@ -90,7 +90,7 @@ SMALL = Schema(
 
 
 def _template(text: str) -> str:
-    """The text with every value and verb replaced, so that the same form comes up again."""
+    """The text with every value and verb replaced, so that equal forms are equal."""
     return re.sub(r"\b\d+\b", "0", ANY_VERB.sub("show", VALUES.sub("V", text)))
 
 

@@ -1,80 +1,59 @@
-"""How many rows each step of a text has: always the same, as many as were drafted, or what the policy chooses.
+"""The widths of one text by a chooser's plan.
 
-The loop asks before a step and tells afterwards. Adaptive widths have two modes:
-
-- *exact*: the text keeps to one class of widths and every batch is padded to a width of it, so the text is bit for bit
-  that of autoregressive decoding at any width of that class. Which class, is decided before the first step, from what
-  was seen in texts before: width 1 alone, where parallel decoding is not expected to pay, or the one with the wide
-  batches. A text never changes from one to the other, so inside a class without width 1 the fall-back is the class's
-  cheapest width, not width 1.
-- *free*: every width is possible in every step, nothing is padded, and the text may leave that of autoregressive
-  decoding at a near tie.
+- *exact*: every batch is padded to a width of one class, chosen before the first step, so the text is bit for bit that
+  of autoregressive decoding at any width of the class. In a class without width 1 the fall-back is its cheapest width.
+- *free*: nothing is padded, a step may have any width, and the text may leave that of autoregressive decoding at a near
+  tie.
 """
 
 from __future__ import annotations
 
-from nptool.decoding.adaptive.experience import Experience
-from nptool.decoding.adaptive.plan import Plan
-from nptool.decoding.adaptive.policy import PLAIN_BATCHES, TRIAL_STEPS
+from nptool.decoding.adaptive.chooser import Chooser, Plan
+from nptool.decoding.adaptive.gains import SHORT, TRIAL_STEPS
 from nptool.decoding.loop.steps import Step
-
-# A choice costs a hundred microseconds, which would be felt in every step of a small model.
-_STEPS = 8
-_STEPS_OF_WIDTH_1 = 16
-# Where there is one width to choose, so much is learnt from at a time.
-_STEPS_WITHOUT_CHOICE = 64
 
 
 class AdaptiveWidth:
-    """What the policy chooses for one text."""
+    """`Widths` that keep to one width for a segment of steps and then choose again."""
 
-    def __init__(self, experience: Experience, plan: Plan, *, exact: bool, plain: Experience | None = None) -> None:
-        """
-        Args:
-            plan: that of the text, made for it from this experience among others.
-            plain: the one of these that plans autoregressive decoding; None is the same one.
-        """
+    def __init__(self, chooser: Chooser, plan: Plan, *, exact: bool) -> None:
         self.padded = exact
         self.members: tuple[int, ...] = plan.members if exact else ()
-        self._widths = plan.members
-        self._rate_of_text = plan.rate
-        self._experience = experience
-        self._plain = plain or experience
-        self._doubts_plain = plan.doubts_plain and self._plain.plain_timed
-        self.wants_plain_time = 1 not in plan.members and (not self._plain.plain_timed or plan.doubts_plain)
-        self._rate: float | None = None
-        self._width = 0
-        self._left = 0
+        self.wants_plain_time = plan.time_plain
+        self._chooser, self._plan = chooser, plan
+        self._best_rate = plan.best_rate
+        self._width = self._left = 0
+        # A first segment half as long: a text of another kind than the last ones is recognized sooner.
+        self._segment = int(SHORT / 2)
         self._steps: list[Step] = []
 
     def time_plain(self, length: int, seconds: float) -> None:
-        """For the plans of texts to come. Not the first time, it is a trial like others."""
-        self._plain.time_plain(length, seconds, lost=PLAIN_BATCHES * seconds if self._doubts_plain else 0.0)
+        """What one row takes after `length` tokens: for the plans of later texts."""
+        self._chooser.costs.learn(1, [(length, seconds)])
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
-        """The same for a few steps, then what is best by then."""
+        """Rows of the next step: the segment's width, or as few as the room asks for."""
         if not self._left:
             self._decide(length)
         self._left -= 1
         wanted = max(least, min(self._width, room + 1))
         if wanted == self._width:
             return wanted
-        return next(width for width in self._widths if width >= wanted)
+        return next(width for width in self._plan.members if width >= wanted)
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
-        """Kept until the next choice."""
+        """Keep the step until the end of the segment."""
         self._steps.append(Step(length, rows, drafted, accepted, seconds, drafting))
 
     def finish(self) -> None:
-        """Hand over what the last steps have shown."""
-        self._experience.learn(self._steps, self._rate if self._rate_of_text is None else self._rate_of_text)
+        """Learn from the steps since the last choice."""
+        self._chooser.learn(self._plan.method, self._steps, self._best_rate)
         self._steps.clear()
 
     def _decide(self, length: int) -> None:
         self.finish()
-        if len(self._widths) == 1:
-            self._width, self._left = self._widths[0], _STEPS_WITHOUT_CHOICE
-            return
-        choice = self._experience.choose(self._widths, length, self._width)
-        self._width, self._rate = choice.width, choice.best_rate if choice.trial else None
-        self._left = TRIAL_STEPS if choice.trial else _STEPS_OF_WIDTH_1 if choice.width == 1 else _STEPS
+        method, members = self._plan.method, self._plan.members
+        self._width, trial_rate = self._chooser.choose(method, members, length, self._width)
+        self._left, self._segment = (self._segment, int(SHORT)) if trial_rate is None else (TRIAL_STEPS, self._segment)
+        if self._plan.best_rate is None:
+            self._best_rate = trial_rate

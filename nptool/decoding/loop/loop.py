@@ -8,14 +8,12 @@ give a row the same bits only at equal width, or at widths of one class.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.adaptive.step_times import time_in_turns
 from nptool.decoding.loop.engine import Engine
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
@@ -84,12 +82,3 @@ def decode(
         resumed = perf_counter()
         if end is not None:
             return
-
-
-def time_plain(engine: Engine, sequence: Sequence, widths: Widths) -> None:
-    """Tell `widths` what one row takes behind a prefilled text, where they want to know it before the first step."""
-    if widths.wants_plain_time:
-        cached = sequence.tokens[: sequence.cached]
-        # Median of three: nothing of this text would correct one that was interrupted.
-        times = [seconds for _, seconds in time_in_turns(engine, cached, (1,), 3)]
-        widths.time_plain(len(cached), median(times))

@@ -1,35 +1,37 @@
-"""`pick`: the token that follows, as a pure function of a row of logits, its position and the tokens before it.
+"""`pick`: the token at a position, as a pure function of its row of logits, the position and the tokens before it.
 
-Greedy at temperature 0. Above, argmax of (filtered logits / temperature + Gumbel noise), which is an exact sample of
-the softmax; the noise is a counter-based hash of (seed, position, token id), so evaluating a position again picks the
-same token again. That is what makes parallel decoding reproduce autoregressive text token by token at any temperature
-(DESIGN section 3). Filters run in llama.cpp's order with its defaults. Knows nothing of drafts or proposers.
+Greedy at temperature 0. Above 0 it is the argmax of (filtered logits / temperature + Gumbel noise), which is an exact
+sample of the softmax. The noise depends on (seed, position, token) only, so evaluating a position again picks the same
+token: parallel decoding reproduces the autoregressive text at any temperature. Filters run in llama.cpp's order.
+
+Shapes: R rows, V vocabulary, K candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, inf, log
+from math import exp, inf, isfinite, log
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.noise import gumbel, gumbel_of, state_of
 from nptool.errors import UsageError
+from nptool.noise import gumbel, gumbel_of, state_of
 
-# What float32 may lose in comparing two logits; a row this close to one candidate is drawn in full.
+# Relative margin above any rounding error: closer decisions are left to the filters themselves.
 ROUNDING = 1e-3
+# With more near tokens than this, scoring them one by one takes longer than filtering a whole row.
 FEW = 64
-"""More near tokens than this take longer one by one than filtering a whole row of a small vocabulary."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is picked. The defaults other than the temperature are llama.cpp's."""
+    """How a token is picked. All defaults but the temperature are llama.cpp's."""
 
     temperature: float = 0.0
-    """0 picks the likeliest token; only the repetition penalty applies then."""
+    """0 picks the likeliest token after the repetition penalty."""
     top_k: int = 40
     """Only the k likeliest tokens; 0 is all."""
     top_p: float = 0.95
@@ -44,17 +46,17 @@ class Sampling:
     """Seed of the noise."""
 
     def __post_init__(self) -> None:
-        ranges = (
-            ("--temp", self.temperature, 0.0, float("inf")),
-            ("--top-k", self.top_k, 0, float("inf")),
-            ("--top-p", self.top_p, 0.0, 1.0),
-            ("--min-p", self.min_p, 0.0, 1.0),
-            ("the number of recent tokens", self.repeat_last, 0, float("inf")),
+        limits = (
+            ("--temp", self.temperature, inf),
+            ("--top-k", self.top_k, inf),
+            ("--top-p", self.top_p, 1),
+            ("--min-p", self.min_p, 1),
+            ("the number of recent tokens", self.repeat_last, inf),
         )
-        for name, value, low, high in ranges:
-            if not low <= value <= high:
-                raise UsageError(f"{name} must be {_range(low, high)}, got {value}")
-        if not 0.0 < self.repeat_penalty < float("inf"):
+        for name, value, high in limits:
+            if not 0 <= value <= high:
+                raise UsageError(f"{name} must be {'0 or more' if high == inf else 'from 0 to 1'}, got {value}")
+        if not 0.0 < self.repeat_penalty < inf:
             raise UsageError(f"--repeat-penalty must be above 0, got {self.repeat_penalty}")
 
     @property
@@ -63,27 +65,18 @@ class Sampling:
 
     @cached_property
     def _reach(self) -> float:
-        """What to add to the likeliest logit: a token below that surely fails min-p. Not above 0."""
+        """At most 0: a token whose logit is below the largest logit plus this surely fails min-p."""
         return log(self.min_p) - ROUNDING if self.min_p > 0.0 else -inf
 
     def pick(self, logits_V: NDArray[np.float32], position: int, before: NDArray[np.int32] | None = None) -> int:
-        """The token at `position`.
-
-        Args:
-            before: every token before that position, the last one last; only the repetition penalty looks at them.
-        """
+        """The token at `position`; `before` holds all tokens before it, for the repetition penalty."""
         before = np.empty(0, dtype=np.int32) if before is None else before
         return int(self.pick_rows(logits_V[None], position, before)[0])
 
     def pick_rows(
         self, logits_RV: NDArray[np.float32], position: int, before: NDArray[np.int32]
     ) -> NDArray[np.integer]:
-        """The tokens (R) at `position`, `position + 1`, ..., each as if picked alone.
-
-        Args:
-            logits_RV: one row for each position.
-            before: see `penalized`.
-        """
+        """The tokens (R) at `position`, `position + 1`, ..., each as if picked alone; `before` as in `penalized`."""
         logits_RV = self.penalized(logits_RV, before)
         picks_R: NDArray[np.integer] = logits_RV.argmax(axis=1)
         if not self.greedy:
@@ -92,10 +85,10 @@ class Sampling:
         return picks_R
 
     def penalized(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.float32]:
-        """The logits behind the repetition penalty: a copy, or the same array where there is none.
+        """The logits after the repetition penalty: a copy, or `logits_RV` itself without penalty.
 
         Args:
-            before: the tokens before the LAST row's position: the text so far and the drafts between the rows.
+            before: all tokens before the position of the last row, drafts included.
         """
         if self.repeat_penalty == 1.0:
             return logits_RV
@@ -109,15 +102,9 @@ class Sampling:
         return logits_RV
 
     def draw(self, logits_V: NDArray[np.float32], position: int, likeliest: int) -> int:
-        """The token at `position`, not greedily: from one row of `penalized` logits, whose argmax is `likeliest`.
-
-        Looks at no more tokens than it needs. Where min-p leaves the likeliest token alone, as in most rows of a sure
-        model, it is that; elsewhere few tokens are near enough to pass. Only where that is too close to call, or many
-        are near, the row is filtered in full.
-        """
+        """Sample the token at `position` from one row of `penalized` logits, whose argmax is `likeliest`."""
         least = logits_V.item(likeliest) + self._reach
-        # The second likeliest, by argmax again: after a pass, a function of numpy that was not called yet takes 10 to
-        # 20 microseconds of its own, and comparing, counting and indexing would be three.
+        # The second largest by argmax again: functions of numpy that have left the processor's cache are slow.
         below, above = logits_V[:likeliest], logits_V[likeliest + 1 :]
         second = below.item(below.argmax()) if likeliest else -inf
         if len(above):
@@ -126,11 +113,11 @@ class Sampling:
             return likeliest
         if self.min_p > 0.0:
             near_P = (logits_V >= least).nonzero()[0]
-            # In a row of NaN none is near.
+            # Empty if the row has NaN.
             if 0 < len(near_P) <= FEW:
-                found = self._winner(logits_V, near_P.tolist(), logits_V[near_P].tolist(), position)
-                if found is not None:
-                    return found
+                winner = self._winner(near_P.tolist(), logits_V[near_P].tolist(), position)
+                if winner is not None:
+                    return winner
         ids_K, scores_K = self.candidates(logits_V)
         scores_K /= self.temperature
         scores_K += gumbel_of(state_of(self.seed, position), ids_K)
@@ -139,10 +126,10 @@ class Sampling:
     def likeliest_rows(
         self, logits_RV: NDArray[np.float32], before: NDArray[np.int32], count: int
     ) -> NDArray[np.integer]:
-        """Ids (R, count) of the likeliest tokens of each row, the likeliest first; all of them where they are fewer.
+        """Ids (R, count) of the likeliest tokens of each row, the likeliest first; (R, V) if V is smaller.
 
         Args:
-            before: the tokens by which all rows are penalized.
+            before: all tokens before the position that every row is for.
         """
         if self.repeat_penalty != 1.0:
             logits_RV = np.concatenate([self.penalized(logits_V[None], before) for logits_V in logits_RV])
@@ -151,76 +138,53 @@ class Sampling:
         order_RC = np.argsort(-np.take_along_axis(logits_RV, ids_RC, axis=1), axis=1, kind="stable")
         return np.take_along_axis(ids_RC, order_RC, axis=1)
 
-    def _winner(self, logits_V: NDArray[np.float32], ids: list[int], logits: list[float], position: int) -> int | None:
-        """Which of a row's near tokens has the best score among those that pass all filters.
-
-        Returns:
-            The token; None where rounding, the order of equal logits or a score that overflowed may decide.
-        """
-        state = state_of(self.seed, position)
-        scores = [value / self.temperature + gumbel(state, token) for token, value in zip(ids, logits, strict=True)]
-        winner = scores.index(max(scores))
-        top = max(logits)
-        if logits[winner] == top and logits.count(top) == 1:
-            # The likeliest passes every filter, and in most rows it wins.
+    def _winner(self, ids: list[int], logits: list[float], position: int) -> int | None:
+        """The best of a row's tokens that min-p may leave, None if rounding or equal logits may change the answer."""
+        state, top = state_of(self.seed, position), max(logits)
+        scores = [value / self.temperature + gumbel(state, token) for value, token in zip(logits, ids, strict=True)]
+        winner = scores.index(score := max(scores))
+        if not isfinite(score) or logits.count(logits[winner]) > 1:
+            return None
+        larger = [exp(value - top) for value in logits if value > logits[winner]]
+        if not larger:
             return ids[winner]
-        weights = [exp(value - top) for value in logits]
-        # Where top-k leaves more tokens than these, their sum is only the least that all of its tokens come to.
-        total, exact = sum(weights), False
-        if 0 < self.top_k <= len(weights):
-            total, exact = sum(sorted(weights)[-self.top_k :]), True
-        while scores[winner] > -inf:
-            level = logits[winner]
-            if logits.count(level) > 1:
-                return None
-            larger = [weight for weight, value in zip(weights, logits, strict=True) if value > level]
-            if not larger:
-                return ids[winner]
-            before = sum(larger)
-            if not exact and before >= self.top_p * (1 - ROUNDING) * total:
-                total, exact = self._total(logits_V, top), True
-            surplus = min(weights[winner] / self.min_p, self.top_p * total / before)
-            # Not `<`, which is never true of NaN.
-            if not abs(surplus - 1) >= ROUNDING:
-                return None
-            if surplus > 1 and not 0 < self.top_k <= len(larger):
-                return ids[winner]
-            scores[winner] = -inf
-            winner = scores.index(max(scores))
-        return None
-
-    def _total(self, logits_V: NDArray[np.float32], top: float) -> float:
-        """The sum of all weights that top-k leaves, that of the likeliest token being 1."""
-        if 0 < self.top_k < len(logits_V):
-            logits_V = np.partition(logits_V, len(logits_V) - self.top_k)[-self.top_k :]
-        return float(np.exp(logits_V.astype(np.float64) - top).sum())
+        # The least that the weights after top-k add up to, the likeliest token's being 1.
+        total = sum(sorted((exp(value - top) for value in logits), reverse=True)[: self.top_k or None])
+        passes = (
+            not 0 < self.top_k <= len(larger)
+            and exp(logits[winner] - top) > self.min_p * (1 + ROUNDING)
+            and sum(larger) < self.top_p * (1 - ROUNDING) * total
+        )
+        return ids[winner] if passes else None
 
     def candidates(self, logits_V: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """The tokens of one row that may be picked, likeliest first, and their logits.
-
-        Every filter keeps a beginning of that order; of equal logits the first is the likeliest.
-        """
-        ids_K = self._likeliest(logits_V)
+        """Ids (K) of the tokens of one row that pass all filters, likeliest first, and their logits (K)."""
+        ids_K: NDArray[np.intp] = np.arange(len(logits_V))
+        if 0 < self.top_k < len(logits_V):
+            ids_K = np.argpartition(logits_V, -self.top_k)[-self.top_k :]
         values_K = logits_V[ids_K]
         order_K = np.argsort(-values_K, kind="stable")
         ids_K, logits_K = ids_K[order_K], values_K[order_K].astype(np.float64)
         weights_K = np.exp(logits_K - logits_K[0])
-        inside_K = weights_K >= self.min_p
-        if self.top_p < 1.0:
-            sums_K = np.cumsum(weights_K)
-            # The token that reaches the sum still belongs to it.
-            inside_K &= sums_K - weights_K < self.top_p * sums_K[-1]
-        passing = max(int(np.count_nonzero(inside_K)), 1)
-        return ids_K[:passing], logits_K[:passing]
-
-    def _likeliest(self, logits_V: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Ids (K) of the k likeliest tokens, or of all, in no particular order."""
-        if not 0 < self.top_k < len(logits_V):
-            return np.arange(len(logits_V))
-        cut = len(logits_V) - self.top_k
-        ids_V: NDArray[np.intp] = np.argpartition(logits_V, cut)
-        return ids_V[cut:]
+        for kept_by in FILTERS:
+            kept = kept_by(self, weights_K)
+            ids_K, logits_K, weights_K = ids_K[kept], logits_K[kept], weights_K[kept]
+        return ids_K, logits_K
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low:g} or more" if high == float("inf") else f"from {low:g} to {high:g}"
+def _top_p(sampling: Sampling, weights_K: NDArray[np.float64]) -> slice:
+    if sampling.top_p == 1.0:
+        return slice(None)
+    sums_K = np.cumsum(weights_K)
+    # The token that reaches the sum still belongs to it.
+    return slice(max(1, np.count_nonzero(sums_K - weights_K < sampling.top_p * sums_K[-1])))
+
+
+def _min_p(sampling: Sampling, weights_K: NDArray[np.float64]) -> slice:
+    return slice(max(1, np.count_nonzero(weights_K >= sampling.min_p)))
+
+
+FILTERS: tuple[Callable[[Sampling, NDArray[np.float64]], slice], ...] = (_top_p, _min_p)
+"""The filters after top-k, in order. Each gets the weights (K) of the tokens left, likeliest first and relative to the
+likeliest of the row, and returns the tokens to keep, at least one. One that may drop the likeliest token must switch
+`Sampling._winner` off."""

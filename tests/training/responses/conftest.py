@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from nptool.collection.store import Trajectory
+from fixtures.random_models import save_byte_model
+from fixtures.trajectories import random_trajectory, write_trajectories
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, save_byte_model: Callable[[Path, int], Path]) -> Path:
+def checkpoint(tmp_path: Path) -> Path:
     """A two-layer Llama with a byte-level tokenizer and a chat template."""
     return save_byte_model(tmp_path / "base" / "model", 2)
 
 
 @pytest.fixture
-def collected(
-    tmp_path: Path, checkpoint: Path, make_trajectory: Callable[..., Trajectory], write_rows: Callable[..., Path]
-) -> Path:
+def collected(tmp_path: Path, checkpoint: Path) -> Path:
     """A file of 3 random trajectories of the checkpoint's vocabulary, n = 4."""
     path = tmp_path / "collected" / "trajectories.parquet"
-    return write_rows(path, checkpoint, [make_trajectory(seed) for seed in range(3)])
+    return write_trajectories(path, checkpoint, [random_trajectory(seed) for seed in range(3)])
