@@ -18,13 +18,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nptool.provenance import machine
-from nptool.training.base.multi_head import move_layers
-from nptool.training.heads.losses import heads_loss
-from nptool.training.heads.model import MultiHead, add_heads
-from nptool.training.heads.reference import plain_loss
+from nptool.training.heads.losses import IGNORE, heads_loss
+from nptool.training.heads.model import MultiHead, add_heads, move_layers
 
 MEBIBYTE = 2**20
 IMPLEMENTATIONS = ("plain", "ours")
@@ -134,6 +134,16 @@ def step(model: MultiHead, batch: dict[str, torch.Tensor], implementation: str) 
         count, heads = batch["labels_NK"].shape
         counts_K = torch.full((heads,), count, device=batch["labels_NK"].device)
         heads_loss(model, **batch, counts_K=counts_K).loss.backward()
+
+
+def plain_loss(model: MultiHead, input_ids: Tensor, positions_N: Tensor, labels_NK: Tensor) -> Tensor:
+    """Sum over the heads of the mean cross-entropy, all logits at once."""
+    trunk, losses = model.run_trunk(input_ids), []
+    for head, labels_N in enumerate(labels_NK.T):
+        logits_NV = F.linear(model.hidden_states(head, trunk, positions_N), model.unembedding_VD)
+        exact_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        losses.append(F.cross_entropy(exact_NV, labels_N, ignore_index=IGNORE))
+    return torch.stack(losses).sum()
 
 
 def peak(cuda: bool) -> int:

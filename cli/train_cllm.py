@@ -18,7 +18,8 @@ from nptool.processes import is_main_process
 from nptool.runs import Run
 from nptool.settings import resolve
 from nptool.training.cllm.curve import read_curve
-from nptool.training.cllm.recipe import ArTarget, Consistency, Context, Divergence, Schedule
+from nptool.training.cllm.divergences import DIVERGENCES
+from nptool.training.cllm.recipe import ArTarget, Consistency, Context, Schedule
 from nptool.training.responses.config import BLOCK_SIZE, run_defaults
 
 DEFAULTS = RoundsConfig
@@ -62,7 +63,8 @@ def train_cllm(
         typer.Option(help=f"target: the fixed point, or the next state [{DEFAULTS.consistency}]"),
     ] = None,
     divergence: Annotated[
-        Divergence | None, typer.Option(help=f"distance from teacher to student [{DEFAULTS.divergence}]")
+        str | None,
+        typer.Option(metavar="|".join(DIVERGENCES), help=f"distance from teacher to student [{DEFAULTS.divergence}]"),
     ] = None,
     ar_target: Annotated[
         ArTarget | None,

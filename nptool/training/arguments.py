@@ -1,42 +1,28 @@
-"""Hugging Face `TrainingArguments` from a `TrainingConfig`: one place for what all trainings share.
-
-Knows the Trainer's options, not the data and not the loss.
-"""
+"""Hugging Face `TrainingArguments` from a `TrainingConfig`, for every kind of training."""
 
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import fields
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from nptool.processes import process_count
 from nptool.runs import Run
 from nptool.settings import Precision
 from nptool.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-# The one being written may be cut short; the one before it is whole.
+# A crash may truncate the newest checkpoint; the one before it is complete.
 CHECKPOINTS_KEPT = 2
 
 
 def training_arguments(config: TrainingConfig, run: Run, steps: int) -> TrainingArguments:
-    """The Trainer's arguments.
+    """The Trainer's arguments for `steps` optimizer steps in all.
 
-    The data set's items are whole batches, already in order (see `nptool.training.trainer`), so the batch size is 1.
-
-    Args:
-        steps: optimizer steps in all.
+    The batch size is 1, because each item of the data set is a whole batch (see `nptool.training.trainer`).
     """
     cuda = torch.cuda.is_available()
-    # Renamed in transformers 5.2x.
-    names = {field.name for field in fields(TrainingArguments)}
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    options: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=steps,
@@ -54,39 +40,28 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
         bf16=uses_bfloat16(config.precision),
         use_cpu=not cuda and not torch.backends.mps.is_available(),
         seed=config.seed,
-        save_strategy="steps",
         save_steps=config.save_every,
         save_total_limit=CHECKPOINTS_KEPT,
-        logging_strategy="steps",
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="all",
         report_to=[],
         disable_tqdm=True,
-        dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         log_level="error",
-        **options,
+        activation_checkpointing=config.gradient_checkpointing,
     )
     if arguments.n_gpu > 1:
-        # The Trainer would cut every batch into parts with DataParallel; a packed batch is one piece.
+        # The Trainer would split every batch with DataParallel, but a packed batch cannot be split.
         logger.warning("one of %d GPUs is used; `accelerate launch -m nptool ...` uses them all", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
 
 
 def uses_bfloat16(precision: Precision) -> bool:
-    """Whether forward and backward passes run in bfloat16 (by autocast; the weights stay float32)."""
+    """Whether forward and backward passes run in bfloat16 (autocast; the weights stay float32)."""
     if precision != "auto":
         return precision == "bfloat16"
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def count_steps(config: TrainingConfig, batches_in_pass: float) -> int:
-    """Optimizer steps of the training, when one pass over the data takes so many batches."""
-    if config.steps is not None:
-        return config.steps
-    passes = config.DEFAULT_PASSES if config.epochs is None else config.epochs
-    return max(1, math.ceil(passes * batches_in_pass / (config.accumulation * process_count())))

@@ -1,25 +1,25 @@
 """Batches of sequences of similar length, planned before training starts.
 
-A plan is a list of index arrays, one for each forward pass, in the order of training. It depends on lengths and seed
-only, so a run that is continued sees the batches it would have seen. Rows of one batch are padded on the right: with
-causal attention no token ever sees a pad behind it, so no mask is needed and the fast causal kernel serves. On CPU this
-is faster than packing several records into one row, whose block mask makes attention compute the whole square.
-
-Legend: B rows of a batch, T tokens of its longest row.
+A plan is a list of index arrays, one per forward pass, in training order. It depends only on lengths and seed, so a
+resumed run sees the same batches. Batches are padded on the right: with causal attention no token sees a pad after it,
+so no mask is needed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nptool.processes import process_count
+from nptool.training.config import TrainingConfig
+
 Rows = NDArray[np.int64]
 
 GROUPED_BATCHES = 16
-"""Batches whose rows are sorted by length among themselves. Sorting a whole pass would save little more padding, and
-fill a batch with rows of one length. Whether that slows learning was suspected, not measured."""
+"""Rows are sorted by length within groups of this many batches: little padding, and batches of mixed lengths."""
 
 
 def cut_batches(lengths: NDArray[np.int64], order: Rows, batch_tokens: int) -> list[Rows]:
@@ -37,7 +37,7 @@ def cut_batches(lengths: NDArray[np.int64], order: Rows, batch_tokens: int) -> l
 
 
 def plan_pass(lengths: NDArray[np.int64], batch_tokens: int, generator: np.random.Generator) -> list[Rows]:
-    """One pass over the data: rows of similar length together, in a new random grouping and order each time."""
+    """One pass over the data: rows of similar length together, in a random grouping and order."""
     shuffled = generator.permutation(len(lengths))
     before = lengths[shuffled].cumsum() - lengths[shuffled]
     group = before // (GROUPED_BATCHES * batch_tokens)
@@ -48,7 +48,7 @@ def plan_pass(lengths: NDArray[np.int64], batch_tokens: int, generator: np.rando
 
 
 def plan_batches(lengths: Sequence[int] | NDArray[np.int64], batch_tokens: int, count: int, seed: int) -> list[Rows]:
-    """The first `count` batches of as many passes as that takes.
+    """The first `count` batches, over as many passes as that takes.
 
     Args:
         lengths: tokens of each row.
@@ -63,5 +63,24 @@ def plan_batches(lengths: Sequence[int] | NDArray[np.int64], batch_tokens: int, 
 
 
 def batches_in_pass(lengths: Sequence[int] | NDArray[np.int64], batch_tokens: int) -> int:
-    """Batches that a pass over the data takes; passes, grouped at random, differ by a few."""
+    """Batches in a pass over the data; passes differ by a few, since rows are grouped at random."""
     return len(plan_pass(np.asarray(lengths, dtype=np.int64), batch_tokens, np.random.default_rng(0)))
+
+
+def count_steps(config: TrainingConfig, batches_per_pass: float) -> int:
+    """Optimizer steps of the whole training."""
+    if config.steps is not None:
+        return config.steps
+    passes = config.DEFAULT_PASSES if config.epochs is None else config.epochs
+    return max(1, math.ceil(passes * batches_per_pass / batches_per_step(config)))
+
+
+def batches_per_step(config: TrainingConfig) -> int:
+    """Batches in one optimizer step, all processes together."""
+    return config.accumulation * process_count()
+
+
+def plan_steps(config: TrainingConfig, lengths: NDArray[np.int64]) -> tuple[int, list[Rows]]:
+    """Optimizer steps, and the batches of all steps and processes."""
+    steps = count_steps(config, batches_in_pass(lengths, config.batch_tokens))
+    return steps, plan_batches(lengths, config.batch_tokens, steps * batches_per_step(config), config.seed)

@@ -1,8 +1,4 @@
-"""What every training stage lets the user choose: optimizer, schedule, precision, checkpoints.
-
-Each stage's own configuration inherits from `TrainingConfig`. Loads no torch, so that the command line can show
-defaults.
-"""
+"""Options of every kind of training: optimizer, schedule, precision, checkpoints. Loads no torch."""
 
 from __future__ import annotations
 
@@ -10,44 +6,54 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from nptool.errors import UsageError
-from nptool.settings import Precision, check_choice, check_range
+from nptool.runs import check_name
+from nptool.settings import Precision, check_choice, check_range, digest, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Optimizer (AdamW), schedule (warm-up, then cosine to a floor), precision, checkpoints."""
 
+    KIND: ClassVar[str]
+    """Kind of training, saved with the run."""
     DEFAULT_PASSES: ClassVar[float] = 1.0
+    FREE_FIELDS: ClassVar[tuple[str, ...]] = ("name", "save_every", "log_every")
+    """Fields that do not change the result, so they may differ when a run is resumed."""
 
     steps: int | None = None
-    """Optimizer steps; None leaves it to `epochs`."""
+    """Optimizer steps; None computes them from `epochs`."""
     epochs: float | None = None
-    """Passes over the training data; None, with `steps` None too, is one pass, for heads three."""
+    """Passes over the training data; None (and no `steps`) is `DEFAULT_PASSES`."""
     lr: float | None = None
-    """Highest learning rate; None is the stage's own."""
+    """Peak learning rate; None is the default of the kind of training."""
     min_lr_ratio: float = 0.03
-    """Learning rate at the end, as a share of the highest (2404.19737: cosine to 3 %)."""
+    """Final learning rate, as a share of the peak (2404.19737: cosine to 3 %)."""
     warmup: float = 0.03
     """Linear warm-up, as a share of all steps."""
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1
-    """Of matrices; norms and biases have none."""
+    """Weight decay of matrices; norms and biases have none."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum norm of the gradient; 0 does not clip."""
     batch_tokens: int = 8192
-    """Tokens in one forward pass on one device, padding counted."""
+    """Tokens in one forward pass on one device, including padding."""
     accumulation: int = 1
-    """Forward passes whose gradients make one optimizer step."""
+    """Forward passes whose gradients are summed for one optimizer step."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, a third more time."""
     precision: Precision = "auto"
-    """auto: bfloat16 where the GPU has it, else float32; bfloat16 on a CPU is autocast, fast with AVX512-BF16."""
+    """auto: bfloat16 if the GPU supports it, else float32. bfloat16 also works on a CPU (autocast)."""
     seed: int = 0
     save_every: int = 200
     """Steps between checkpoints."""
     log_every: int = 10
     """Steps between lines of the TensorBoard log."""
+    prompt_field: str | None = None
+    response_field: str | None = None
+    """Fields of records whose shape is not recognized."""
+    name: str | None = None
+    """Run directory under runs/; None combines kind, origin of the data and a digest of this configuration."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -59,8 +65,21 @@ class TrainingConfig:
         check_range(self, ("min_lr_ratio", "warmup"), low=0, high=1)
         check_range(self, ("beta1", "beta2"), low=0, high=1, open_high=True)
         check_choice(self, "precision", get_args(Precision))
+        check_name(self.name)
 
     @property
     def learning_rate(self) -> float:
-        """The highest learning rate, resolved."""
         return self.lr if self.lr is not None else 2e-5
+
+    @property
+    def origin(self) -> str:
+        """What an unnamed run is named after."""
+        raise NotImplementedError
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory. It depends on the configuration only, so the same command resumes the run."""
+        if self.name is not None:
+            return self.name
+        values = {name: value for name, value in to_json(self).items() if name not in self.FREE_FIELDS}
+        return f"{self.KIND}-{self.origin}-{digest(values)}"

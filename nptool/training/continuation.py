@@ -1,10 +1,12 @@
-"""Run directories that are opened a second time: the same training goes on, another one is refused."""
+"""Run directories of trainings: opened or resumed, finished, read again."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import logging
+import shutil
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nptool.errors import UsageError
 from nptool.files import read_json, write_json
@@ -12,18 +14,35 @@ from nptool.processes import is_main_process, main_process_first
 from nptool.provenance import provenance
 from nptool.runs import ROOT, Run
 from nptool.settings import flag, to_json
+from nptool.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
-def open_run(
-    config: Any, kind: str, *, data_digest: str, free: tuple[str, ...] = (), run: Run | None = None
-) -> tuple[Run, bool]:
-    """Open the run directory of a training, made at first, and write its configuration with provenance.
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What every training returns; saved as the run's results."""
+
+    run: str
+    model: str
+    parameters: int
+    steps: int
+    tokens: int
+    """Tokens of all steps, without padding."""
+    tokens_per_second: float | None
+    """Training speed in the process that finished the run; None if it had no step left to train."""
+    seconds: float
+    """Training time in the process that finished the run."""
+
+
+Result = TypeVar("Result", bound=TrainingResult)
+
+
+def open_run(config: TrainingConfig, data_digest: str, run: Run | None = None) -> tuple[Run, bool]:
+    """Open or make the run directory of a training, and write its configuration with provenance.
 
     Args:
-        config: a configuration dataclass with a `run_name`.
-        kind: of training, "base" or "cllm".
-        data_digest: tells one set of training data from another.
-        free: fields that may differ when a run is continued.
+        data_digest: identifies the training data.
         run: the directory to use instead of `runs/<config.run_name>`.
 
     Returns:
@@ -35,37 +54,58 @@ def open_run(
     with main_process_first():
         if run is None:
             run = Run.create(config.run_name) if is_main_process() else Run(ROOT / config.run_name)
-        described = {"kind": kind, "config": to_json(config), "data_digest": data_digest, "provenance": provenance()}
+        described = {"kind": config.KIND, "config": to_json(config), "data_digest": data_digest}
+        described |= {"provenance": provenance()}
         if run.config.is_file():
             try:
-                _check_same(read_json(run.config), config, kind, data_digest, free, run.path)
+                _check_same(read_json(run.config), config, data_digest, run.path)
             except UsageError:
                 if not (is_main_process() and _untouched(run)):
                     raise
-                # Nothing came of the other one; what it held out is of its own data.
+                # Held-out prompts of the failed training belong to its data.
                 run.heldout.unlink(missing_ok=True)
                 write_json(run.config, described)
         elif is_main_process():
             write_json(run.config, described)
-    return run, run.results.is_file()
+    finished = run.results.is_file()
+    if finished:
+        logger.info("%s is finished already", run.path)
+    return run, finished
+
+
+def finish_run(run: Run, kind: str, result: TrainingResult, *, publish: bool = True) -> None:
+    """Write the results with provenance, let `runs/latest` name the run, and remove its checkpoints."""
+    if not is_main_process():
+        return
+    write_json(run.results, {"kind": kind, **asdict(result), "provenance": provenance()})
+    if publish:
+        run.publish()
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def read_result(run: Run, cls: type[Result]) -> Result:
+    """The saved result of a finished run. Fields with a default may be missing in results of older versions."""
+    saved = read_json(run.results)
+    values: dict[str, Any] = {}
+    for name in {field.name for field in fields(cls)} & saved.keys():
+        values[name] = tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
+    return cls(**values)
 
 
 def _untouched(run: Run) -> bool:
-    """Whether a training that began here failed before it did anything: its data were of no use."""
+    """Whether a training that began here failed before its first step, because its data could not be used."""
     return {entry.name for entry in run.path.iterdir()} <= {run.config.name, run.heldout.name, run.log.name}
 
 
-def _check_same(
-    saved: dict[str, Any], config: Any, kind: str, data_digest: str, free: tuple[str, ...], path: Path
-) -> None:
+def _check_same(saved: dict[str, Any], config: TrainingConfig, data_digest: str, path: Path) -> None:
     remedy = "choose another --name, or remove that directory"
-    if saved.get("kind") != kind:
-        raise UsageError(f"{path} holds a run of kind {saved.get('kind')!r}, not {kind!r}; {remedy}")
-    # What the nptool that began the run did not know yet was as it is by default.
+    if saved.get("kind") != config.KIND:
+        raise UsageError(f"{path} holds a run of kind {saved.get('kind')!r}, not {config.KIND!r}; {remedy}")
+    # Options that older versions did not have count as their defaults.
     defaults = {field.name: field.default for field in fields(config)}
     before, now = defaults | saved.get("config", {}), to_json(config)
     for name in now:
-        if name not in free and before.get(name) != now[name]:
+        if name not in config.FREE_FIELDS and before.get(name) != now[name]:
             raise UsageError(
                 f"{path} holds a run with {flag(name)} {before.get(name)}, now it is {now[name]}; "
                 f"give the same to go on, or {remedy}"

@@ -1,4 +1,4 @@
-"""How much memory a training takes, before anything is loaded.
+"""What `--dry-run` reports: sizes, steps, and how much memory a training takes, before any weight is loaded.
 
 Bytes = weights + gradients + optimizer + activations + logits, with P parameters in all, P_t trained ones, T tokens in
 a forward pass of which R are trained, L layers, hidden size D, feed-forward size F, key/value size K, V tokens, and a
@@ -8,20 +8,30 @@ bytes per activation (4 in float32, 2 in bfloat16):
     gradients    4 P_t
     optimizer    8 P_t                              AdamW's two averages
     activations  T (L (16 D + a (c D + 2 K + 4 F)) + 8 D)
-                                                    what a Llama block keeps for its backward pass: of both norms the
-                                                    input and the normalized value (float32); inputs of q/k/v and of
-                                                    gate/up, q, attention's output c D, with c = 4, or 7 in bfloat16,
-                                                    where autocast makes a copy for each matrix; k and v 2 K; gate,
-                                                    silu(gate), up and their product 4 F; once 8 D for the last norm
+                                                    for the backward pass of a Llama block: input and normalized value
+                                                    of both norms (float32) 16 D; inputs of q/k/v and gate/up, q, and
+                                                    attention's output c D (c = 4; 7 in bfloat16, one copy per matrix);
+                                                    k and v 2 K; gate, silu(gate), up and their product 4 F; 8 D for the
+                                                    final norm
                  T (4 L D + one block's + 8 D)      with gradient checkpointing
     logits       12 R V                             logits, their softmax, and the gradient, in float32
 
-Attention itself adds nothing quadratic: torch's fused kernels keep no T x T matrix. Allocator overhead is not counted.
+torch's fused attention kernels keep no T x T matrix. Allocator overhead is not counted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PretrainedConfig
+
+from nptool.settings import to_json
+from nptool.training.arguments import uses_bfloat16
+from nptool.training.batches import batches_in_pass, batches_per_step, count_steps
+from nptool.training.config import TrainingConfig
 
 FLOAT32 = 4
 BFLOAT16 = 2
@@ -57,9 +67,25 @@ class Shape:
         return self.layers * rank * sides
 
 
+def shape_of(described: PretrainedConfig) -> Shape:
+    """Sizes of a finished model of the Llama family, from its configuration."""
+    text = described.get_text_config()
+    heads = text.num_attention_heads
+    return Shape(
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        layers=text.num_hidden_layers,
+        attention_heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        tied=bool(described.tie_word_embeddings),
+    )
+
+
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training on one device, by what they are for."""
+    """Bytes of a training on one device, by purpose."""
 
     weights: int
     gradients: int
@@ -69,7 +95,6 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
@@ -85,14 +110,14 @@ def estimate_memory(
     """Memory of one forward and backward pass and the optimizer's step (see the module's formula).
 
     Args:
-        tokens: in one forward pass on one device, padding counted.
+        tokens: in one forward pass on one device, including padding.
         trained_rows: rows whose logits are computed; None is all.
-        trained_parameters: of adapters; None trains all weights.
-        bfloat16: passes by autocast; the weights stay float32.
+        trained_parameters: parameters of adapters; None trains all weights.
+        bfloat16: passes run under autocast; the weights stay float32.
     """
     width = BFLOAT16 if bfloat16 else FLOAT32
     trained = shape.parameters if trained_parameters is None else trained_parameters
-    # Adapters come on top of the weights they are put on.
+    # Adapters add to the weights of the model.
     parameters = shape.parameters + (0 if trained_parameters is None else trained_parameters)
     keys = shape.kv_heads * shape.head_size
     inputs = (7 if bfloat16 else 4) * shape.hidden_size
@@ -107,3 +132,39 @@ def estimate_memory(
         activations=tokens * kept,
         logits=3 * FLOAT32 * rows * shape.vocab_size,
     )
+
+
+def report(
+    config: TrainingConfig,
+    memory: Memory,
+    lengths: NDArray[np.int64],
+    *,
+    resolved: dict[str, Any],
+    parameters: dict[str, int],
+    share: float = 1.0,
+) -> dict[str, Any]:
+    """The result of a dry run as JSON values.
+
+    Args:
+        lengths: tokens of each row of the data, or of a `share` of it.
+        resolved: fields of the configuration whose defaults depend on model or data.
+        parameters: `parameters`, and `trained_parameters` where they differ.
+
+    Returns:
+        `config` (resolved), `run`, `parameters`, `steps`, `tokens_per_step` (including padding), `data_tokens` (in one
+        pass) and `memory` (bytes).
+    """
+    resolved |= {
+        "lr": config.learning_rate,
+        "precision": "bfloat16" if uses_bfloat16(config.precision) else "float32",
+        "name": config.run_name,
+    }
+    return {
+        "config": to_json(config) | resolved,
+        "run": config.run_name,
+        **parameters,
+        "steps": count_steps(config, batches_in_pass(lengths, config.batch_tokens) / share),
+        "tokens_per_step": config.batch_tokens * batches_per_step(config),
+        "data_tokens": round(int(lengths.sum()) / share),
+        "memory": {**asdict(memory), "total": memory.total},
+    }

@@ -1,7 +1,7 @@
-"""The Hugging Face Trainer as every stage runs it: planned batches, one progress line, Ctrl-C that loses nothing.
+"""The Hugging Face Trainer as every training runs it: planned batches, one progress line, Ctrl-C that loses nothing.
 
-A data set here is the list of all batches of the training in their order, so that going on after an interruption
-is skipping the first k of them: the weights come out as if nothing had happened. Knows no loss.
+The data set is the list of all batches in training order. A resumed run skips the first k of them, so its weights equal
+those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -21,9 +22,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_utils import TrainOutput
 
 from nptool.errors import DiskFullError, UsageError
 from nptool.files import disk_errors, write_json
@@ -35,10 +42,9 @@ from nptool.silence import quiet
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, torch.Tensor]
-# Written last into a checkpoint: one without it was cut short.
+# Written last into a checkpoint: one without it is incomplete.
 COMPLETE = "complete.json"
-# What torch.save says when the disk fills up, as it writes or as it closes the file; both are RuntimeErrors without an
-# errno.
+# Messages of torch.save when the disk fills up: RuntimeErrors without an errno.
 _NO_ROOM = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos")
 
 
@@ -46,26 +52,41 @@ class PlannedTrainer(Trainer):
     """A Trainer whose data set holds whole batches, taken in their order."""
 
     first_step = 0
-    """Step of the checkpoint it went on from."""
+    """Step of the checkpoint that the training resumed from."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Loader of the batches; with several processes each takes every n-th."""
+        """Loader of the batches; each of n processes takes every n-th batch."""
         assert self.train_dataset is not None
-        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=itemgetter(0))
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def run_figures(self, run: Run, tokens: list[int], seconds: float) -> dict[str, Any]:
+        """The fields of `TrainingResult` that do not depend on the kind of training, `parameters` left out.
 
-def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str) -> TrainOutput:
-    """Train to the end, from the last complete checkpoint of `run` if there is one.
+        Args:
+            tokens: of each planned batch.
+        """
+        steps = self.state.max_steps
+        seen = sum(tokens[self.first_step * len(tokens) // steps :])
+        speed = seen / seconds if seen else None
+        figures = {"steps": steps, "tokens": sum(tokens), "tokens_per_second": speed, "seconds": seconds}
+        return figures | {"run": str(run.path), "model": str(run.model)}
+
+
+def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str) -> float:
+    """Train to the end, resuming from the last complete checkpoint of `run` if there is one.
 
     Args:
         step: name of this training in progress reports.
 
+    Returns:
+        Seconds that this call trained.
+
     Raises:
-        KeyboardInterrupt: Ctrl-C; a checkpoint was saved, the message says how to go on.
-        DiskFullError: no room for a checkpoint or the log; the checkpoint before is kept.
-        UsageError: the loss became infinite or no number.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was saved, and the message says how to resume.
+        DiskFullError: no room for a checkpoint or the log; the previous checkpoint is kept.
+        UsageError: the loss became infinite or NaN.
     """
     checkpoint = last_checkpoint(run)
     trainer.first_step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -82,32 +103,31 @@ def run_trainer(trainer: PlannedTrainer, run: Run, progress: Progress, step: str
         )
     config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
     if config is not None:
-        # The Trainer turned it off, and it would be saved so.
+        # The Trainer turned it off, and the checkpoint would be saved with it off.
         config.use_cache = True
-    return output
+    return float(output.metrics["train_runtime"])
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint; those cut short are removed."""
+    """The newest complete checkpoint; incomplete ones are removed."""
     complete: dict[int, Path] = {}
     for path in run.checkpoints.glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
             complete[checkpoint_step(path)] = path
         elif is_main_process():
-            logger.warning("removed %s: it was cut short", path)
+            logger.warning("removed %s: it was incomplete", path)
             shutil.rmtree(path, ignore_errors=True)
     return complete[max(complete)] if complete else None
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step after which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def state_dict_of(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """All weights, gathered, where the processes share them (FSDP, DeepSpeed); None where the model has them.
+    """All weights, gathered from the processes (FSDP, DeepSpeed); None if the model holds them.
 
-    Every process has to call it.
+    Every process must call it.
     """
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return None
@@ -115,14 +135,8 @@ def state_dict_of(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     return weights
 
 
-def remove_checkpoints(run: Run) -> None:
-    """Remove what only served to continue a training that is now finished and saved."""
-    if is_main_process():
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-
-
 class _Report(TrainerCallback):
-    """Tells a `Progress` about every step, with loss and speed."""
+    """Reports every step to a `Progress`, with loss and speed."""
 
     def __init__(self, progress: Progress, step: str) -> None:
         self._progress = progress
@@ -131,22 +145,15 @@ class _Report(TrainerCallback):
         self._time = monotonic()
         self._tokens = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._time, self._tokens = monotonic(), state.num_input_tokens_seen
-        self._tell(state)
+        self._report(state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._tell(state)
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self._report(state)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if logs is None or "loss" not in logs:
             return
@@ -160,38 +167,38 @@ class _Report(TrainerCallback):
         self._time, self._tokens = now, tokens
         self._note = f"loss {logs['loss']:.3f}, {speed:,.0f} tokens/s"
 
-    def _tell(self, state: TrainerState) -> None:
+    def _report(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
             self._progress(self._step, state.global_step, state.max_steps, self._note)
 
 
 class _Stop(TrainerCallback):
-    """Saves and stops after the running step once asked to, and marks checkpoints as complete."""
+    """Saves and stops after the current step once requested, and marks checkpoints as complete."""
 
     def __init__(self) -> None:
         self.requested = False
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.requested:
             control.should_save = control.should_training_stop = True
-        # What was counted since the last line of the log is not part of a checkpoint, but the log is.
+        # The log is part of a checkpoint; sums since its last line are not.
         control.should_log = control.should_log or control.should_save
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Otherwise the end of the epoch saves the same step a second time.
         control.should_save = False
         if process_count() > 1:
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(checkpoint / COMPLETE, {"step": state.global_step})
 
 
 @contextmanager
 def _sigint(stop: _Stop) -> Iterator[None]:
-    """The first Ctrl-C asks for a checkpoint and the end, a second one ends at once.
+    """The first Ctrl-C requests a checkpoint and the end, a second one ends at once.
 
-    With several processes a step may not be saved by some of them only: there Ctrl-C ends at once.
+    With several processes Ctrl-C ends at once: they would not all save the same step.
     """
     if process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -211,7 +218,7 @@ def _sigint(stop: _Stop) -> Iterator[None]:
 
 @contextmanager
 def _full_disk(path: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint or the log found no room, whatever writer says it how."""
+    """Raise `DiskFullError` whichever writer of a checkpoint or the log reports the full disk."""
     try:
         with disk_errors(path):
             yield
@@ -233,26 +240,25 @@ def _tensorboard(trainer: Trainer, run: Run) -> Iterator[None]:
 
     hook = threading.excepthook
 
-    def unless_told_later(arguments: threading.ExceptHookArgs) -> None:
-        # The writer's thread prints its traceback, and keeps the error for who writes next; others keep nothing.
+    def ignore_writer_errors(arguments: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread raises its error again at the next write.
         of_writer = type(arguments.thread).__module__.startswith("tensorboard.")
         if not (of_writer and isinstance(arguments.exc_value, OSError)):
             hook(arguments)
 
-    threading.excepthook = unless_told_later
+    threading.excepthook = ignore_writer_errors
     try:
         writer: Any = SummaryWriter(log_dir=str(run.log))
-        trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]  # untyped in transformers
-        try:
+        with closing(writer):
+            trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]  # untyped in transformers
             yield
-        finally:
-            writer.close()
     finally:
         threading.excepthook = hook
 
 
-def _only(items: list[Batch]) -> Batch:
-    return items[0]
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id to pad batches with. Any id would do: pads are neither attended to nor trained."""
+    return int(tokenizer.pad_token_id or 0)
 
 
 class BatchList(Dataset[Batch]):

@@ -99,8 +99,7 @@ def test_as_many_heads_as_the_model_has(invoke: Callable[..., Result], collected
     assert json.loads(invoke(*common, "--name", "two", "-m", "runs/one/model").stdout)["heads"] == 3
     result = invoke(*common, "--name", "three", "-m", "runs/one/model", "--heads", 5)
     assert str(result.exception) == (
-        "runs/one/model has 3 heads and is to have 5; give --heads 3 to train them further, or start from the plain "
-        "model"
+        "runs/one/model has 3 heads, --heads is 5; give --heads 3 to train them further, or start from the plain model"
     )
 
 

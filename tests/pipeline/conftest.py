@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from nptool.checkpoints import save_model
-from nptool.training.base.config import SMALLEST_VOCABULARY
-from nptool.training.base.tokenizer import train_tokenizer
+from fixtures.random_models import save_byte_model
 
 
 @pytest.fixture(autouse=True)
@@ -29,24 +25,7 @@ def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with a byte-level tokenizer and a context of 256 tokens."""
-    tokenizer = train_tokenizer(["select a from b"], SMALLEST_VOCABULARY)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    path = tmp_path_factory.mktemp("base") / "model"
-    save_model(LlamaForCausalLM(config), tokenizer, path)
-    return path
+    return save_byte_model(tmp_path_factory.mktemp("base") / "model", 2, max_position_embeddings=256)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the Trainer is told, whatever the machine has."""
+"""The Trainer's arguments on a machine with one GPU or several."""
 
 from __future__ import annotations
 

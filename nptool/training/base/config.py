@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from nptool.errors import UsageError
-from nptool.runs import check_name
-from nptool.settings import check_choice, check_range, digest, flag, to_json
+from nptool.settings import check_choice, check_range, flag
 from nptool.training.config import TrainingConfig
 
 LossTokens = Literal["all", "response"]
 
-# What describes a model to be made; a finished model brings its own.
+# Fields that describe a new model; they cannot be combined with a finished one.
 SHAPE_FIELDS = (
     "tokenizer",
     "vocab_size",
@@ -26,14 +25,11 @@ SHAPE_FIELDS = (
     "tied",
     "rope_theta",
 )
-# What does not change the result, and may change when a run is continued.
-FREE_FIELDS = ("name", "save_every", "log_every")
 BYTES = "bytes"
 """A tokenizer whose tokens are the 256 bytes and the special ones."""
-# 256 bytes and the special tokens.
+# 256 bytes and 6 special tokens.
 SMALLEST_VOCABULARY = 262
 _FROM_SCRATCH_LR = 1e-3
-_CONTINUED_LR = 2e-5
 # Llama's feed-forward layer: 8/3 of the hidden size (arXiv 2302.13971, section 2.2), here in multiples of 32.
 _INTERMEDIATE_RATIO = 8 / 3
 _INTERMEDIATE_MULTIPLE = 32
@@ -41,21 +37,20 @@ _INTERMEDIATE_MULTIPLE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig(TrainingConfig):
-    """Training on the plain autoregressive loss: a small Llama from scratch, or a finished model (`model`)."""
+    """Training on the autoregressive loss: a small Llama from scratch, or a finished model (`model`)."""
+
+    KIND: ClassVar[str] = "base"
 
     data: tuple[Path, ...]
     """Text and source files, directories of them, JSONL, JSON or Parquet records."""
-    prompt_field: str | None = None
-    response_field: str | None = None
-    """Fields of records whose shape is not recognized."""
     model: str | None = None
-    """Hugging Face directory or Hub id to go on from; None makes a new Llama."""
+    """Hugging Face directory or Hub id to start from; None makes a new Llama."""
     tokenizer: str | None = None
-    """Directory or Hub id to take the tokenizer from, `bytes` for a token per byte; None trains one on the data."""
+    """Directory or Hub id of a tokenizer, `bytes` for one token per byte; None trains one on the data."""
     vocab_size: int = 2048
-    """Tokens of a tokenizer trained here."""
+    """Vocabulary of a tokenizer trained here."""
     digits: bool = False
-    """A tokenizer trained here keeps digits single."""
+    """Single digits are tokens of their own in a tokenizer trained here."""
     hidden_size: int = 384
     layers: int = 6
     attention_heads: int = 6
@@ -68,20 +63,18 @@ class BaseConfig(TrainingConfig):
     rope_theta: float = 10_000.0
     """Base of the rotary position embedding."""
     heads: int | None = None
-    """n of a multi-head model, whose n - 1 extra heads are taken from its layers; None: those of the model (-m), or 1.
-    With 1 a model's extra heads are left behind."""
+    """n of a multi-head model, whose n - 1 extra heads are taken from its layers; None is as many as the model (-m)
+    has, or 1. With 1, the extra heads of a multi-head model are dropped."""
     context: int = 1024
-    """Longest sequence in tokens; a new model's context."""
+    """Maximum sequence length in tokens; also the context of a new model."""
     loss: LossTokens = "all"
-    """Tokens of a record with a response that are trained: all, or those of the response."""
+    """Trained tokens of a record with a response: all of them, or those of the response."""
     prompt_share: float = 1.0
-    """Share of a prompt's tokens that are trained where the loss is on all; fewer leave more weight to the response."""
+    """Share of a prompt's tokens that are trained with `loss` all; a smaller share gives the response more weight."""
     heldout: float = 0.05
-    """Share of the data kept out of training."""
+    """Share of the data held out from training."""
     heldout_data: Path | None = None
-    """File of records to measure on instead of a share of `data`."""
-    name: str | None = None
-    """Run directory under runs/; None makes one of the data's name and a digest of this configuration."""
+    """File of records to evaluate on instead of a share of `data`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,11 +83,9 @@ class BaseConfig(TrainingConfig):
         check_choice(self, "loss", get_args(LossTokens))
         check_range(self, ("heldout",), low=0, high=1, open_high=True)
         check_range(self, ("prompt_share",), low=0, high=1)
-        check_range(self, ("hidden_size", "layers", "attention_heads", "kv_heads"), low=1)
-        check_range(self, ("intermediate_size", "rope_theta"), low=1)
+        sizes = ("hidden_size", "layers", "attention_heads", "kv_heads", "intermediate_size", "rope_theta", "heads")
+        check_range(self, sizes, low=1)
         check_range(self, ("context",), low=2)
-        check_range(self, ("heads",), low=1)
-        check_name(self.name)
         if self.model is None:
             self._check_shape()
         else:
@@ -128,32 +119,23 @@ class BaseConfig(TrainingConfig):
 
     @property
     def learning_rate(self) -> float:
-        """The highest learning rate: 1e-3 from scratch, 2e-5 from a finished model, unless given."""
-        if self.lr is not None:
-            return self.lr
-        return _FROM_SCRATCH_LR if self.model is None else _CONTINUED_LR
+        """The peak learning rate: 1e-3 from scratch, 2e-5 from a finished model, unless given."""
+        return _FROM_SCRATCH_LR if self.lr is None and self.model is None else super().learning_rate
 
     @property
     def head_size(self) -> int:
-        """Size of one attention head."""
         return self.hidden_size // self.attention_heads
 
     @property
     def key_value_heads(self) -> int:
-        """Key and value heads, resolved."""
         return self.kv_heads if self.kv_heads is not None else self.attention_heads
 
     @property
     def feed_forward_size(self) -> int:
-        """Width of the feed-forward layer, resolved."""
         if self.intermediate_size is not None:
             return self.intermediate_size
         return -(-int(self.hidden_size * _INTERMEDIATE_RATIO) // _INTERMEDIATE_MULTIPLE) * _INTERMEDIATE_MULTIPLE
 
     @property
-    def run_name(self) -> str:
-        """Name of the run directory: the same for the same configuration, so that a repeated command continues."""
-        if self.name is not None:
-            return self.name
-        values = {name: value for name, value in to_json(self).items() if name not in FREE_FIELDS}
-        return f"base-{self.data[0].resolve().stem}-{digest(values)}"
+    def origin(self) -> str:
+        return self.data[0].resolve().stem

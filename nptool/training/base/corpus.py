@@ -1,20 +1,20 @@
-"""Data files split into training and held-out parts, before any tokenizer is involved.
+"""Data files split into training and held-out parts, before tokenization. All data is held in memory.
 
-A unit (a record, a file, or a piece of a file where there are few) is held out when the hash of its text falls under
-the wanted share: the same unit always lands on the same side, whatever is added to the data, and two copies never land
-on different sides. Records are hashed by their prompt, so no question is on both sides. Everything is held in memory.
+A unit (a record, a file, or a piece of a file if there are few) is held out if the hash of its text is below the
+held-out share. So a unit stays on its side when data is added, and two copies are on the same side. Records are hashed
+by their prompt, so no prompt is on both sides.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nptool.data.records import Record, read_records
 from nptool.data.rendering import split_turns
@@ -22,7 +22,9 @@ from nptool.errors import DataError
 from nptool.files import atomic_file
 from nptool.training.base.config import BaseConfig
 
-# With fewer texts than this, texts are cut into pieces, so that a share of them can be held out.
+Item = TypeVar("Item")
+
+# Fewer texts than this are cut into pieces, so that a share can be held out.
 FEW_TEXTS = 40
 PIECE_CHARS = 4000
 # Prompts cut from held-out text for `nptool bench`.
@@ -33,28 +35,27 @@ MOST_PROMPTS = 256
 
 @dataclass(frozen=True)
 class Unit:
-    """A record, or a piece of a text that may begin or end in the middle of it."""
+    """A record, or a piece of a text."""
 
     record: Record
     opens: bool = True
+    """Whether it begins its text."""
     closes: bool = True
+    """Whether it ends its text."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The two sides of the data."""
-
     train: list[Unit]
     heldout: list[Unit]
 
     @property
     def has_conversations(self) -> bool:
-        """Whether any record has a prompt, so that a chat template has a use."""
+        """Whether any record has a prompt, so the tokenizer needs a chat template."""
         return any(unit.record.text is None for unit in self.train)
 
     @property
     def train_digest(self) -> str:
-        """Tells one set of training data from another."""
         digest = blake2b(digest_size=8)
         for unit in self.train:
             digest.update(blake2b("\0".join(unit_texts(unit)).encode(), digest_size=8).digest())
@@ -70,17 +71,11 @@ def load_corpus(config: BaseConfig) -> Corpus:
     units = cut_texts(_read(config.data, config))
     if config.heldout_data is not None:
         return Corpus(units, cut_texts(_read((config.heldout_data,), config)))
-    train, heldout = split_units(units, config.heldout)
-    if not train or (config.heldout and not heldout):
-        raise DataError(
-            f"{_names(config.data)} holds {len(units)} record{'s' * (len(units) != 1)}, too few to hold out "
-            f"{config.heldout:.0%} of them; give more data, or --heldout 0"
-        )
-    return Corpus(train, heldout)
+    return Corpus(*split_units(units, config.heldout, ", ".join(map(str, config.data))))
 
 
 def cut_texts(records: Sequence[Record]) -> list[Unit]:
-    """Records as units; texts are cut at line ends into pieces of about `PIECE_CHARS` where there are few."""
+    """Records as units. If there are few texts, they are cut at line ends into pieces of about `PIECE_CHARS`."""
     texts = sum(record.text is not None for record in records)
     units: list[Unit] = []
     for record in records:
@@ -96,20 +91,40 @@ def cut_texts(records: Sequence[Record]) -> list[Unit]:
     return units
 
 
-def split_units(units: Sequence[Unit], share: float) -> tuple[list[Unit], list[Unit]]:
-    """Training and held-out units. Chance may leave a small side empty: then the unit nearest to it goes there."""
+def split_units(units: Sequence[Unit], share: float, name: str = "--data") -> tuple[list[Unit], list[Unit]]:
+    """Training and held-out units (see `split_by_hash`)."""
+    return split_by_hash(units, [_key(unit) for unit in units], share, name)
+
+
+def split_by_hash(
+    items: Sequence[Item], keys: Sequence[bytes], share: float, name: str = "--data"
+) -> tuple[list[Item], list[Item]]:
+    """Training and held-out items.
+
+    An item is held out if the hash of its key, a number in [0, 1), is below `share`. If none is, those with the
+    smallest hash are.
+
+    Args:
+        name: of the data, for the message.
+
+    Raises:
+        DataError: all items would be held out.
+    """
     if not share:
-        return list(units), []
-    places = [_place(unit) for unit in units]
-    border = share if min(places) < share else math.nextafter(min(places), 1)
-    return (
-        [unit for unit, place in zip(units, places, strict=True) if place >= border],
-        [unit for unit, place in zip(units, places, strict=True) if place < border],
-    )
+        return list(items), []
+    hashes = [int.from_bytes(blake2b(key, digest_size=8).digest()) / 2**64 for key in keys]
+    border = share if min(hashes) < share else math.nextafter(min(hashes), 1)
+    train = [item for item, place in zip(items, hashes, strict=True) if place >= border]
+    if not train:
+        raise DataError(
+            f"{name} holds {len(items)} record{'s' * (len(items) != 1)}, too few to hold out {share:.0%} of them; "
+            "give more data, or --heldout 0"
+        )
+    return train, [item for item, place in zip(items, hashes, strict=True) if place < border]
 
 
 def unit_texts(unit: Unit) -> Iterator[str]:
-    """The texts in a unit, as the tokenizer is trained on them."""
+    """The texts of a unit that a tokenizer is trained on."""
     record = unit.record
     if record.text is not None:
         yield record.text
@@ -121,15 +136,13 @@ def unit_texts(unit: Unit) -> Iterator[str]:
 
 
 def write_heldout(units: Sequence[Unit], path: Path) -> None:
-    """Write held-out records as JSONL; texts become prompts with the text that follows them."""
+    """Write held-out units as JSONL: all records, and at most `MOST_PROMPTS` prompts cut from texts."""
     with atomic_file(path, "w") as stream:
-        for line in heldout_lines(units):
+        for line in _heldout_lines(units):
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def heldout_lines(units: Iterable[Unit]) -> Iterator[dict[str, Any]]:
-    """The lines of a held-out file: all records, and at most `MOST_PROMPTS` prompts cut from texts."""
-    units = list(units)
+def _heldout_lines(units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
     for unit in units:
         record = unit.record
         if record.messages is not None:
@@ -141,7 +154,7 @@ def heldout_lines(units: Iterable[Unit]) -> Iterator[dict[str, Any]]:
 
 
 def _prompts(text: str) -> Iterator[dict[str, str]]:
-    """Prompt and continuation of every piece of a text that has both; the white space between belongs to the latter."""
+    """Prompt and continuation of each piece of a text that has both; the continuation begins with the white space."""
     for piece in _pieces(text, PROMPT_CHARS + RESPONSE_CHARS):
         parts = list(_pieces(piece, PROMPT_CHARS))
         prompt = parts[0].rstrip()
@@ -150,7 +163,7 @@ def _prompts(text: str) -> Iterator[dict[str, str]]:
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:
-    """Cut a text at line ends into pieces of at most `size` characters, or at `size` where a line is longer."""
+    """Cut a text at line ends into pieces of at most `size` characters; longer lines are cut too."""
     start = 0
     while start < len(text):
         end = start + size
@@ -165,16 +178,9 @@ def _read(paths: tuple[Path, ...], config: BaseConfig) -> list[Record]:
     return list(read_records(paths, prompt_field=config.prompt_field, response_field=config.response_field))
 
 
-def _place(unit: Unit) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    record = unit.record
-    if record.text is not None:
-        key = record.text
-    else:
-        prompt, _ = split_turns(record)
-        key = "\0".join(message.content for message in prompt)
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) / 2**64
-
-
-def _names(paths: tuple[Path, ...]) -> str:
-    return ", ".join(map(str, paths))
+def _key(unit: Unit) -> bytes:
+    """The text, or the prompt of a record that has one."""
+    if unit.record.text is not None:
+        return unit.record.text.encode()
+    prompt, _ = split_turns(unit.record)
+    return "\0".join(message.content for message in prompt).encode()

@@ -1,45 +1,39 @@
-"""What `nptool train base` would do: sizes, steps and memory, with no model made and nothing written."""
+"""What `nptool train base` would do: sizes, steps and memory. Makes no model and writes nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
-from nptool.processes import process_count
-from nptool.settings import to_json
-from nptool.training.arguments import count_steps, uses_bfloat16
+from nptool.training.arguments import uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import Unit, load_corpus, unit_texts
-from nptool.training.base.multi_head import count_heads
+from nptool.training.base.model import llama_config
 from nptool.training.base.sequences import make_sequences
-from nptool.training.base.train import check_context, new_tokenizer, tokenizer_source
-from nptool.training.batches import batches_in_pass
-from nptool.training.estimate import Shape, estimate_memory
+from nptool.training.base.train import check_context, count_heads, new_tokenizer, tokenizer_source
+from nptool.training.estimate import estimate_memory, report, shape_of
+from nptool.training.heads.head import with_heads
 
-# Characters that are tokenized to know how many tokens all of them are.
+# Characters that are tokenized to estimate the number of tokens.
 SAMPLE_CHARS = 1_000_000
 
 
 def dry_run(config: BaseConfig) -> dict[str, Any]:
-    """The resolved configuration and an estimate, as JSON values.
+    """The `report` of a training; raises what the training itself would about data, model or configuration.
 
-    Returns:
-        `config` (learning rate and sizes resolved), `run`, `parameters`, `steps`, `tokens_per_step` (padding counted),
-        `data_tokens` (in one pass), `memory` (bytes, see `nptool.training.estimate`). Tokens and steps are exact for
-        data of up to `SAMPLE_CHARS` characters, else estimated from a sample.
-
-    Raises:
-        NptoolError: what the training itself would raise about data, model or configuration.
+    Tokens and steps are exact for data of up to `SAMPLE_CHARS` characters, else estimated from a sample.
     """
+    described = None
     if config.model is not None:
         check_checkpoint(config.model)
-        check_context(config, load_config(config.model))
+        described = load_config(config.model)
+        check_context(config, described)
     heads = count_heads(config)
     corpus = load_corpus(config)
     sample, share = _sample(corpus.train)
@@ -48,62 +42,17 @@ def dry_run(config: BaseConfig) -> dict[str, Any]:
     else:
         tokenizer = new_tokenizer(config, sample, chat=corpus.has_conversations)
     rows = make_sequences(sample, tokenizer, context=config.context, loss=config.loss, prompt_share=config.prompt_share)
-    tokens = int(rows.lengths.sum())
-    if config.model is not None:
-        described = load_config(config.model)
-        shape, parameters = shape_of(described), _count_parameters(described)
-        if heads > 1:
-            shape = replace(shape, layers=shape.layers + heads - 1)
-            parameters = shape.parameters
-    else:
-        shape = new_shape(config, len(tokenizer))
-        parameters = shape.parameters
+    shape = shape_of(llama_config(config, tokenizer)) if described is None else with_heads(shape_of(described), heads)
     memory = estimate_memory(
         shape,
         config.batch_tokens,
-        trained_rows=round(config.batch_tokens * rows.targets / max(1, tokens)),
+        trained_rows=round(config.batch_tokens * rows.targets / max(1, int(rows.lengths.sum()))),
         bfloat16=uses_bfloat16(config.precision),
         checkpointing=config.gradient_checkpointing,
     )
-    return {
-        "config": {**to_json(config), **_resolved(config, shape)},
-        "run": config.run_name,
-        "parameters": parameters,
-        "steps": count_steps(config, batches_in_pass(rows.lengths, config.batch_tokens) / share),
-        "tokens_per_step": config.batch_tokens * config.accumulation * process_count(),
-        "data_tokens": round(tokens / share),
-        "memory": {**asdict(memory), "total": memory.total},
-    }
-
-
-def new_shape(config: BaseConfig, vocab_size: int) -> Shape:
-    """Sizes of the Llama that `config` makes."""
-    return Shape(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        layers=config.layers,
-        attention_heads=config.attention_heads,
-        kv_heads=config.key_value_heads,
-        head_size=config.head_size,
-        intermediate_size=config.feed_forward_size,
-        tied=config.tied,
-    )
-
-
-def shape_of(described: PretrainedConfig) -> Shape:
-    """Sizes of a finished model of the Llama family, from its configuration."""
-    text = described.get_text_config()
-    heads = text.num_attention_heads
-    return Shape(
-        vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        layers=text.num_hidden_layers,
-        attention_heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        tied=bool(described.tie_word_embeddings),
-    )
+    parameters = shape.parameters if described is None or heads > 1 else _count_parameters(described)
+    sizes = {name: size for name, size in asdict(shape).items() if name != "head_size"}
+    return report(config, memory, rows.lengths, share=share, resolved=sizes, parameters={"parameters": parameters})
 
 
 def _sample(units: Sequence[Unit]) -> tuple[Sequence[Unit], float]:
@@ -120,18 +69,3 @@ def _count_parameters(described: PretrainedConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]  # untyped there
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _resolved(config: BaseConfig, shape: Shape) -> dict[str, Any]:
-    return {
-        "lr": config.learning_rate,
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "layers": shape.layers,
-        "attention_heads": shape.attention_heads,
-        "kv_heads": shape.kv_heads,
-        "intermediate_size": shape.intermediate_size,
-        "tied": shape.tied,
-        "precision": "bfloat16" if uses_bfloat16(config.precision) else "float32",
-        "name": config.run_name,
-    }

@@ -1,7 +1,4 @@
-"""Loss on held-out sequences.
-
-Knows no Trainer: a model, sequences, and how much fits in one pass.
-"""
+"""Loss on held-out sequences."""
 
 from __future__ import annotations
 
@@ -21,23 +18,21 @@ from nptool.training.batches import cut_batches
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well held-out text is predicted."""
-
     tokens: int
     """Predicted tokens."""
     loss: float
     """Mean cross-entropy, nats per token."""
     text_bytes: int
-    """UTF-8 bytes of the predicted tokens, special tokens left out."""
+    """UTF-8 bytes of the predicted tokens, without special tokens."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that is no number."""
+        """exp(loss), or infinity if that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:
-        """The loss in bits for each byte of text: comparable between tokenizers."""
+        """The loss in bits per byte of text, comparable between tokenizers."""
         return self.loss * self.tokens / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
@@ -53,7 +48,7 @@ def evaluate(
     """Mean loss over all targets of `sequences`.
 
     Args:
-        model: a causal language model, in evaluation mode when this returns.
+        model: a causal language model; it is left in evaluation mode.
         batch_tokens: padded tokens of one pass.
     """
     model.eval()
@@ -70,8 +65,8 @@ def evaluate(
 
 
 def target_bytes(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    """UTF-8 bytes of each row's targets, special tokens left out."""
+    """UTF-8 bytes of each row's targets, without special tokens."""
     for start, end, first in zip(sequences.starts, sequences.ends, sequences.first_targets, strict=True):
         ids = sequences.ids[start + first : end].tolist()
-        # A character cut at a row's border decodes to a replacement character of 3 bytes; the error is negligible.
+        # A character cut at a row's border decodes to a replacement character of 3 bytes: a negligible error.
         yield len(str(tokenizer.decode(ids, skip_special_tokens=True)).encode())

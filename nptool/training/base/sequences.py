@@ -1,7 +1,7 @@
 """Token sequences to train on, and batches of them.
 
-Texts are joined, each closed by the end token, and cut into rows of the context's length; a record with a prompt is a
-row of its own. A row of L tokens has L - 1 inputs and L - 1 targets. Knows no files.
+Texts are joined, each with an end token, and cut into rows of the context's length; a record with a prompt is a row of
+its own. A row of L tokens has L - 1 inputs and L - 1 targets.
 
 Legend: B rows of a batch, T inputs of its longest row, N targets that are trained.
 """
@@ -26,6 +26,8 @@ from nptool.training.trainer import Batch
 
 logger = logging.getLogger(__name__)
 
+Ids = NDArray[np.int32]
+
 # Reports of progress while tokenizing.
 _REPORTS = 200
 
@@ -34,15 +36,15 @@ _REPORTS = 200
 class Sequences:
     """Rows of token ids in one flat array; neighbouring rows of a text share the token at their border."""
 
-    ids: NDArray[np.int32]
+    ids: Ids
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     first_targets: NDArray[np.int64]
-    """Place in each row of the first token that is trained, at least 1."""
+    """Index in each row of the first trained token, at least 1."""
     response_starts: NDArray[np.int64]
-    """Place in each row from which on every token is trained."""
+    """Index in each row from which every token is trained."""
     skipped: int
-    """Records that are longer than the context, or have nothing to train on."""
+    """Records left out: longer than the context, or nothing to train on."""
     prompt_share: float = 1.0
     """Share of the tokens between `first_targets` and `response_starts` that are trained."""
 
@@ -53,7 +55,7 @@ class Sequences:
 
     @property
     def targets(self) -> int:
-        """Tokens that are trained, of all rows; where a share of a prompt's is drawn, the expected number."""
+        """Trained tokens of all rows; with a `prompt_share`, the expected number."""
         responses = np.maximum(self.first_targets, self.response_starts)
         prompts = responses - self.first_targets
         return int((self.ends - self.starts - responses).sum() + round(self.prompt_share * int(prompts.sum())))
@@ -63,7 +65,7 @@ class Sequences:
 
         Returns:
             `input_ids` (B, T), padded on the right; `shift_labels` (N), the targets in the order of the rows;
-            `logits_to_keep` (B, T), true where a target is, so that no other logits are computed.
+            `logits_to_keep` (B, T), true where there is a target, so that no other logits are computed.
         """
         lengths = self.lengths[rows]
         ids_BT = np.full((len(rows), int(lengths.max())), pad, dtype=np.int64)
@@ -71,26 +73,26 @@ class Sequences:
         targets = []
         for index, row in enumerate(rows):
             ids = self.ids[self.starts[row] : self.ends[row]]
-            trained = self._trained_places(int(row), len(ids))
+            trained = self._trained_indices(int(row), len(ids))
             ids_BT[index, : len(ids) - 1] = ids[:-1]
             keep_BT[index, trained - 1] = True
             targets.append(ids[trained])
         labels_N = torch.from_numpy(np.concatenate(targets).astype(np.int64))
         return {
             "input_ids": torch.from_numpy(ids_BT),
-            # transformers computes a loss where `labels` is there, and takes `shift_labels` for it.
+            # transformers computes a loss if `labels` is given, and uses `shift_labels` for it.
             "labels": labels_N,
             "shift_labels": labels_N,
             "logits_to_keep": torch.from_numpy(keep_BT),
         }
 
-    def _trained_places(self, row: int, length: int) -> NDArray[np.int64]:
-        """Places of the tokens of a row that are trained; the same whenever the row is seen."""
-        places = np.arange(self.first_targets[row], length)
+    def _trained_indices(self, row: int, length: int) -> NDArray[np.int64]:
+        """Indices of a row's trained tokens; the same in every pass."""
+        indices = np.arange(self.first_targets[row], length)
         if self.prompt_share == 1:
-            return places
-        drawn = np.random.default_rng(row).random(len(places)) < self.prompt_share
-        trained: NDArray[np.int64] = places[drawn | (places >= self.response_starts[row])]
+            return indices
+        drawn = np.random.default_rng(row).random(len(indices)) < self.prompt_share
+        trained: NDArray[np.int64] = indices[drawn | (indices >= self.response_starts[row])]
         return trained
 
 
@@ -102,24 +104,20 @@ def make_sequences(
     loss: LossTokens,
     prompt_share: float = 1.0,
     progress: Progress = silent,
-    step: str = "tokenizing",
 ) -> Sequences:
     """Tokenize units.
 
     Args:
-        context: inputs in a row of text, and tokens in a record, at most.
+        context: maximum inputs in a row of text, and maximum tokens in a record.
         loss: whether a record's prompt is trained too.
-        prompt_share: share of a prompt's tokens that are, drawn at random.
-        step: name of this step in progress reports.
+        prompt_share: share of a prompt's tokens that are trained, drawn at random.
     """
-    text: list[NDArray[np.int32]] = []
-    records: list[NDArray[np.int32]] = []
-    record_targets: list[int] = []
-    response_starts: list[int] = []
+    text: list[Ids] = []
+    records: list[tuple[Ids, int, int]] = []
     skipped = 0
     for index, unit in enumerate(units):
         if index % max(1, len(units) // _REPORTS) == 0:
-            progress(step, index, len(units))
+            progress("tokenizing", index, len(units))
         if unit.record.text is not None:
             text.append(_text_ids(unit, tokenizer))
             continue
@@ -128,40 +126,34 @@ def make_sequences(
         if len(ids) > context or first >= len(ids):
             skipped += 1
             continue
-        records.append(ids)
-        record_targets.append(first)
-        # Without a response there is nothing to leave the weight to.
-        response_starts.append(max(first, prompt_length) if prompt_length < len(ids) else first)
-    progress(step, len(units), len(units))
+        # `prompt_share` does not apply to records without a response.
+        response_start = max(first, prompt_length) if prompt_length < len(ids) else first
+        records.append((ids, first, response_start))
+    progress("tokenizing", len(units), len(units))
     if skipped:
         logger.warning("%d of %d records left out: longer than %d tokens, or empty", skipped, len(units), context)
-    joined = _join(text, records, record_targets, response_starts, context)
-    return replace(joined, skipped=skipped, prompt_share=prompt_share)
+    return replace(join_rows(text, records, context), skipped=skipped, prompt_share=prompt_share)
 
 
-def _join(
-    text: list[NDArray[np.int32]],
-    records: list[NDArray[np.int32]],
-    targets: list[int],
-    response_starts: list[int],
-    context: int,
-) -> Sequences:
+def join_rows(text: Sequence[Ids], records: Sequence[tuple[Ids, int, int]], context: int) -> Sequences:
+    """Sequences of texts, which are cut into rows, and of records: their ids, first target and response start."""
     stream = np.concatenate([*text, np.empty(0, np.int32)])
     text_starts = np.arange(0, max(0, len(stream) - 1), context, dtype=np.int64)
     text_ends = np.minimum(text_starts + context + 1, len(stream))
-    sizes = np.array([len(ids) for ids in records], dtype=np.int64)
+    sizes = np.array([len(ids) for ids, _, _ in records], dtype=np.int64)
     ends = len(stream) + np.cumsum(sizes, dtype=np.int64)
+    ones = np.ones(len(text_starts), np.int64)
     return Sequences(
-        ids=np.concatenate([stream, *records]),
+        ids=np.concatenate([stream, *(ids for ids, _, _ in records)]),
         starts=np.concatenate([text_starts, ends - sizes]),
         ends=np.concatenate([text_ends, ends]),
-        first_targets=np.concatenate([np.ones(len(text_starts), np.int64), np.array(targets, dtype=np.int64)]),
-        response_starts=np.concatenate([np.ones(len(text_starts), np.int64), np.array(response_starts, np.int64)]),
+        first_targets=np.concatenate([ones, np.array([first for _, first, _ in records], np.int64)]),
+        response_starts=np.concatenate([ones, np.array([start for _, _, start in records], np.int64)]),
         skipped=0,
     )
 
 
-def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> Ids:
     rendered = render(unit.record, tokenizer)
     response = rendered.response_ids or []
     if not unit.closes and response[-1:] == [tokenizer.eos_token_id]:
@@ -169,9 +161,7 @@ def _text_ids(unit: Unit, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int3
     return np.array((rendered.prompt_ids if unit.opens else []) + response, dtype=np.int32)
 
 
-def _record_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[NDArray[np.int32], int]:
-    """Ids of prompt and response, and the length of the prompt; there may be no response."""
+def _record_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, int]:
+    """Ids of prompt and response, if there is one, and the length of the prompt."""
     rendered = render(record, tokenizer)
-    if rendered.response_ids is None:
-        return np.array(rendered.prompt_ids, dtype=np.int32), len(rendered.prompt_ids)
-    return np.array(rendered.prompt_ids + rendered.response_ids, dtype=np.int32), len(rendered.prompt_ids)
+    return np.array(rendered.prompt_ids + (rendered.response_ids or []), dtype=np.int32), len(rendered.prompt_ids)

@@ -1,17 +1,15 @@
 """Byte-level BPE tokenizers trained on the data.
 
-Pre-tokenization is GPT-2's regular expression, with single digits by option (as in SmolLM): llama.cpp knows both, as
-`gpt-2` and `smollm`. The chat template is the simplest one: each turn is a role token, the content, and the end
-token. Knows no model.
+Pre-tokenization is GPT-2's regular expression, optionally with single digits (as in SmolLM): llama.cpp's `gpt-2` and
+`smollm`. In the chat template each turn is a role token, the content, and the end token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 BOS, END, USER, ASSISTANT, SYSTEM, PAD = "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"
 SPECIAL_TOKENS = (BOS, END, USER, ASSISTANT, SYSTEM, PAD)
@@ -27,13 +25,10 @@ def train_tokenizer(
     """Train a tokenizer.
 
     Args:
-        vocab_size: tokens with the 256 bytes and the 6 special tokens; little text gives fewer.
-        chat: give it the chat template. Without one, prompts are plain text, as suits a model of plain text.
+        vocab_size: tokens in all, including the 256 bytes and the 6 special tokens; little text gives fewer.
+        chat: add the chat template. Without one, prompts are plain text.
         digits: every digit is a token of its own.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = (

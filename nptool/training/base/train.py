@@ -1,94 +1,66 @@
-"""Training on the plain autoregressive loss: from files to a Hugging Face checkpoint in a run directory.
+"""Training on the autoregressive loss: from files to a Hugging Face checkpoint in a run directory.
 
-The order of work: split the data, tokenizer, token sequences, model, a plan of all batches, training, held-out loss.
-Interrupted anywhere, the same call goes on; what is finished is not done again.
+In order: split the data, tokenizer, token sequences, model, a plan of all batches, training, held-out loss. An
+interrupted call can be repeated at any point; finished parts are not done again.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from nptool.checkpoints import (
-    check_checkpoint,
-    load_config,
-    load_model,
-    load_tokenizer,
-    save_model,
-    save_tokenizer,
-)
-from nptool.errors import ContextError, DataError
-from nptool.files import read_json, write_json
-from nptool.processes import is_main_process, main_process_first, process_count
+from nptool.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer, save_model, save_tokenizer
+from nptool.errors import ContextError, DataError, UsageError
+from nptool.heads import read_heads_info
+from nptool.processes import is_main_process, main_process_first
 from nptool.progress import Progress, silent
-from nptool.provenance import provenance
 from nptool.runs import Run
-from nptool.training.arguments import count_steps, training_arguments
-from nptool.training.base.config import BYTES, FREE_FIELDS, SMALLEST_VOCABULARY, BaseConfig
+from nptool.training.arguments import training_arguments
+from nptool.training.base.config import BYTES, SMALLEST_VOCABULARY, BaseConfig
 from nptool.training.base.corpus import Corpus, Unit, load_corpus, unit_texts, write_heldout
-from nptool.training.base.evaluation import Evaluation, evaluate
+from nptool.training.base.evaluation import Evaluation, evaluate, target_bytes
 from nptool.training.base.model import new_llama
-from nptool.training.base.multi_head import count_heads, head_1, start_multi_head
 from nptool.training.base.sequences import Sequences, make_sequences
 from nptool.training.base.tokenizer import train_tokenizer
-from nptool.training.batches import Rows, batches_in_pass, plan_batches
-from nptool.training.continuation import open_run
+from nptool.training.batches import Rows, plan_steps
+from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.heads.batching import heads_batch
-from nptool.training.heads.checkpoint import save_heads
-from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
-from nptool.training.heads.model import MultiHead
+from nptool.training.heads.checkpoint import load_heads, save_heads
+from nptool.training.heads.evaluation import evaluate_heads
+from nptool.training.heads.model import MultiHead, move_layers
 from nptool.training.heads.trainer import HeadsTrainer
-from nptool.training.trainer import BatchList, PlannedTrainer, remove_checkpoints, run_trainer, state_dict_of
-
-logger = logging.getLogger(__name__)
-
-KIND = "base"
+from nptool.training.trainer import BatchList, PlannedTrainer, pad_id, run_trainer, state_dict_of
 
 
-@dataclass(frozen=True)
-class BaseResult:
-    """What a training gave; saved as the run's results."""
+@dataclass(frozen=True, kw_only=True)
+class BaseResult(TrainingResult):
+    """Held-out figures are None without held-out data."""
 
-    run: str
-    model: str
-    parameters: int
-    steps: int
-    tokens: int
-    """Input tokens seen in all steps, padding not counted."""
     skipped_records: int
-    heldout_tokens: int | None
-    heldout_loss: float | None
-    """Nats per token."""
-    perplexity: float | None
-    bits_per_byte: float | None
-    tokens_per_second: float | None
-    """Of the training itself, in the process that finished it."""
-    seconds: float
-    """Of the training itself, in the process that finished it."""
+    heldout_tokens: int | None = None
+    heldout_loss: float | None = None
+    """Nats per token; of head 1."""
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
     heads: int = 1
-    """n, head 1 included; `heldout_loss` is head 1's."""
+    """n, including head 1."""
     head_loss: tuple[float, ...] | None = None
-    """Held out, of each head, nats per token; None without extra heads or held-out data."""
+    """Held-out loss of each head, nats per token; None without extra heads."""
     top1: tuple[float, ...] | None = None
     top5: tuple[float, ...] | None = None
-    """Share of tokens among each head's first choice, and its first five."""
+    """Share of held-out tokens that are each head's first choice, or among its first five."""
 
 
 def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None = None) -> BaseResult:
-    """Train, or go on with, the run that `config` describes; a finished run's result is returned as it is.
-
-    Args:
-        run: where to work instead of `runs/<config.run_name>`.
+    """Train or resume `run`, by default `runs/<config.run_name>`; a finished run's result is returned as it is.
 
     Raises:
-        DataError: the data cannot be used.
-        CheckpointError: the model or tokenizer to go on from cannot be used.
-        UsageError: the run directory holds another configuration.
-        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+        NptoolError: data, model or options cannot be used, or the run directory holds another configuration.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     set_seed(config.seed)
     progress = progress if is_main_process() else silent
@@ -97,79 +69,72 @@ def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None 
         check_context(config, load_config(config.model))
     heads = count_heads(config)
     corpus = load_corpus(config)
-    run, finished = open_run(config, KIND, data_digest=corpus.train_digest, free=FREE_FIELDS, run=run)
+    run, finished = open_run(config, corpus.train_digest, run)
     if finished:
-        logger.info("%s is finished already", run.path)
-        return _read_result(run)
+        return read_result(run, BaseResult)
     tokenizer = _tokenizer(config, corpus, run, progress)
-    train, heldout = _sequences(config, corpus, tokenizer, progress)
-    if is_main_process() and corpus.heldout:
-        write_heldout(corpus.heldout, run.heldout)
-    model = _model(config, heads, tokenizer)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    steps, plan = plan_steps(config, train)
-    trainer = _trainer(config, model, train, plan, tokenizer, run, steps)
-    seconds = run_trainer(trainer, run, progress, "training the base model").metrics["train_runtime"]
-    figures = _save_and_evaluate(config, trainer, heldout, tokenizer, run, progress)
-    done = trainer.state.global_step - trainer.first_step
-    result = BaseResult(
-        run=str(run.path),
-        model=str(run.model),
-        parameters=parameters,
-        steps=steps,
-        tokens=_tokens(train, plan),
-        skipped_records=train.skipped,
-        tokens_per_second=_tokens(train, plan[len(plan) - done * len(plan) // steps :]) / seconds if done else None,
-        seconds=seconds,
-        heads=heads,
-        **figures,
-    )
-    _finish(result, run)
-    return result
-
-
-def plan_steps(config: BaseConfig, train: Sequences) -> tuple[int, list[Rows]]:
-    """Number of optimizer steps, and the batches of all of them and all processes.
-
-    Raises:
-        DataError: there is nothing to train on.
-    """
+    options: dict[str, Any] = {"context": config.context, "loss": config.loss}
+    train = make_sequences(corpus.train, tokenizer, prompt_share=config.prompt_share, progress=progress, **options)
     if not train.targets:
         raise DataError(
             f"nothing to train on: all {train.skipped} records are empty or longer than {config.context} tokens; "
             "raise --context"
         )
-    steps = count_steps(config, batches_in_pass(train.lengths, config.batch_tokens))
-    count = steps * config.accumulation * process_count()
-    return steps, plan_batches(train.lengths, config.batch_tokens, count, config.seed)
+    heldout = make_sequences(corpus.heldout, tokenizer, **options) if corpus.heldout else None
+    if is_main_process() and corpus.heldout:
+        write_heldout(corpus.heldout, run.heldout)
+    model = _model(config, heads, tokenizer)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    steps, plan = plan_steps(config, train.lengths)
+    trainer = _trainer(config, model, train, plan, tokenizer, run, steps)
+    seconds = run_trainer(trainer, run, progress, "training the base model")
+    figures = _save_and_evaluate(config, trainer, heldout, tokenizer, run, progress)
+    tokens = [int(train.lengths[rows].sum()) for rows in plan]
+    result = BaseResult(
+        parameters=parameters,
+        skipped_records=train.skipped,
+        heads=heads,
+        **trainer.run_figures(run, tokens, seconds),
+        **figures,
+    )
+    finish_run(run, config.KIND, result)
+    return result
+
+
+def count_heads(config: BaseConfig) -> int:
+    """Heads that are trained, including head 1.
+
+    Raises:
+        UsageError: the model to start from has another number of heads.
+        CheckpointError: its heads do not fit it.
+    """
+    info = read_heads_info(Path(config.model)) if config.model is not None else None
+    if config.model is None or config.heads == 1:
+        return config.heads or 1
+    if info is None:
+        if config.heads is None:
+            return 1
+        raise UsageError(
+            f"{config.model} has no extra heads; train some with `nptool train heads -m {config.model}`, or leave "
+            "--heads out"
+        )
+    if config.heads not in (None, info.count):
+        raise UsageError(
+            f"{config.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count}, or 1 to go "
+            "on without them"
+        )
+    return info.count
 
 
 def check_context(config: BaseConfig, described: PretrainedConfig) -> None:
-    """Check that a finished model has positions for the wanted context.
-
-    Raises:
-        ContextError: it has not.
-    """
+    """Raise `ContextError` unless a finished model has positions for the configured context."""
     limit = getattr(described.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context > limit:
         raise ContextError(f"--context is {config.context}; {config.model} has positions for {limit} tokens")
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id serves: pads are neither seen nor trained."""
-    return int(tokenizer.pad_token_id or 0)
-
-
-def _sequences(
-    config: BaseConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Progress
-) -> tuple[Sequences, Sequences | None]:
-    options: dict[str, Any] = {"context": config.context, "loss": config.loss}
-    train = make_sequences(corpus.train, tokenizer, prompt_share=config.prompt_share, progress=progress, **options)
-    return train, make_sequences(corpus.heldout, tokenizer, **options) if corpus.heldout else None
-
-
 def tokenizer_source(config: BaseConfig) -> str | None:
-    """Where a finished tokenizer is; None where one is made here."""
+    """Directory or Hub id of a finished tokenizer; None if one is made here."""
     return config.model or (None if config.tokenizer == BYTES else config.tokenizer)
 
 
@@ -194,9 +159,10 @@ def _tokenizer(config: BaseConfig, corpus: Corpus, run: Run, progress: Progress)
 
 
 def _model(config: BaseConfig, heads: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | MultiHead:
-    if heads > 1:
-        return start_multi_head(config, heads, tokenizer)
-    return new_llama(config, tokenizer) if config.model is None else load_model(config.model)
+    if config.model is None:
+        model = new_llama(config, tokenizer)
+        return move_layers(model, heads) if heads > 1 else model
+    return load_heads(Path(config.model)) if heads > 1 else load_model(config.model)
 
 
 def _trainer(
@@ -224,7 +190,7 @@ def _save_and_evaluate(
     run: Run,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the checkpoint; returns the held-out figures. Those of extra heads belong into the checkpoint."""
+    """Write the checkpoint, in which extra heads are saved with their figures; returns the held-out figures."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     options: dict[str, Any] = {"batch_tokens": config.batch_tokens, "progress": progress}
     if heldout is not None and not heldout.targets:
@@ -233,48 +199,20 @@ def _save_and_evaluate(
         of_heads = evaluate_heads(model, heldout, **options) if heldout is not None else None
         if is_main_process():
             save_heads(model, tokenizer, run.model, of_heads.accuracy[1:] if of_heads else ())
-        evaluation = head_1(of_heads, heldout, tokenizer) if of_heads and heldout else None
-        return _figures(evaluation) | _figures_of_heads(of_heads)
+        if of_heads is None or heldout is None:
+            return {}
+        head_1 = Evaluation(of_heads.tokens[0], of_heads.loss[0], sum(target_bytes(heldout, tokenizer)))
+        return _figures(head_1) | {"head_loss": of_heads.loss, "top1": of_heads.top(1), "top5": of_heads.top(5)}
     weights = state_dict_of(trainer)
     if is_main_process():
         save_model(model, tokenizer, run.model, weights)
-    if heldout is None:
-        return _figures(None)
-    return _figures(evaluate(trainer.model_wrapped, heldout, tokenizer, **options))
+    return _figures(evaluate(trainer.model_wrapped, heldout, tokenizer, **options)) if heldout is not None else {}
 
 
-def _figures(evaluation: Evaluation | None) -> dict[str, Any]:
-    if evaluation is None:
-        return {"heldout_tokens": None, "heldout_loss": None, "perplexity": None, "bits_per_byte": None}
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "heldout_tokens": evaluation.tokens,
         "heldout_loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
         "bits_per_byte": evaluation.bits_per_byte,
     }
-
-
-def _figures_of_heads(evaluation: HeadsEvaluation | None) -> dict[str, Any]:
-    if evaluation is None:
-        return {}
-    return {"head_loss": evaluation.loss, "top1": evaluation.top(1), "top5": evaluation.top(5)}
-
-
-def _tokens(train: Sequences, plan: list[Rows]) -> int:
-    lengths = train.lengths
-    return sum(int(lengths[rows].sum()) for rows in plan)
-
-
-def _finish(result: BaseResult, run: Run) -> None:
-    if is_main_process():
-        write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
-        run.publish()
-    remove_checkpoints(run)
-
-
-def _read_result(run: Run) -> BaseResult:
-    saved = read_json(run.results)
-    # Runs from before there were heads have no figures of them.
-    values = {name: saved[name] for name in BaseResult.__dataclass_fields__ if name in saved}
-    of_heads = {name: tuple(values[name]) for name in ("head_loss", "top1", "top5") if values.get(name) is not None}
-    return BaseResult(**values | of_heads)

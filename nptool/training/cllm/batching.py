@@ -1,29 +1,29 @@
-"""Packed trajectories as one padded batch of tensors, with the 4D attention mask.
+"""Packed trajectories (`nptool.training.cllm.packing`) as one padded batch of tensors, with the 4D attention mask.
 
-The mask is computed from three numbers per token (`nptool.training.cllm.packing`), without a loop over tokens. Knows no
-loss and no randomness. Legend: B batch, S packed sequence, A autoregressive rows, M taught rows.
+Legend: B batch, S packed sequence, A autoregressive rows, M taught rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from nptool.training.cllm.packing import Ints, Packed
 
 PADDING = -1
-"""Segment of padding tokens: they see each other only, so no row of the mask is empty."""
+"""Segment of padding tokens: they attend only to each other, so no row of the mask is empty."""
 
 
 class Batch(TypedDict):
-    """What one forward pass needs; rows index the flattened (B * S) tokens."""
+    """Input of one forward pass; rows index the flattened (B * S) tokens."""
 
     input_ids: Tensor
-    """(B, S), under the name that transformers' Trainer counts tokens by."""
+    """(B, S); transformers' Trainer counts tokens by this name."""
     positions_BS: Tensor
     segments_BS: Tensor
     leaves_BS: Tensor
@@ -46,7 +46,10 @@ def collate(samples: Sequence[Packed], pad_id: int = 0) -> Batch:
         return torch.from_numpy(padded_BS)
 
     def rows(arrays: Sequence[Ints]) -> Tensor:
-        return torch.from_numpy(np.concatenate([longest * i + array for i, array in enumerate(arrays)]))
+        return flat([longest * i + array for i, array in enumerate(arrays)])
+
+    def flat(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays))
 
     return Batch(
         input_ids=pad([sample.ids_S for sample in samples], pad_id),
@@ -54,16 +57,16 @@ def collate(samples: Sequence[Packed], pad_id: int = 0) -> Batch:
         segments_BS=pad([sample.segments_S for sample in samples], PADDING),
         leaves_BS=pad([sample.leaves_S for sample in samples], 0),
         ar_rows_A=rows([sample.ar_rows_A for sample in samples]),
-        ar_labels_A=torch.from_numpy(np.concatenate([sample.ar_labels_A for sample in samples])),
+        ar_labels_A=flat([sample.ar_labels_A for sample in samples]),
         student_rows_M=rows([sample.student_rows_M for sample in samples]),
         teacher_rows_M=rows([sample.teacher_rows_M for sample in samples]),
-        fixed_labels_M=torch.from_numpy(np.concatenate([sample.fixed_labels_M for sample in samples])),
-        weights_M=torch.from_numpy(np.concatenate([sample.weights_M for sample in samples])),
+        fixed_labels_M=flat([sample.fixed_labels_M for sample in samples]),
+        weights_M=flat([sample.weights_M for sample in samples]),
     )
 
 
 def visible(segments_BS: Tensor, positions_BS: Tensor, leaves_BS: Tensor) -> Tensor:
-    """Which token (third dimension: key) each token (second: query) attends to, boolean (B, S, S)."""
+    """Whether each token (second dimension, query) attends to each (third, key), boolean (B, S, S)."""
     same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
     before_BSS = positions_BS[:, None, :] <= positions_BS[:, :, None]
     trunk_BSS = (segments_BS == 0)[:, None, :] & (positions_BS[:, None, :] < leaves_BS[:, :, None])
@@ -71,10 +74,10 @@ def visible(segments_BS: Tensor, positions_BS: Tensor, leaves_BS: Tensor) -> Ten
 
 
 def attention_mask(batch: Batch, attention: str) -> Tensor:
-    """The mask as transformers' attention takes it, shape (B, 1, S, S).
+    """The mask for transformers' attention, shape (B, 1, S, S).
 
     Args:
-        attention: name of transformers' implementation; "sdpa" takes a boolean mask, "eager" adds it to the scores.
+        attention: transformers' implementation; "sdpa" takes a boolean mask, "eager" adds the mask to the scores.
     """
     visible_BSS = visible(batch["segments_BS"], batch["positions_BS"], batch["leaves_BS"])
     if attention == "sdpa":

@@ -10,27 +10,25 @@ from nptool.settings import check_range
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.responses.config import ResponsesConfig
 
-FULL_LR = 2e-5
-"""CLLM's learning rate for the whole model."""
-
 LORA_LR = 2e-4
-"""LoRA's (arXiv 2106.09685, table 11: 2e-4 for GPT-2)."""
+"""LoRA's learning rate (arXiv 2106.09685, table 11: 2e-4 for GPT-2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CllmConfig(Recipe, ResponsesConfig):
     """Consistency training of a finished model, on collected trajectories or on prompts to collect from first."""
 
+    KIND: ClassVar[str] = "cllm"
     FREE_FIELDS: ClassVar[tuple[str, ...]] = (*ResponsesConfig.FREE_FIELDS, "curve", "curve_data")
 
     weight_decay: float = 0.0
-    """Of matrices; both papers' scripts have none."""
+    """Weight decay of matrices; the scripts of both papers have none."""
     lora_rank: int | None = None
     """Train low-rank adapters of this rank and merge them at the end; None trains the whole model."""
     curve: int | None = None
-    """Steps between measurements of held-out tokens per forward; 0 is a twentieth of the training, None is never."""
+    """Steps between measurements of held-out tokens per forward; 0 measures 20 times, None never."""
     curve_data: Path | None = None
-    """Prompts to measure on; None is the run's held-out ones."""
+    """Prompts to measure on; None is the run's held-out prompts."""
 
     def __post_init__(self) -> None:
         ResponsesConfig.__post_init__(self)
@@ -40,12 +38,5 @@ class CllmConfig(Recipe, ResponsesConfig):
 
     @property
     def learning_rate(self) -> float:
-        """The highest learning rate: 2e-5, with LoRA 2e-4, unless given."""
-        if self.lr is not None:
-            return self.lr
-        return FULL_LR if self.lora_rank is None else LORA_LR
-
-    @property
-    def run_name(self) -> str:
-        """Name of the run directory: the same for the same configuration, so that a repeated command continues."""
-        return self.name_of_run("cllm")
+        """The peak learning rate: CLLM's 2e-5, with LoRA 2e-4, unless given."""
+        return LORA_LR if self.lr is None and self.lora_rank is not None else super().learning_rate

@@ -1,47 +1,38 @@
-"""Held-out tokens per forward against training time: what a training has gained so far, and whether it still gains.
-
-Loads no torch, so that a finished run's curve can be drawn at once. Knows neither how it is measured
-(`nptool.training.cllm.measuring`) nor how it is drawn.
-"""
+"""Held-out tokens per forward against training time (see `nptool.training.cllm.measuring`). Loads no torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nptool.files import read_json, write_json
 
 LAST_SHARE = 0.25
-"""Share of the training time whose gain says whether more of it would help."""
+"""Share of the training time for `Curve.last_gain`."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measurement."""
-
     step: int
     """Optimizer steps done."""
     seconds: float
-    """Training time up to here, over all calls it took; measuring is not part of it."""
+    """Training time so far, over all calls, without measuring."""
     tokens_per_forward: float
-    """Of greedy Jacobi decoding in blocks of the length that is trained."""
+    """Of greedy Jacobi decoding in blocks of the trained length."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """All measurements of a run, in order."""
-
     block_size: int
     """n, in tokens."""
     prompts: int
-    """Held-out prompts of one measurement."""
+    """Number of held-out prompts."""
     points: tuple[CurvePoint, ...] = ()
     prompts_digest: str = ""
-    """Tells the tokens of these prompts from those of others."""
+    """Identifies the prompts."""
 
     def at(self, seconds: float) -> float:
-        """Tokens per forward at a time, on the straight line between the measurements around it."""
+        """Tokens per forward at a time, interpolated linearly between the measurements around it."""
         before = max((one for one in self.points if one.seconds <= seconds), key=lambda one: one.seconds)
         after = min((one for one in self.points if one.seconds >= seconds), key=lambda one: one.seconds)
         if after.seconds == before.seconds:
@@ -51,7 +42,7 @@ class Curve:
 
     @property
     def last_gain(self) -> float | None:
-        """Tokens per forward that the last quarter of the time brought; None with too few measurements to say."""
+        """Tokens per forward gained in the last quarter of the time; None with too few measurements."""
         if len(self.points) <= 1 / LAST_SHARE:
             return None
         first, last = self.points[0], self.points[-1]
@@ -60,22 +51,20 @@ class Curve:
 
 
 def read_curve(path: Path) -> Curve | None:
-    """The curve in a run's file; None if there is none."""
-    return curve_from_json(read_json(path)) if path.is_file() else None
-
-
-def curve_from_json(values: dict[str, Any]) -> Curve:
-    """The reverse of `asdict`; more keys may be there."""
+    """The curve in a run's file, if there is one."""
+    if not path.is_file():
+        return None
+    values = read_json(path)
     points = tuple(CurvePoint(**point) for point in values["points"])
     return Curve(values["block_size"], values["prompts"], points, values.get("prompts_digest", ""))
 
 
 def write_curve(path: Path, curve: Curve, checkpoints: dict[int, float]) -> None:
-    """Write a curve, with the training time at each checkpoint, from which an interrupted training goes on."""
+    """Write a curve, with the training time at each checkpoint, by step."""
     write_json(path, {**asdict(curve), "checkpoints": checkpoints})
 
 
 def read_checkpoints(path: Path) -> dict[int, float]:
-    """Training time at each checkpoint, by step; empty if nothing is there."""
+    """Training time at each checkpoint, by step; empty without a file."""
     saved = read_json(path)["checkpoints"] if path.is_file() else {}
     return {int(step): seconds for step, seconds in saved.items()}

@@ -1,7 +1,7 @@
 """Measures held-out tokens per forward while a CLLM is trained, with the Jacobi decoder that collects trajectories.
 
-The model comes out of a measurement as it went in, and no random number is drawn, so the weights are those of a
-training that is not measured. The time it takes is counted apart. Knows no loss.
+A measurement changes neither the model nor any random state, so the trained weights are the same without it. Its time
+is not counted as training time.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from nptool.collection.config import CollectConfig
 from nptool.collection.jacobi import JacobiSettings, Prompt, jacobi_trajectories
@@ -27,24 +27,21 @@ from nptool.settings import digest
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.curve import Curve, CurvePoint, read_checkpoints, read_curve, write_curve
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
 STEP = "held-out tokens per forward"
 PROMPTS = 32
-"""At most, of a measurement: they are decoded together, so it takes as many passes as the slowest of them."""
+"""Maximum prompts of a measurement; they are decoded in one batch."""
 MEASUREMENTS = 20
-"""In a training, where nobody says how many steps lie between them."""
+"""Measurements in a training with `--curve 0`."""
 
 
 def heldout_file(config: CllmConfig, run: Run) -> Path:
-    """The file of prompts to measure on.
+    """File of prompts to measure on.
 
     Raises:
-        UsageError: there is none, or several processes train.
+        UsageError: there is none, or there are several processes.
     """
     if process_count() > 1:
-        raise UsageError("--curve measures in one process; leave it out where several train")
+        raise UsageError("--curve measures in one process; leave it out with several")
     path = config.curve_data or run.heldout
     if config.curve_data is None and not (path.is_file() and path.stat().st_size):
         raise UsageError(f"--curve needs held-out prompts, and {run.path} has none; name some with --curve-data")
@@ -58,7 +55,7 @@ def heldout_prompts(
     described: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Prompt]:
-    """At most `PROMPTS` prompts, evenly spread over the file, rendered and limited as those of the collection were.
+    """At most `PROMPTS` prompts, evenly spread over the file, with the template and limits of the collection.
 
     Raises:
         DataError: the file is missing, malformed or empty, or no prompt leaves room for a block.
@@ -82,22 +79,22 @@ def heldout_prompts(
 
 
 def tokens_per_forward(model: Any, prompts: Sequence[Prompt], settings: JacobiSettings) -> float:
-    """TPF of greedy Jacobi decoding, over all prompts together."""
+    """Tokens per forward of greedy Jacobi decoding, over all prompts together."""
     waiting = sorted(prompts, key=lambda prompt: len(prompt.ids))
     runs = jacobi_trajectories(model, waiting, settings)
     return sum(map(count, runs), TrajectoryStats()).tokens_per_forward
 
 
 class CurveMeter(TrainerCallback):
-    """Measures before the first step, every so many steps, and after the last; keeps the curve in the run."""
+    """Measures before the first step, every `every` steps, and after the last; writes the curve to `path`.
+
+    Raises:
+        UsageError: the curve at `path` was measured on other prompts.
+    """
 
     def __init__(
         self, prompts: list[Prompt], metadata: CollectionMetadata, every: int, path: Path, progress: Progress
     ) -> None:
-        """
-        Raises:
-            UsageError: the curve at `path` was measured on other prompts.
-        """
         self._prompts = prompts
         self._settings = JacobiSettings(
             n=metadata.n,
@@ -108,17 +105,20 @@ class CurveMeter(TrainerCallback):
         self._every = every
         self._path = path
         self._progress = progress
-        fresh = Curve(metadata.n, len(prompts), prompts_digest=digest({"ids": [prompt.ids for prompt in prompts]}))
-        self._curve = _go_on(path, fresh)
+        prompts_digest = digest({"ids": [prompt.ids for prompt in prompts]})
+        self._curve = read_curve(path) or Curve(metadata.n, len(prompts), prompts_digest=prompts_digest)
+        if self._curve.prompts_digest != prompts_digest:
+            raise UsageError(
+                f"{path} was measured on other prompts; go on with the same --curve-data, or remove that file to begin "
+                "a new curve"
+            )
         self._checkpoints = read_checkpoints(path)
         self._started = self._before = 0.0
         self.spent = 0.0
-        """Seconds that measuring took in this process."""
+        """Seconds of measuring in this process."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Forget what lies behind the checkpoint that the training goes on from: it will be trained again."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Drop measurements after the checkpoint that the training resumes from."""
         kept = tuple(point for point in self._curve.points if point.step <= state.global_step)
         self._curve = replace(self._curve, points=kept)
         last = kept[-1].seconds if kept else 0.0
@@ -127,24 +127,21 @@ class CurveMeter(TrainerCallback):
         if not kept:
             self._measure(state, kwargs["model"])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure where it is due."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         every = self._every or max(1, state.max_steps // MEASUREMENTS)
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self._measure(state, kwargs["model"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the time of the checkpoint."""
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._checkpoints[state.global_step] = self._seconds()
         write_curve(self._path, self._curve, self._checkpoints)
 
     def _seconds(self) -> float:
-        """Training time so far, over all calls."""
         return self._before + monotonic() - self._started - self.spent
 
     def _measure(self, state: TrainerState, model: Any) -> None:
         seconds, started = self._seconds(), monotonic()
-        # peft's wrapper stands around the model, its adapters inside.
+        # peft wraps the model; the adapters are inside it.
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         found = tokens_per_forward(plain, self._prompts, self._settings)
         points = (*self._curve.points, CurvePoint(state.global_step, seconds, found))
@@ -152,16 +149,3 @@ class CurveMeter(TrainerCallback):
         write_curve(self._path, self._curve, self._checkpoints)
         self._progress(STEP, state.global_step, state.max_steps, f"{found:.2f}")
         self.spent += monotonic() - started
-
-
-def _go_on(path: Path, fresh: Curve) -> Curve:
-    """The curve that an interrupted training has measured so far, which two sets of prompts would make useless."""
-    before = read_curve(path)
-    if before is None:
-        return fresh
-    if before.prompts_digest != fresh.prompts_digest:
-        raise UsageError(
-            f"{path} was measured on other prompts; go on with the same --curve-data, or remove that file to begin a "
-            "new curve"
-        )
-    return before

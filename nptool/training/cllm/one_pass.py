@@ -1,13 +1,12 @@
 """The loss of a batch of packed trajectories in one forward pass.
 
-The model is called as a whole, so it may be wrapped (DDP, FSDP, DeepSpeed, peft); it is asked for logits of those rows
-only that carry or teach a loss. Legend: B batch, S packed sequence, K rows with logits.
+The model is called as a whole, so it may be wrapped (DDP, FSDP, DeepSpeed, peft). Logits are computed only for rows
+that carry or teach a loss. Legend: B batch, S packed sequence.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +16,15 @@ from nptool.training.cllm.losses import Rows, weighted_sums
 from nptool.training.cllm.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class PackedLoss:
-    """The loss, and what it is made of."""
-
+class PackedLoss(NamedTuple):
     loss: Tensor
     """Scalar with gradient."""
     sums: Tensor
     """Weighted sum of divergences (nats), sum of cross-entropies (nats), taught rows whose pick is right; (3,)."""
-    counts: Tensor
-    """As `count_rows` gives them."""
 
 
 def count_rows(batch: Batch) -> Tensor:
-    """Weight of all taught rows, autoregressive labels, and taught rows of a batch; shape (3,)."""
+    """Total weight of the taught rows, autoregressive labels, and taught rows of a batch; shape (3,)."""
     rows, labels = len(batch["student_rows_M"]), len(batch["ar_rows_A"])
     return torch.tensor([float(batch["weights_M"].sum()), labels, rows], dtype=torch.float64)
 
@@ -41,15 +35,14 @@ def packed_loss(
     """Run one forward pass over a batch.
 
     Args:
-        counts: what `count_rows` says of all that is averaged over, shape (3,); None is this batch. An optimizer step
-            of several batches (accumulation, several processes) passes the totals of the step.
+        counts: `count_rows` of all batches that are averaged over (those of the optimizer step), shape (3,); None is
+            this batch alone.
         attention: the model's attention implementation, "sdpa" or "eager".
 
     Returns:
         The loss: consistency sum / counts[0] + ar_weight * cross-entropy sum / counts[1].
     """
-    own = count_rows(batch).to(batch["input_ids"].device)
-    counts = own if counts is None else counts
+    counts = count_rows(batch).to(batch["input_ids"].device) if counts is None else counts
     kept_BS, numbers = _kept_rows(batch)
     output = cast(
         Any,
@@ -71,11 +64,11 @@ def packed_loss(
     )
     shares = 1 / torch.where(counts > 0, counts, 1).to(torch.promote_types(output.logits.dtype, torch.float32))
     loss, sums = weighted_sums(output.logits, rows, recipe, shares[0], recipe.ar_weight * shares[1])
-    return PackedLoss(loss, sums, own)
+    return PackedLoss(loss, sums)
 
 
 def _kept_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which tokens need logits, boolean (B, S), and the number of each among them, (B * S,)."""
+    """Which tokens need logits, boolean (B, S), and the index of each among them, (B * S,)."""
     kept_BS = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     for name in ("ar_rows_A", "student_rows_M", "teacher_rows_M"):
         kept_BS.view(-1)[batch[name]] = True

@@ -1,9 +1,9 @@
-"""One packed sequence per trajectory: all its noisy blocks are taught in one forward pass.
+"""One packed sequence per trajectory, which teaches all its noisy blocks in one forward pass.
 
 The *clean stream* is prompt + response, an ordinary causal sequence, so row p of it stands at position p. A *branch* is
 a run of noisy tokens that leaves the clean stream at its first wrong token and keeps the positions of the tokens it
 replaces. One rule is the whole attention mask: a token sees the tokens of its own stream up to its position, and a
-branch token also the clean stream before the point where its branch leaves. The context says what one branch is:
+branch token also the clean stream before the point where its branch leaves. `Recipe.context` decides what a branch is:
 
     clean    every block is a branch of its own: clean blocks before it (CLLM)
     noisy    one branch holds all blocks: noisy blocks before it (Jacobi Forcing)
@@ -16,9 +16,9 @@ Which rows are taught. Row r (of response token r) predicts token r + 1. Let d b
 state differs from its target. The row that predicts the wrong token, d - 1, has seen only right tokens of the block: in
 clean context it is the clean row itself. Row d has seen the wrong token. So rows d, d + 1, ... to the block's end are
 taught (the last of them predicts the next block's first token), each by the teacher's row at the same position. A row
-whose label lies after the response's last token, the end token, is not, nor is it stored.
+whose label would be after the end token is neither taught nor stored.
 
-Knows no model and no randomness. Legend: S packed sequence, A rows of the autoregressive term, M taught noisy rows,
+Legend: S packed sequence, A rows of the autoregressive term, M taught noisy rows,
 R response tokens, N block.
 """
 
@@ -27,38 +27,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from nptool.collection.store import Trajectory
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.cllm.schedule import Choice
 
 Ints = npt.NDArray[np.int64]
-
-CLEAN = 0
-"""Segment of the clean stream; branches are numbered from 1."""
-
-
-class TrajectoryLike(Protocol):
-    """What packing reads of a collected trajectory."""
-
-    @property
-    def prompt_ids(self) -> npt.NDArray[np.int32]:
-        """Prompt, shape (P,), P >= 1."""
-
-    @property
-    def response_ids(self) -> npt.NDArray[np.int32]:
-        """The model's response with its end token, shape (R,), R >= 1."""
-
-    @property
-    def reference_ids(self) -> npt.NDArray[np.int32] | None:
-        """The data set's own answer with an end token."""
-
-    @property
-    def states(self) -> Sequence[npt.NDArray[np.int32]]:
-        """For each block its states, shape (k + 1, N), the last one the fixed point."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +45,25 @@ class Packed:
     ids_S: Ints
     positions_S: Ints
     segments_S: Ints
-    """0 for the clean stream, the branch's number otherwise."""
+    """0 for the clean stream, the branch's number from 1 otherwise."""
     leaves_S: Ints
     """Position at which the token's branch leaves the clean stream; 0 for clean tokens."""
     ar_rows_A: Ints
     ar_labels_A: Ints
     student_rows_M: Ints
     teacher_rows_M: Ints
-    """Row that teaches the student row: a clean one, or one of the next state's branch (local consistency)."""
+    """Row that teaches each student row: a clean one, or one of the next state's branch (local consistency)."""
     fixed_labels_M: Ints
     """The fixed point's token that the student row should predict."""
     weights_M: npt.NDArray[np.float64]
-    """Weight of the student row among all, 1 at its block's first wrong token."""
+    """Weight of each student row, 1 at its block's first wrong token."""
 
     def __len__(self) -> int:
         return len(self.ids_S)
 
 
-def pack(trajectory: TrajectoryLike, choices: Sequence[Choice], recipe: Recipe) -> Packed:
-    """Pack a trajectory with the states of its blocks that each choice names."""
+def pack(trajectory: Trajectory, choices: Sequence[Choice], recipe: Recipe) -> Packed:
+    """Pack a trajectory with the chosen states of its blocks."""
     prompt, response_R = (ids.astype(np.int64) for ids in (trajectory.prompt_ids, trajectory.response_ids))
     streams = _Streams(np.concatenate([prompt, response_R[:-1]]), len(prompt))
     ar_rows_A, ar_labels_A = _ar_rows(streams, trajectory, recipe)
@@ -103,16 +80,16 @@ def pack(trajectory: TrajectoryLike, choices: Sequence[Choice], recipe: Recipe) 
     )
 
 
-def noisy_response(trajectory: TrajectoryLike, chosen: Sequence[int]) -> Ints:
-    """The response with every block at its chosen state, shape (R,): what runs past the end token is cut off."""
+def noisy_response(trajectory: Trajectory, chosen: Sequence[int]) -> Ints:
+    """The response with every block at its chosen state, shape (R,); cut off after the end token."""
     states = [block[state] for block, state in zip(trajectory.states, chosen, strict=True)]
     return np.concatenate(states)[: len(trajectory.response_ids)].astype(np.int64)
 
 
 def taught_rows(wrong_R: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.bool_]:
-    """Response rows that carry consistency loss, shape (R,): in each block from its first wrong token on.
+    """Response rows that carry consistency loss, boolean (R,): in each block from its first wrong token on.
 
-    The last row is not among them: its label lies after the end token.
+    The last row is never taught: its label would be after the end token.
     """
     padded = np.pad(wrong_R, (0, -len(wrong_R) % block)).reshape(-1, block)
     taught_R = np.logical_or.accumulate(padded, axis=1).reshape(-1)[: len(wrong_R)]
@@ -122,18 +99,16 @@ def taught_rows(wrong_R: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.bo
 
 @dataclass(frozen=True)
 class _Taught:
-    """The taught rows of one choice."""
-
     response_M: Ints
-    """The response token each stands for."""
+    """Index in the response of each row's token."""
     student_rows_M: Ints
     teacher_rows_M: Ints
     distance_M: Ints
-    """Tokens between the first wrong one of its block and each."""
+    """Tokens between each and the first wrong one of its block."""
 
 
-def _teach(streams: _Streams, trajectory: TrajectoryLike, choice: Choice, recipe: Recipe) -> _Taught:
-    """Add the branches of a choice; returns who is taught by whom."""
+def _teach(streams: _Streams, trajectory: Trajectory, choice: Choice, recipe: Recipe) -> _Taught:
+    """Add the branches of a choice; returns its taught rows with their teachers."""
     response_R = trajectory.response_ids.astype(np.int64)
     noisy_R = noisy_response(trajectory, choice.states)
     taught_R = taught_rows(noisy_R != response_R, trajectory.states[0].shape[1])
@@ -156,7 +131,7 @@ def _distance(r: Ints, block: int) -> Ints:
 
 
 class _Streams:
-    """The packed sequence while it grows: the clean stream, then branches behind it."""
+    """The packed sequence under construction: the clean stream, then branches."""
 
     def __init__(self, clean_ids: Ints, prompt_length: int) -> None:
         self._prompt_length = prompt_length
@@ -171,16 +146,11 @@ class _Streams:
         return rows
 
     def branch_off(
-        self,
-        noisy_R: Ints,
-        response_R: Ints,
-        taught_R: npt.NDArray[np.bool_],
-        edges: Sequence[int],
-        row_R: Ints,
+        self, noisy_R: Ints, response_R: Ints, taught_R: npt.NDArray[np.bool_], edges: Sequence[int], row_R: Ints
     ) -> None:
-        """Append a branch between each two `edges` and enter its rows in `row_R`.
+        """Append a branch between each two `edges` and write its rows to `row_R`.
 
-        A branch runs from its first wrong token to the last taught row; where no row is taught there is none.
+        A branch runs from its first wrong token to the last taught row; without a taught row there is none.
         """
         for begin, end in pairwise(edges):
             wrong = np.flatnonzero(noisy_R[begin:end] != response_R[begin:end])
@@ -200,8 +170,8 @@ class _Streams:
         )
 
 
-def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
-    """Response indices between which one branch lies, first 0, last R."""
+def _edges(trajectory: Trajectory, recipe: Recipe, phase: int) -> list[int]:
+    """Response indices that separate the branches, first 0, last R."""
     response, block = len(trajectory.response_ids), trajectory.states[0].shape[1]
     if recipe.context == "noisy":
         return [0, response]
@@ -209,18 +179,17 @@ def _edges(trajectory: TrajectoryLike, recipe: Recipe, phase: int) -> list[int]:
     return [0, *range(size - shift, response, size), response]
 
 
-def _ar_rows(streams: _Streams, trajectory: TrajectoryLike, recipe: Recipe) -> tuple[Ints, Ints]:
+def _ar_rows(streams: _Streams, trajectory: Trajectory, recipe: Recipe) -> tuple[Ints, Ints]:
     """Rows and labels of the autoregressive term.
 
-    The data set's answer becomes one more branch, which leaves the clean stream where the two differ; mostly the
-    model's own response is the same for long, or to its end.
+    The data set's answer is one more branch, which leaves the clean stream where the two differ.
     """
     prompt, response_R = len(trajectory.prompt_ids), trajectory.response_ids.astype(np.int64)
     if recipe.ar_target == "response":
         return prompt - 1 + np.arange(len(response_R)), response_R
     assert trajectory.reference_ids is not None, "the data is checked for references when it is read"
     labels_A = trajectory.reference_ids.astype(np.int64)
-    # The last token of either predicts nothing here, so neither stream holds it.
+    # The last token of each predicts nothing, so neither stream stores it.
     inputs = labels_A[:-1]
     shared = _common_prefix(inputs, response_R[:-1])
     branch = streams.add(inputs[shared:], shared) if shared < len(inputs) else np.empty(0, dtype=np.int64)
@@ -228,7 +197,6 @@ def _ar_rows(streams: _Streams, trajectory: TrajectoryLike, recipe: Recipe) -> t
 
 
 def _common_prefix(a: Ints, b: Ints) -> int:
-    """Number of tokens that both begin with."""
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length

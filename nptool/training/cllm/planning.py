@@ -1,7 +1,7 @@
 """All batches of a training, planned before it starts: which trajectories, and which states of them.
 
-Every pass over the data draws new states; a batch holds packed sequences of similar length. The plan depends on data,
-recipe and seed only, so a run that is continued, and every process of several, sees the same. Knows no model.
+Every pass over the data draws new states; a batch holds packed sequences of similar length. The plan depends only on
+data, recipe and seed, so a resumed run and every process see the same batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEP = "planning batches"
 # Reports of progress in a pass.
 _REPORTS = 100
 _ORDER_STREAM = 2**32
-"""Stands for the trajectory's number where a pass draws its order."""
+"""Seed, instead of a trajectory's number, for the order of a pass."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,17 @@ class Plan:
     recipe: Recipe
     seed: int
     batches: list[tuple[int, Rows]]
-    """For each batch its pass over the data, and its trajectories."""
+    """Pass over the data, and trajectories, of each batch."""
     tokens: list[int]
-    """Tokens of each batch, padding not counted."""
+    """Tokens of each batch, without padding."""
 
     def batch(self, number: int, pad_id: int) -> Batch:
-        """The batch, packed and padded."""
         epoch, rows = self.batches[number]
         return collate([draw(self.trajectories, int(row), self.recipe, self.seed, epoch) for row in rows], pad_id)
 
 
 def draw(trajectories: Sequence[Trajectory], row: int, recipe: Recipe, seed: int, epoch: int) -> Packed:
-    """A trajectory with the states that it shows in a pass over the data."""
+    """A packed trajectory with the states that it shows in a pass over the data."""
     trajectory, rng = trajectories[row], generator(seed, epoch, row)
     choices = choose(trajectory.states, len(trajectory.response_ids), recipe, rng)
     if recipe.augment:
@@ -55,7 +54,7 @@ def draw(trajectories: Sequence[Trajectory], row: int, recipe: Recipe, seed: int
 
 
 def augmented(trajectory: Trajectory, choices: Sequence[Choice], rng: np.random.Generator) -> Trajectory:
-    """A copy of a trajectory in which the chosen states are augmented; no state's first wrong token moves."""
+    """A copy of a trajectory whose chosen states are augmented; their first wrong tokens stay wrong."""
     blocks = []
     for number, states_SN in enumerate(trajectory.states):
         changed_SN = states_SN.copy()
@@ -76,8 +75,8 @@ def plan(
     """Plan a training.
 
     Args:
-        batch_tokens: padded tokens of a batch; one that is longer is a batch of its own.
-        count: from the number of batches in the first pass to that of the training.
+        batch_tokens: padded tokens of a batch; a longer sequence is a batch of its own.
+        count: maps the batches in the first pass to those of the training.
     """
     batches: list[tuple[int, Rows]] = []
     tokens: list[int] = []
@@ -92,10 +91,7 @@ def plan(
     return Plan(trajectories, recipe, seed, batches[:wanted], tokens[:wanted])
 
 
-def _lengths(
-    trajectories: Sequence[Trajectory], recipe: Recipe, seed: int, epoch: int, progress: Progress
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Packed length of every trajectory in a pass."""
+def _lengths(trajectories: Sequence[Trajectory], recipe: Recipe, seed: int, epoch: int, progress: Progress) -> Rows:
     lengths = np.empty(len(trajectories), dtype=np.int64)
     every = max(1, len(trajectories) // _REPORTS)
     for row in range(len(trajectories)):

@@ -1,13 +1,13 @@
 """Which state of its trajectory each block shows in a training step.
 
-`uniform` is CLLM's choice (arXiv 2403.00835): any state but the fixed point, all alike. `progressive` is Jacobi
-Forcing's (arXiv 2512.14681): over a window of w blocks the wanted share of noise rises from `min_noise` to `max_noise`,
-and a block shows the state whose share of tokens from its first wrong one on is nearest. `random` and `reverse` are the
-ablation's: the same levels drawn at random for every block, or falling. The paper writes t_i = i / w; its released
-command spaces the levels from 0 to 1 inclusive, which is what the defaults do, so that the all-noise guess with which
-decoding starts is taught too (max_noise = (w - 1) / w gives the paper's formula).
+`uniform` is CLLM's choice (arXiv 2403.00835): any state but the fixed point, with equal probability. `progressive` is
+Jacobi Forcing's (arXiv 2512.14681): over a window of w blocks the target share of noise rises from `min_noise` to
+`max_noise`, and a block shows the state whose share of tokens from its first wrong one on is nearest. `random` and
+`reverse` are from the paper's ablation: the same levels, drawn at random for every block, or falling. The paper has
+t_i = i / w; its released command spaces the levels from 0 to 1 inclusive, as the defaults do, so the random guess that
+decoding starts with is taught too (max_noise = (w - 1) / w gives the paper's formula).
 
-Pure: the same generator gives the same choice. Knows no tensor and no packing. Legend: N block.
+Legend: N block.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class Choice:
     """One state for every block of a trajectory."""
 
     states: tuple[int, ...]
-    """For each block the number of its state, 0 being the random guess."""
+    """State of each block; 0 is the random guess."""
     phase: int
-    """Place of the first block in the schedule's window."""
+    """Position of the first block in the schedule's window."""
 
 
 def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of trajectory `index` in `epoch`: the same in every process and after a resume."""
+    """The random generator of trajectory `index` in `epoch`: the same in every process and after a resume."""
     return np.random.default_rng([seed, epoch, index])
 
 
 def choose(
     states: Sequence[npt.NDArray[np.int32]], response_length: int, recipe: Recipe, rng: np.random.Generator
 ) -> list[Choice]:
-    """Draw `recipe.draws` times a state for each block: different ones where there are enough.
+    """Draw a state for each block, `recipe.draws` times: different ones if there are enough.
 
     Args:
         states: for each block its states, shape (k + 1, N), the last one the fixed point.
-        response_length: tokens of the response with its end token; what a block holds beyond them does not count.
+        response_length: tokens of the response with its end token; later tokens of the last block do not count.
     """
     block = states[0].shape[1]
     noise = [
@@ -56,10 +56,11 @@ def choose(
     start = int(rng.integers(recipe.window)) if recipe.random_phase and len(states) < recipe.window else 0
     choices = []
     for number in range(recipe.draws):
-        # Evenly spread over the window, so that the draws show different levels.
+        # Evenly spread over the window, so the draws show different levels.
         phase = (start + number * recipe.window // recipe.draws) % recipe.window
         wanted = noise_levels(len(states), recipe, phase, rng)
-        nearest = (_nearest(shares, level) for shares, level in zip(noise, wanted, strict=True))
+        # The noisier state on a tie.
+        nearest = (int(np.argmin(np.abs(shares - level))) for shares, level in zip(noise, wanted, strict=True))
         choices.append(Choice(tuple(nearest), phase))
     return choices
 
@@ -72,7 +73,7 @@ def noise_shares(states: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.f
 
 
 def noise_levels(blocks: int, recipe: Recipe, phase: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The wanted noise share of each block, shape (blocks,), for the schedules that go by levels."""
+    """Target share of noise of each block, shape (blocks,), for all schedules but `uniform`."""
     levels = np.linspace(recipe.min_noise, recipe.max_noise, recipe.window)
     if recipe.schedule == "random":
         return levels[rng.integers(recipe.window, size=blocks)]
@@ -81,12 +82,7 @@ def noise_levels(blocks: int, recipe: Recipe, phase: int, rng: np.random.Generat
 
 
 def _uniform(shares: npt.NDArray[np.float64], draws: int, rng: np.random.Generator) -> list[int]:
-    """Different states that still have a wrong token; the fixed point once there are no more of them."""
+    """Different states that have a wrong token; the fixed point if there are too few."""
     unfinished = int(np.count_nonzero(shares))
     drawn: list[int] = rng.permutation(unfinished)[:draws].tolist()
     return drawn + [len(shares) - 1] * (draws - len(drawn))
-
-
-def _nearest(shares: npt.NDArray[np.float64], level: float) -> int:
-    """The state nearest to the level, the noisier of two equally near."""
-    return int(np.argmin(np.abs(shares - level)))

@@ -1,33 +1,30 @@
 """Consistency training: from a finished model and its trajectories to a CLLM in a run directory.
 
-The order of work: held-out prompts, collection (where the data are prompts), trajectories, model, a plan of all
-batches, training, checkpoint. Interrupted anywhere, the same call goes on; what is finished is not done again.
+In order: held-out prompts, collection (if the data are prompts), trajectories, a plan of all batches, model, training,
+checkpoint. An interrupted call can be repeated at any point; finished parts are not done again.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from nptool.checkpoints import load_model, save_model
-from nptool.collection.store import Collected, CollectionMetadata
 from nptool.errors import CheckpointError, UsageError
-from nptool.files import read_json, write_json
 from nptool.method_note import MethodNote, write_note
-from nptool.processes import is_main_process, process_count
+from nptool.processes import is_main_process
 from nptool.progress import Progress, silent
-from nptool.provenance import provenance
 from nptool.runs import Run
-from nptool.training.arguments import count_steps, training_arguments
+from nptool.training.arguments import training_arguments
+from nptool.training.batches import batches_per_step, count_steps
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.measuring import CurveMeter, heldout_file, heldout_prompts
-from nptool.training.cllm.planning import Plan, plan
+from nptool.training.cllm.planning import plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
-from nptool.training.continuation import open_run
+from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.lora import add_adapters, merge_adapters
 from nptool.training.responses.data import (
     Source,
@@ -38,30 +35,21 @@ from nptool.training.responses.data import (
     position_limit,
     responses_of,
 )
-from nptool.training.trainer import BatchList, remove_checkpoints, run_trainer, state_dict_of
+from nptool.training.trainer import BatchList, pad_id, run_trainer, state_dict_of
 
-logger = logging.getLogger(__name__)
-
-KIND = "cllm"
+# Implementations that take a custom mask.
 ATTENTION = ("sdpa", "eager")
 
 
-@dataclass(frozen=True)
-class CllmResult:
-    """What a training gave; saved as the run's results. First and last figures are means of a stretch of the log."""
+@dataclass(frozen=True, kw_only=True)
+class CllmResult(TrainingResult):
+    """First and last figures are means over the first and last interval of the log."""
 
-    run: str
-    model: str
-    parameters: int
     trained_parameters: int
     block_size: int
     """n, in tokens."""
     trajectories: int
     left_out: int
-    """Trajectories longer than the limit."""
-    steps: int
-    tokens: int
-    """Of all packed sequences, padding not counted."""
     consistency_first: float
     consistency_last: float
     """Nats per taught row."""
@@ -71,37 +59,33 @@ class CllmResult:
     right_first: float
     right_last: float
     """Share of taught rows whose greedy pick is the fixed point's token."""
-    tokens_per_second: float | None
-    """Of the training itself, in the process that finished it."""
-    seconds: float
-    """Of the training itself, in the process that finished it; measuring the curve is not part of it."""
 
 
 def train_cllm(
     config: CllmConfig, progress: Progress = silent, run: Run | None = None, *, publish: bool = True
 ) -> CllmResult:
-    """Train, or go on with, the run that `config` describes; a finished run's result is returned as it is.
+    """Train or resume `run`, by default `runs/<config.run_name>`; a finished run's result is returned as it is.
 
     Args:
-        run: where to work instead of `runs/<config.run_name>`.
         publish: let `runs/latest` name the run once it is finished.
 
     Raises:
-        DataError: the data cannot be used.
-        CheckpointError: the model cannot be used, or is not the one of the trajectories.
-        UsageError: options contradict each other or the data, or the run directory holds another configuration.
-        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+        NptoolError: data, model or options cannot be used, or the run directory holds another configuration.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     set_seed(config.seed)
     source = find_source(config)
     described, tokenizer = open_source(source)
-    run, finished = open_run(config, KIND, data_digest=data_digest(config.data), free=config.FREE_FIELDS, run=run)
+    run, finished = open_run(config, data_digest(config.data), run)
     if finished:
-        logger.info("%s is finished already", run.path)
-        return _read_result(run)
+        return read_result(run, CllmResult)
     collected = responses_of(config, source, run, progress)
-    check_augmented(config, collected)
-    meter = _meter(config, collected.metadata, described, tokenizer, run, progress)
+    if config.augment and collected.metadata.augmented:
+        raise UsageError(f"{collected.path} was collected with --augment already; leave it out here")
+    metadata, meter = collected.metadata, None
+    if config.curve is not None:
+        prompts = heldout_prompts(heldout_file(config, run), config, metadata, described, tokenizer)
+        meter = CurveMeter(prompts, metadata, config.curve, run.curve, progress)
     trajectories = load_trajectories(
         collected, position_limit(described, config), references=config.ar_target == "reference"
     )
@@ -110,112 +94,53 @@ def train_cllm(
         config,
         config.seed,
         config.batch_tokens,
-        lambda batches_in_pass: count_steps(config, batches_in_pass) * config.accumulation * process_count(),
+        lambda batches_in_pass: count_steps(config, batches_in_pass) * batches_per_step(config),
         progress,
     )
     model, parameters, trained = _model(config, source)
-    trainer = _trainer(config, model, batches, tokenizer, run, meter)
-    seconds = run_trainer(trainer, run, progress, "consistency training").metrics["train_runtime"]
-    seconds -= meter.spent if meter is not None else 0.0
+    pad, count = pad_id(tokenizer), len(batches.batches)
+    trainer = CllmTrainer(
+        config,
+        model=model,
+        args=training_arguments(config, run, count // batches_per_step(config)),
+        train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad))),
+        callbacks=[] if meter is None else [meter],
+    )
+    # Measuring the curve is not part of the training time.
+    seconds = run_trainer(trainer, run, progress, "consistency training") - (meter.spent if meter is not None else 0.0)
     trainer.log_rest()
-    _save(trainer, config, source, tokenizer, collected.metadata.n, run)
+    _save(trainer, config, source, tokenizer, metadata.n, run)
     result = CllmResult(
-        run=str(run.path),
-        model=str(run.model),
         parameters=parameters,
         trained_parameters=trained,
-        block_size=collected.metadata.n,
+        block_size=metadata.n,
         trajectories=len(trajectories.rows),
         left_out=trajectories.left_out,
-        steps=trainer.state.max_steps,
-        tokens=sum(batches.tokens),
-        seconds=seconds,
-        **_figures(trainer, batches, seconds),
+        **trainer.run_figures(run, batches.tokens, seconds),
+        **_figures(trainer),
     )
-    if is_main_process():
-        write_json(run.results, {"kind": KIND, **asdict(result), "provenance": provenance()})
-        if publish:
-            run.publish()
-    remove_checkpoints(run)
+    finish_run(run, config.KIND, result, publish=publish)
     return result
-
-
-def check_attention(model: PreTrainedModel, ref: str) -> None:
-    """Check that the model's attention takes a mask of ours.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    if model.config._attn_implementation not in ATTENTION:
-        raise CheckpointError(
-            f"{ref} runs with {model.config._attn_implementation} attention; packed training needs one of "
-            f"{', '.join(ATTENTION)}"
-        )
-
-
-def check_augmented(config: CllmConfig, collected: Collected) -> None:
-    """Check that states are not augmented twice.
-
-    Raises:
-        UsageError: they would be.
-    """
-    if config.augment and collected.metadata.augmented:
-        raise UsageError(f"{collected.path} was collected with --augment already; leave it out here")
-
-
-def _meter(
-    config: CllmConfig,
-    metadata: CollectionMetadata,
-    described: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    progress: Progress,
-) -> CurveMeter | None:
-    """What measures the curve, if it is wanted."""
-    if config.curve is None:
-        return None
-    prompts = heldout_prompts(heldout_file(config, run), config, metadata, described, tokenizer)
-    return CurveMeter(prompts, metadata, config.curve, run.curve, progress)
 
 
 def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
     """The model to train, its number of parameters without adapters, and how many are trained."""
     model: Any = load_model(source.model)
-    check_attention(model, source.model)
+    attention = model.config._attn_implementation
+    if attention not in ATTENTION:
+        raise CheckpointError(
+            f"{source.model} runs with {attention} attention; packed training needs one of {', '.join(ATTENTION)}"
+        )
     parameters = model.num_parameters()
     if config.lora_rank is not None:
         model = add_adapters(model, config.lora_rank)
     return model, parameters, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def _trainer(
-    config: CllmConfig,
-    model: Any,
-    batches: Plan,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    meter: CurveMeter | None,
-) -> CllmTrainer:
-    pad_id = int(tokenizer.pad_token_id or 0)
-    count = len(batches.batches)
-    return CllmTrainer(
-        config,
-        model=model,
-        args=training_arguments(config, run, count // (config.accumulation * process_count())),
-        train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad_id))),
-        callbacks=[] if meter is None else [meter],
-    )
-
-
 def _save(
-    trainer: CllmTrainer,
-    config: CllmConfig,
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    run: Run,
+    trainer: CllmTrainer, config: CllmConfig, source: Source, tokenizer: PreTrainedTokenizerBase, n: int, run: Run
 ) -> None:
-    """Write the plain model, adapters merged, and what `nptool convert` needs to know."""
+    """Write the plain model with merged adapters, and the note that `nptool convert` reads."""
     weights = state_dict_of(trainer)
     if not is_main_process():
         return
@@ -223,7 +148,7 @@ def _save(
     if config.lora_rank is not None:
         model, weights = merged_model(model, config.lora_rank, source, weights), None
     save_model(model, tokenizer, run.model, weights)
-    write_note(run.model, MethodNote(KIND, block_size))
+    write_note(run.model, MethodNote(config.KIND, n))
 
 
 def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:
@@ -238,19 +163,10 @@ def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] 
     return merge_adapters(model)
 
 
-def _figures(trainer: CllmTrainer, batches: Plan, seconds: float) -> dict[str, Any]:
-    """First and last line of the log, and speed since the checkpoint the training went on from."""
+def _figures(trainer: CllmTrainer) -> dict[str, Any]:
     lines = [line for line in trainer.state.log_history if CONSISTENCY in line]
-    per_step = len(batches.batches) // trainer.state.max_steps
-    seen = sum(batches.tokens[trainer.first_step * per_step :])
     names = (("consistency", CONSISTENCY), ("ar", AUTOREGRESSIVE), ("right", RIGHT))
     return {
-        "tokens_per_second": seen / seconds if seen else None,
         **{f"{name}_first": float(lines[0][key]) for name, key in names},
         **{f"{name}_last": float(lines[-1][key]) for name, key in names},
     }
-
-
-def _read_result(run: Run) -> CllmResult:
-    saved = read_json(run.results)
-    return CllmResult(**{name: saved[name] for name in CllmResult.__dataclass_fields__})

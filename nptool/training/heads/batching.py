@@ -1,6 +1,6 @@
-"""Batches for the heads: at every position where decoding may ask, the tokens that each head is to say.
+"""Batches for the heads: every trained position with the target of each head.
 
-Head k at position i says the token at i + k. All heads are trained at the same positions, those whose next token is
+Head k at position i predicts the token at i + k. All heads are trained at the same positions, those whose next token is
 trained; the last k - 1 of them have no target for head k.
 
 Legend: B rows of a batch, T inputs of its longest row, N trained positions, K heads.
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nptool.collection.store import Trajectory
-from nptool.training.base.sequences import Sequences
+from nptool.training.base.sequences import Sequences, join_rows
 from nptool.training.heads.losses import IGNORE
 from nptool.training.trainer import Batch
 
@@ -24,8 +24,8 @@ def heads_batch(sequences: Sequences, rows: Sequence[int] | NDArray[np.int64], p
     """The rows as a batch.
 
     Returns:
-        `input_ids` (B, T), padded on the right; `positions_N`, of the trained positions in the flattened batch;
-        `labels_NK`, what each head is to say there, or `IGNORE`.
+        `input_ids` (B, T), padded on the right; `positions_N`, the trained positions in the flattened batch;
+        `labels_NK`, the target of each head there, or `IGNORE`.
     """
     plain = sequences.batch(rows, pad)
     ids_BT = plain["input_ids"]
@@ -44,15 +44,8 @@ def heads_batch(sequences: Sequences, rows: Sequence[int] | NDArray[np.int64], p
 
 def response_sequences(rows: Sequence[Trajectory]) -> Sequences:
     """Prompts with the model's own responses; the responses' tokens are trained."""
-    ids = [np.concatenate([row.prompt_ids, row.response_ids]) for row in rows]
-    lengths = np.array([len(one) for one in ids], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    prompts = np.array([len(row.prompt_ids) for row in rows], dtype=np.int64)
-    return Sequences(
-        ids=np.concatenate([*ids, np.empty(0, np.int32)]),
-        starts=ends - lengths,
-        ends=ends,
-        first_targets=prompts,
-        response_starts=prompts,
-        skipped=0,
-    )
+    records = []
+    for row in rows:
+        prompt = len(row.prompt_ids)
+        records.append((np.concatenate([row.prompt_ids, row.response_ids]), prompt, prompt))
+    return join_rows([], records, context=1)

@@ -1,11 +1,10 @@
-"""Multi-head checkpoints: a Hugging Face directory of the plain model, the extra heads beside it.
+"""Multi-head checkpoints: a Hugging Face directory of the plain model, with the extra heads beside it.
 
-`AutoModelForCausalLM.from_pretrained` on the directory gives the ordinary model. Names and description: `nptool.heads`.
+`AutoModelForCausalLM.from_pretrained` on the directory gives the plain model. File format: `nptool.heads`.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nptool.checkpoints import check_whole, load_model, save_model
 from nptool.errors import CheckpointError
 from nptool.files import atomic_directory
 from nptool.heads import HEADS_WEIGHTS, HeadsInfo, head_tensor, read_heads_info, trunk_digest, write_heads_info
+from nptool.training.heads.head import new_head
 from nptool.training.heads.model import MultiHead, check_layers
 
 
@@ -27,11 +27,11 @@ def save_heads(
     accuracy: tuple[tuple[float, ...], ...] = (),
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the whole checkpoint; it appears whole or not at all.
+    """Write the checkpoint; it appears whole or not at all.
 
     Args:
         accuracy: of heads 2..n, see `HeadsInfo`.
-        dtype: of the plain model's weights, which `model` has afterwards; the heads are written in float32.
+        dtype: of the plain model's weights; `model` itself is converted. The heads are written in float32.
     """
     from safetensors.torch import save_file
 
@@ -70,16 +70,11 @@ def load_heads(directory: Path) -> MultiHead:
     base: Any = load_model(directory)
     check_layers(base)
     check_heads(directory, info, base.config)
-    extra = _load_layers(directory, info, base.base_model.layers[-1])
-    return MultiHead(base, extra).eval()
+    return MultiHead(base, _load_extra(directory, info, base.base_model.layers[-1])).eval()
 
 
 def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> None:
-    """Check that a checkpoint's heads are for the model beside them, and that their file is whole; loads no weights.
-
-    Raises:
-        CheckpointError: they are not.
-    """
+    """Raise `CheckpointError` if a checkpoint's heads are for another model, or incomplete. Loads no weights."""
     for name, found in (
         ("trunk_layer", config.num_hidden_layers - 1),
         ("model_type", config.model_type),
@@ -94,8 +89,7 @@ def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> N
     check_whole(directory / HEADS_WEIGHTS)
 
 
-def _load_layers(directory: Path, info: HeadsInfo, last: torch.nn.Module) -> list[torch.nn.Module]:
-    """Heads 2..n as layers like `last`."""
+def _load_extra(directory: Path, info: HeadsInfo, last_layer: torch.nn.Module) -> list[torch.nn.Module]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -104,17 +98,17 @@ def _load_layers(directory: Path, info: HeadsInfo, last: torch.nn.Module) -> lis
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
-    layers = []
+    heads = []
     for number in range(2, info.count + 1):
         prefix = head_tensor(number, "")
         own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-        _check_shapes(own, last.state_dict(), f"{path}: head {number}")
-        layer = deepcopy(last)
-        layer.load_state_dict(own)
-        layers.append(layer)
+        head = new_head(last_layer)
+        _check_shapes(own, head.state_dict(), f"{path}: head {number}")
+        head.load_state_dict(own)
+        heads.append(head)
     if tensors:
         raise CheckpointError(f"{path} holds {min(tensors)}, which is none of the {info.count} heads of heads.json")
-    return layers
+    return heads
 
 
 def _check_shapes(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:

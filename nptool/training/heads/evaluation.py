@@ -1,6 +1,6 @@
-"""How well each head says the token it is for: held-out loss, and how often that is its first, second, ... choice.
+"""Held-out loss of each head, and how often the target is its first, second, ... choice.
 
-Knows no Trainer. Legend: B batch, T tokens, D hidden, V vocabulary, N positions, M positions of one head, C of a chunk,
+Legend: B batch, T tokens, D hidden, V vocabulary, N positions, M positions of one head, C of a chunk,
 K heads, R ranks.
 """
 
@@ -21,19 +21,19 @@ from nptool.training.heads.losses import IGNORE, chunks
 from nptool.training.heads.model import MultiHead
 
 RANKS = 10
-"""Choices of a head that are counted: as many as a tree may branch (Medusa's trees use the first ten)."""
+"""Choices of a head that are counted (Medusa's trees use the first ten)."""
 
 
 @dataclass(frozen=True)
 class HeadsEvaluation:
-    """Figures of heads 1..n."""
+    """Figures of heads 1..n, one entry per head."""
 
     tokens: tuple[int, ...]
-    """Targets of each head."""
+    """Number of targets."""
     loss: tuple[float, ...]
     """Nats per target."""
     accuracy: tuple[tuple[float, ...], ...]
-    """For each head the shares of targets that are its first, second, ... choice, not cumulative."""
+    """Shares of targets that are the head's first, second, ... choice, not cumulative."""
 
     def top(self, choices: int) -> tuple[float, ...]:
         """For each head the share of targets among its first `choices`."""
@@ -50,11 +50,11 @@ def evaluate_heads(
     progress: Progress = silent,
     step: str = "held-out loss",
 ) -> HeadsEvaluation:
-    """Measure on all targets of `sequences`.
+    """Evaluate on all targets of `sequences`.
 
     Args:
         batch_tokens: padded tokens of one pass.
-        heads: measure the first so many; None is all.
+        heads: evaluate heads 1..`heads` only; None is all.
         step: name of this step in progress reports.
     """
     model.eval()
@@ -71,8 +71,7 @@ def evaluate_heads(
         for head in range(count):
             labels_N = batch["labels_NK"][:, head]
             kept_N = labels_N != IGNORE
-            output_BTD = model.heads[head](trunk.z_BTD, **trunk.arguments)
-            hidden_MD = model.norm(output_BTD.flatten(0, 1)[batch["positions_N"][kept_N]])
+            hidden_MD = model.hidden_states(head, trunk, batch["positions_N"][kept_N])
             loss, hits_R = _measure(hidden_MD, labels_N[kept_N], model.unembedding_VD)
             tokens_K[head] += int(kept_N.sum())
             loss_K[head] += loss

@@ -4,10 +4,10 @@
 
 (arXiv 2404.19737, equation 2 and figure 2). Head by head: forward on z detached, logits in chunks of positions,
 backward at once, the gradient added up at z; then one backward pass through the trunk. The gradient of a chunk's logits
-is written down, (softmax - one-hot) / N_k, so no logit is kept for autograd. All of it happens in the forward pass of
-one autograd function, so gradient accumulation and data parallelism see an ordinary loss.
+is computed directly, (softmax - one-hot) / N_k, so no logit is kept for autograd. All of it happens in the forward pass
+of one autograd function, so gradient accumulation and data parallelism see an ordinary loss.
 
-Optionally head 1 is held near an original model: guard / N_1 * KL(original || head 1) is added.
+Optionally head 1 is kept near an original model: guard / N_1 * KL(original || head 1) is added.
 
 Legend: B batch, T tokens, D hidden, V vocabulary, N trained positions, M positions of one head, C of a chunk, K heads.
 """
@@ -23,31 +23,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nptool.training.heads.head import TrunkOutput
 from nptool.training.heads.model import MultiHead
 
 CHUNK_ELEMENTS = 2**23
 """Logits that go through one softmax at once (32 MiB in float32)."""
 
 IGNORE = -100
-"""Label where a head has no target: behind the last token."""
+"""Label where a head has no target: after the last token."""
 
 
 class HeadsLoss(NamedTuple):
-    """The loss, and what it is made of."""
-
     loss: Tensor
     """Scalar with gradient."""
     sums: Tensor
-    """(K + 1,) without gradient, nats: each head's sum of cross-entropies, then the guard's sum of divergences; 0 where
-    nothing is trained."""
+    """(K + 1,) without gradient, nats: each head's sum of cross-entropies, then the guard's sum of divergences; 0 for
+    heads that are not trained."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """The original model that head 1 is held near to."""
+    """The original model that head 1 is kept near."""
 
     weight: float
-    """Of the mean divergence beside head 1's mean cross-entropy."""
+    """Weight of the mean divergence; that of head 1's mean cross-entropy is 1."""
     hidden_ND: Tensor
     """The original's final hidden states at the trained positions."""
     unembedding_VD: Tensor
@@ -66,22 +65,22 @@ def heads_loss(
     Args:
         input_ids: (B, T), right-padded.
         positions_N: of the trained positions in the flattened batch.
-        labels_NK: token that each head is to say there, or `IGNORE`.
-        counts_K: targets to average each head over; an optimizer step of several batches passes those of the step.
+        labels_NK: target of each head there, or `IGNORE`.
+        counts_K: targets that each head's mean is over: those of the whole optimizer step.
     """
     trunk = model.run_trunk(input_ids)
     weights = [weight for weight in (*model.heads.parameters(), *model.shared()) if weight.requires_grad]
-    batch = _Batch(model, trunk.arguments, positions_N, labels_NK, counts_K, guard)
+    batch = _Batch(model, trunk, positions_N, labels_NK, counts_K, guard)
     loss, sums = _PerHead.apply(batch, weights, trunk.z_BTD, *weights)  # type: ignore[no-untyped-call]  # untyped in torch
     return HeadsLoss(loss, sums)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """What the autograd function needs beside the tensors that get a gradient."""
+    """Arguments of the autograd function that get no gradient."""
 
     model: MultiHead
-    arguments: dict[str, Any]
+    trunk: TrunkOutput
     positions_N: Tensor
     labels_NK: Tensor
     counts_K: Tensor
@@ -93,7 +92,6 @@ class _PerHead(torch.autograd.Function):
     def forward(
         ctx: Any, batch: _Batch, parameters: list[nn.Parameter], z_BTD: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss, and the sums of every head and of the guard; head by head, so that one's logits exist at a time."""
         gradients = _Gradients(z_BTD, parameters)
         exact = torch.promote_types(z_BTD.dtype, torch.float32)
         sums = z_BTD.new_zeros(batch.model.count + 1, dtype=exact)
@@ -101,7 +99,7 @@ class _PerHead(torch.autograd.Function):
         for head in range(batch.model.count):
             if gradients.wanted(batch.model.heads[head], batch.model):
                 _one_head(batch, head, z_BTD, shares_K[head], gradients, sums)
-        # Not by `save_for_backward`: what is handed over must not be held twice.
+        # Not by `save_for_backward`, which would keep them alive after backward returns them.
         ctx.gradients = gradients
         ctx.mark_non_differentiable(sums)
         loss = (sums[:-1] * shares_K).sum()
@@ -126,11 +124,11 @@ class _Gradients:
         self._sums: dict[int, Tensor] = {}
 
     def wanted(self, head: nn.Module, model: MultiHead) -> bool:
-        """Whether a head's loss has anything to change."""
+        """Whether a head's loss changes any trained parameter."""
         return self._z_BTD is not None or any(weight.requires_grad for weight in (*head.parameters(), *model.shared()))
 
     def backward(self, hidden_MD: Tensor, gradient_MD: Tensor, z_BTD: Tensor, weights: list[nn.Parameter]) -> None:
-        """Go back through one head: from its hidden states to its weights and z."""
+        """Backward pass of one head, from its hidden states to its weights and z."""
         inputs = [tensor for tensor in (z_BTD, *weights) if tensor.requires_grad]
         if not inputs:
             return
@@ -154,7 +152,7 @@ class _Gradients:
             sum_VD += left_CV.T @ right_CD.to(left_CV.dtype)
 
     def scaled(self, factor: Tensor) -> list[Tensor | None]:
-        """All gradients times `factor`, in the order of the function's inputs; they are handed over."""
+        """All gradients times `factor`, in the order of the function's inputs; no reference to them is kept."""
         found = [self._z_BTD, *(self._sums.pop(id(weight), None) for weight in self._weights)]
         self._z_BTD = None
         for gradient in found:
@@ -165,16 +163,16 @@ class _Gradients:
 
 def _one_head(batch: _Batch, head: int, z_BTD: Tensor, share: Tensor, gradients: _Gradients, sums: Tensor) -> None:
     """Forward and backward of one head; adds to `gradients` and `sums`."""
-    model, layer = batch.model, batch.model.heads[head]
+    model = batch.model
     chosen_M = (batch.labels_NK[:, head] != IGNORE).nonzero()[:, 0]
     leaf_BTD = z_BTD.detach().requires_grad_(z_BTD.requires_grad)
     with torch.enable_grad():
-        output_BTD = layer(leaf_BTD, **batch.arguments)
-        hidden_MD = model.norm(output_BTD.flatten(0, 1)[batch.positions_N[chosen_M]])
+        trunk = TrunkOutput(leaf_BTD, batch.trunk.arguments)
+        hidden_MD = model.hidden_states(head, trunk, batch.positions_N[chosen_M])
     gradient_MD = torch.empty_like(hidden_MD)
     for rows_C in chunks(len(chosen_M), len(model.unembedding_VD)):
         gradient_MD[rows_C] = _chunk(batch, head, hidden_MD.detach()[rows_C], chosen_M[rows_C], share, gradients, sums)
-    gradients.backward(hidden_MD, gradient_MD, leaf_BTD, [*layer.parameters(), *model.norm.parameters()])
+    gradients.backward(hidden_MD, gradient_MD, leaf_BTD, [*model.heads[head].parameters(), *model.norm.parameters()])
 
 
 def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
@@ -184,13 +182,7 @@ def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _chunk(
-    batch: _Batch,
-    head: int,
-    hidden_CD: Tensor,
-    chosen_C: Tensor,
-    share: Tensor,
-    gradients: _Gradients,
-    sums: Tensor,
+    batch: _Batch, head: int, hidden_CD: Tensor, chosen_C: Tensor, share: Tensor, gradients: _Gradients, sums: Tensor
 ) -> Tensor:
     """Loss of a chunk of positions, and its gradient at the hidden states (C, D)."""
     weight_VD = batch.model.unembedding_VD

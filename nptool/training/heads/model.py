@@ -1,19 +1,17 @@
-"""A causal language model taken apart into trunk, parallel heads, final norm and unembedding.
+"""A causal language model taken apart into trunk, parallel heads, final norm and unembedding (arXiv 2404.19737).
 
-z, the input of the last layer, is what every head reads. Head 1 is the last layer itself; heads 2..n are further layers
-of the same architecture. All share the model's final norm and unembedding (arXiv 2404.19737). Works for every
-architecture whose layers lie in `model.model.layers` (Llama, Mistral, Qwen2, Qwen3): the layers are called with the
-arguments the model itself would call its last one with, so masks and rotary positions are the model's own.
+Every head reads z, the input of the last layer. Head 1 is the last layer itself; heads 2..n are described in
+`nptool.training.heads.head`. All share the model's final norm and unembedding. Works for every architecture whose
+layers are in `model.model.layers` (Llama, Mistral, Qwen2, Qwen3): a head gets the arguments that the model passes to
+its last layer, so masks and rotary positions are the model's own.
 
-Legend: B batch, T tokens, D hidden.
+Legend: B batch, T tokens, D hidden, M positions of one head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,40 +19,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nptool.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class TrunkOutput:
-    """What the heads need of a forward pass."""
-
-    z_BTD: Tensor
-    arguments: dict[str, Any]
-    """Mask, rotary embeddings and whatever else the model hands to its last layer."""
+from nptool.training.heads.head import TrunkOutput, new_head, run_head
 
 
 class Tap(nn.Module):
-    """Stands where the last layer stood: keeps what that would have got, and passes it on."""
+    """Replaces the last layer: stores its input and returns it unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
         self.output: TrunkOutput | None = None
 
     def forward(self, z_BTD: Tensor, **arguments: Any) -> Tensor:
-        """Keep z and the layer's arguments."""
         self.output = TrunkOutput(z_BTD, arguments)
         return z_BTD
 
 
 class MultiHead(nn.Module):
-    """Trunk and heads of a model, whose last layer moves out of it and becomes head 1.
+    """Trunk and heads of a model.
 
     Args:
-        base: a model whose last layer is head 1.
-        extra: heads 2..n; layers of the same architecture.
+        base: a model whose last layer becomes head 1.
+        extra: heads 2..n.
     """
 
     _keys_to_ignore_on_save = None
-    """The Trainer asks for it when a checkpoint lacks weights, as one of a frozen trunk does."""
+    """Read by the Trainer when a checkpoint lacks weights, as one of a frozen trunk does."""
 
     def __init__(self, base: Any, extra: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -64,10 +53,10 @@ class MultiHead(nn.Module):
         self.heads = nn.ModuleList([trunk.layers[-1], *extra])
         trunk.layers[-1] = self.tap
         self.trunk = trunk
-        # A tied unembedding is the trunk's embedding: registered twice, it would be saved twice.
+        # A tied unembedding is the trunk's embedding; registered twice, it would be saved twice.
         tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
         self.lm_head = None if tied else base.get_output_embeddings()
-        # In a list, so that torch does not find the trunk a second time inside it.
+        # In a list, so that torch does not register the trunk a second time.
         self._base = [base]
 
     @property
@@ -82,22 +71,14 @@ class MultiHead(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        """The final norm, shared by all heads."""
         norm: nn.Module = self.trunk.norm
         return norm
 
     @property
     def unembedding_VD(self) -> nn.Parameter:
-        """The unembedding, shared by all heads."""
         owner = self.trunk.embed_tokens if self.lm_head is None else self.lm_head
         weight: nn.Parameter = owner.weight
         return weight
-
-    @property
-    def plain_parameters(self) -> int:
-        """Parameters of the ordinary model."""
-        with self.plain_model() as base:
-            return int(base.num_parameters())
 
     def shared(self) -> list[nn.Parameter]:
         """Weights of the final norm and the unembedding."""
@@ -105,11 +86,10 @@ class MultiHead(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.unembedding_VD.device
 
     def run_trunk(self, ids_BT: Tensor) -> TrunkOutput:
-        """z of right-padded rows; no gradient is kept where nothing in the trunk is trained."""
+        """z of right-padded rows; without gradient if the trunk is frozen."""
         trained = any(weight.requires_grad for weight in self.trunk.parameters())
         with nullcontext() if trained else torch.no_grad():
             self.trunk(input_ids=ids_BT, use_cache=False)
@@ -117,14 +97,24 @@ class MultiHead(nn.Module):
         assert output is not None
         return output
 
+    def hidden_states(self, head: int, trunk: TrunkOutput, positions_M: Tensor) -> Tensor:
+        """A head's hidden states after the final norm, shape (M, D).
+
+        Args:
+            head: index in `heads`, from 0.
+            positions_M: in the flattened batch.
+        """
+        hidden_MD: Tensor = self.norm(run_head(self.heads[head], trunk).flatten(0, 1)[positions_M])
+        return hidden_MD
+
     def freeze_trunk(self) -> None:
-        """Leave heads 2..n as all that is trained."""
+        """Train heads 2..n only."""
         self.requires_grad_(False)
         self.extra.requires_grad_(True)
 
     @contextmanager
     def plain_model(self) -> Iterator[PreTrainedModel]:
-        """The ordinary model, trunk with head 1, inside the block."""
+        """The plain model (trunk and head 1), inside the `with` block."""
         base = self._base[0]
         layers: Any = self.trunk.layers
         layers[-1] = self.heads[0]
@@ -133,18 +123,9 @@ class MultiHead(nn.Module):
         finally:
             layers[-1] = self.tap
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Compute the activations of the trunk's layers again in the backward pass; called by the Trainer.
-
-        Of the heads only one is in memory at a time as it is.
-        """
-        self.trunk.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
-        )
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Called by the Trainer; the heads need no checkpointing, since they are run one at a time."""
+        self.trunk.activation_checkpointing_enable(**options)
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """The training loss (`nptool.training.heads.losses`)."""
@@ -154,22 +135,27 @@ class MultiHead(nn.Module):
 
 
 def add_heads(base: Any, count: int) -> MultiHead:
-    """`base` with heads 2..`count` that start as copies of its last layer.
-
-    Raises:
-        CheckpointError: an architecture whose layers are not found.
-    """
+    """`base` with new heads 2..`count`; raises as `check_layers`."""
     check_layers(base)
     last = base.base_model.layers[-1]
-    return MultiHead(base, [deepcopy(last) for _ in range(count - 1)])
+    return MultiHead(base, [new_head(last) for _ in range(count - 1)])
+
+
+def move_layers(base: Any, heads: int) -> MultiHead:
+    """An untrained model whose last `heads` layers become heads 1..n; the layers before them are the trunk.
+
+    So the number of parameters does not depend on the number of heads (2404.19737, section 2).
+    """
+    layers = base.model.layers
+    kept = len(layers) - (heads - 1)
+    extra = list(layers[kept:])
+    del layers[kept:]
+    base.config.num_hidden_layers = kept
+    return MultiHead(base, extra)
 
 
 def check_layers(base: Any) -> None:
-    """Check that the model has the parts that heads need.
-
-    Raises:
-        CheckpointError: it has not.
-    """
+    """Raise `CheckpointError` if the model has no trunk below its last layer, or its parts are not found."""
     trunk, unembedding = base.base_model, base.get_output_embeddings()
     layers: Any = getattr(trunk, "layers", None)
     parts = isinstance(layers, nn.ModuleList) and hasattr(trunk, "norm") and hasattr(trunk, "embed_tokens")

@@ -1,18 +1,18 @@
-"""What a training of heads starts from: the model with its heads, and responses to train and to measure on."""
+"""What a training of heads starts from: the model with its heads, and responses to train and evaluate on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
 
 from transformers import PretrainedConfig
 
 from nptool.checkpoints import load_model, local_directory
 from nptool.collection.store import Trajectory
-from nptool.errors import DataError, UsageError
+from nptool.errors import UsageError
 from nptool.heads import read_heads_info
 from nptool.processes import process_count
+from nptool.training.base.corpus import split_by_hash
 from nptool.training.base.sequences import Sequences
 from nptool.training.heads.batching import response_sequences
 from nptool.training.heads.checkpoint import check_heads, load_heads
@@ -22,18 +22,18 @@ from nptool.training.responses.data import Source, find_source
 
 
 def find_responses(config: HeadsConfig) -> Source:
-    """As `find_source`; trajectories whose prompts are to be answered anew count as prompts.
+    """As `find_source`; with `answer_anew`, trajectories count as prompts.
 
     Raises:
-        UsageError: there are several processes to answer them.
+        UsageError: several processes would have to answer them.
     """
     source = find_source(config)
     if source.collected is None or not config.answer_anew:
         return source
     if process_count() > 1:
         raise UsageError(
-            f"{source.collected} is to be answered anew; with several processes, run `nptool collect -m {source.model} "
-            f"--data {source.collected}` first"
+            f"--answer-anew works in one process; with several, run `nptool collect -m {source.model} --data "
+            f"{source.collected}` first"
         )
     return replace(source, collected=None)
 
@@ -41,11 +41,8 @@ def find_responses(config: HeadsConfig) -> Source:
 def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig) -> bool:
     """Whether the model has heads already, which are then trained further.
 
-    Args:
-        described: the model's own configuration.
-
     Raises:
-        UsageError: it has another number of them.
+        UsageError: it has another number of them than `config.heads`.
         CheckpointError: they do not fit the model.
     """
     directory = local_directory(source.model)
@@ -54,34 +51,20 @@ def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig
         check_heads(directory, info, described)
     if info is not None and info.count != config.heads:
         raise UsageError(
-            f"{source.model} has {info.count} heads and is to have {config.heads}; give --heads {info.count} to train "
+            f"{source.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count} to train "
             "them further, or start from the plain model"
         )
     return info is not None
 
 
 def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, Sequences | None]:
-    """Sequences to train on, and a share of them to measure on, drawn by a hash of the prompt.
-
-    Raises:
-        DataError: too few rows for the share.
-    """
-    if not share:
-        return response_sequences(rows), None
-    places = [int.from_bytes(blake2b(row.prompt_ids.tobytes(), digest_size=8).digest()) / 2**64 for row in rows]
-    border = max(share, min(places))
-    heldout = [row for row, place in zip(rows, places, strict=True) if place <= border]
-    train = [row for row, place in zip(rows, places, strict=True) if place > border]
-    if not train:
-        raise DataError(
-            f"{len(rows)} trajector{'y is' if len(rows) == 1 else 'ies are'} too few to hold out {share:.0%} of them; "
-            "give more data, or --heldout 0"
-        )
-    return response_sequences(train), response_sequences(heldout)
+    """Sequences to train on, and a share held out by a hash of the prompt (see `split_by_hash`)."""
+    train, heldout = split_by_hash(rows, [row.prompt_ids.tobytes() for row in rows], share)
+    return response_sequences(train), response_sequences(heldout) if share else None
 
 
 def start_model(config: HeadsConfig, source: Source) -> MultiHead:
-    """The model as training starts from it: with its heads, or with copies of its last layer."""
+    """The model with its own heads, or with new ones."""
     directory = local_directory(source.model)
     if directory is not None and read_heads_info(directory) is not None:
         model = load_heads(directory)

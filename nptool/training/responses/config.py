@@ -1,29 +1,26 @@
-"""What every training on the model's own responses lets the user choose about them. Loads no torch."""
+"""Options of every training on the model's own responses. Loads no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from nptool.errors import UsageError
-from nptool.runs import check_name, latest_run, run_of
-from nptool.settings import check_range, digest, to_json
+from nptool.runs import latest_run, run_of
+from nptool.settings import check_range
 from nptool.training.config import TrainingConfig
 
 BLOCK_SIZE = 16
 """Block length of a collection made here; n = 16 in CLLM and in Jacobi Forcing's first round."""
 
-# What only a collection made here reads.
+# Fields that only matter when the training collects trajectories itself.
 COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field", "response_field")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponsesConfig(TrainingConfig):
-    """Training of a finished model, on collected trajectories or on prompts to collect from first."""
-
-    FREE_FIELDS: ClassVar[tuple[str, ...]] = ("name", "save_every", "log_every")
-    """What does not change the result, and may change when a run is continued."""
+    """Training of a finished model on collected trajectories, or on prompts to collect from first."""
 
     data: tuple[Path, ...]
     """One file of `nptool collect`, or files of prompts."""
@@ -34,18 +31,13 @@ class ResponsesConfig(TrainingConfig):
     max_length: int | None = None
     """Leave out trajectories of more tokens (prompt and response); None is the model's context."""
     heldout: float = 0.05
-    """Share of prompts kept for testing, where neither the model's run nor the collection's names any."""
+    """Share of prompts held out, unless the run of the model or of the collection has held-out prompts."""
     max_new_tokens: int = 512
-    """Longest response in a collection made here."""
+    """Maximum response length in a collection made here."""
     collect_batch_size: int = 32
-    """Sequences in flight in a collection made here."""
+    """Sequences decoded at once in a collection made here."""
     limit: int | None = None
-    """Collect from the first so many records only."""
-    prompt_field: str | None = None
-    response_field: str | None = None
-    """Fields of records whose shape is not recognized."""
-    name: str | None = None
-    """Run directory under runs/; None makes one of the data's name and a digest of this configuration."""
+    """Collect from the first `limit` records only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,24 +48,15 @@ class ResponsesConfig(TrainingConfig):
         check_range(self, ("max_new_tokens", "collect_batch_size", "limit"), low=1)
         check_range(self, ("max_length",), low=2)
         check_range(self, ("heldout",), low=0, high=1, open_high=True)
-        check_name(self.name)
-
-    def name_of_run(self, kind: str) -> str:
-        """Name of the run directory: the same for the same configuration, so that a repeated command continues."""
-        if self.name is not None:
-            return self.name
-        values = {name: value for name, value in to_json(self).items() if name not in self.FREE_FIELDS}
-        return f"{kind}-{self.origin}-{digest(values)}"
 
     @property
     def origin(self) -> str:
-        """What the run is named after: the run its trajectories lie in, or their file."""
         run = run_of(self.data[0])
         return run.path.name if run else self.data[0].resolve().stem
 
 
 def run_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Where no data are given: the trajectories in the model's run, without a model in the newest run.
+    """Default for missing `data`: the trajectories in the model's run, or in the newest run if no model is given.
 
     Raises:
         DataError: there is no run.

@@ -1,7 +1,4 @@
-"""From `--data` to trajectories that fit the model: collected first if need be, read, checked.
-
-Knows files, models' limits and the collection's format; no tensor and no loss.
-"""
+"""From `--data` to trajectories that fit the model: collected first if necessary, read, checked."""
 
 from __future__ import annotations
 
@@ -12,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nptool.checkpoints import check_vocabulary, load_config, load_tokenizer
 from nptool.collection.config import CollectConfig
+from nptool.collection.prompts import load_prompts
 from nptool.collection.store import Collected, CollectionMetadata, Trajectory, is_collected, read_collected
 from nptool.data.records import read_records
 from nptool.data.rendering import tokenizer_digest
@@ -22,7 +21,7 @@ from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.files import atomic_file
 from nptool.processes import is_main_process, main_process_first, process_count
 from nptool.progress import Progress
-from nptool.runs import Run, run_of
+from nptool.runs import ROOT, Run, run_of
 from nptool.training.base.corpus import cut_texts, split_units, write_heldout
 from nptool.training.responses.config import BLOCK_SIZE, ResponsesConfig
 
@@ -43,7 +42,7 @@ class Source:
 
 
 def find_source(config: ResponsesConfig) -> Source:
-    """Tell trajectories from prompts, and find the model.
+    """Decide whether `--data` is trajectories or prompts, and which model is trained.
 
     Raises:
         DataError: a file is missing, or no model is named and the data cannot be read.
@@ -54,9 +53,9 @@ def find_source(config: ResponsesConfig) -> Source:
     collected = [path for path in config.data if path.is_file() and is_collected(path)]
     if not collected:
         if config.model is None:
-            # A damaged file of trajectories would need no -m.
+            # The file may be damaged trajectories, which need no -m: reading it raises that error first.
             next(read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field))
-            raise UsageError("-m is missing; name the model that is to answer the prompts in --data and be trained")
+            raise UsageError("-m is missing; name the model to train, which first answers the prompts in --data")
         if process_count() > 1:
             raise UsageError("--data holds prompts; with several processes, run `nptool collect` first")
         return Source(config.model, None)
@@ -69,7 +68,7 @@ def find_source(config: ResponsesConfig) -> Source:
 
 
 def data_digest(paths: tuple[Path, ...]) -> str:
-    """Tells one set of files from another by their contents."""
+    """Identifies a set of files by their contents."""
     digest = blake2b(digest_size=8)
     for file in (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])):
         if file.is_file():
@@ -79,10 +78,10 @@ def data_digest(paths: tuple[Path, ...]) -> str:
 
 
 def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
-    """Put the prompts for testing into the run: those of the model's or the collection's run, or a share of the data.
+    """Write held-out prompts into the run: those of the model's or the collection's run, or a share of the data.
 
-    A share is drawn by a hash of the prompt, so the same prompt always lands on the same side. Trajectories alone give
-    none: what would be held out has been collected already.
+    The share is drawn by a hash of the prompt, so a prompt is always on the same side. Nothing is held out from
+    trajectories, whose prompts have been collected already.
 
     Raises:
         DataError: the data cannot be read, or is too small for the share.
@@ -101,17 +100,12 @@ def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
         logger.info("%s has no held-out prompts; name some to `nptool bench` with --prompts", run.path)
         return
     records = read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field)
-    train, heldout = split_units(cut_texts(list(records)), config.heldout)
-    if not train:
-        raise DataError(
-            f"{config.data[0]} holds {len(heldout)} record{'s' * (len(heldout) != 1)}, too few to hold out "
-            f"{config.heldout:.0%} of them; give more data, or --heldout 0"
-        )
+    _, heldout = split_units(cut_texts(list(records)), config.heldout, str(config.data[0]))
     write_heldout(heldout, run.heldout)
 
 
 def collect_config(config: ResponsesConfig, source: Source, run: Run) -> CollectConfig:
-    """The collection that a training on prompts begins with."""
+    """The collection that a training on prompts starts with."""
     return CollectConfig(
         model=source.model,
         data=config.data,
@@ -128,10 +122,19 @@ def collect_config(config: ResponsesConfig, source: Source, run: Run) -> Collect
     )
 
 
-def position_limit(described: PretrainedConfig, config: ResponsesConfig) -> int | None:
-    """Longest prompt and response together, in tokens; None if nothing limits it.
+def expected_lengths(config: ResponsesConfig, source: Source) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of each prompt, and of its response if it is as long as the data's own, or else as long as it may be."""
+    limit = position_limit(load_config(source.model), config)
+    collection = collect_config(config, source, Run(ROOT / config.run_name))
+    prompts = load_prompts(collection, load_tokenizer(source.model), limit).prompts
+    responses = [len(one.reference_ids) if one.reference_ids is not None else one.limit for one in prompts]
+    return np.array([len(one.ids) for one in prompts]), np.array(responses)
 
-    A model with sliding-window attention is trained on what fits one window: the packed mask has no window.
+
+def position_limit(described: PretrainedConfig, config: ResponsesConfig) -> int | None:
+    """Maximum tokens of prompt and response together; None is no limit.
+
+    With sliding-window attention it is one window, since the packed mask has no window.
     """
     text = described.get_text_config()
     limits = (config.max_length, getattr(text, "max_position_embeddings", None), getattr(text, "sliding_window", None))
@@ -145,11 +148,7 @@ def check_match(
     tokenizer: PreTrainedTokenizerBase,
     model: str,
 ) -> None:
-    """Check that the trajectories' token ids mean the same to the model.
-
-    Raises:
-        CheckpointError: the model's vocabulary has another size, or its tokenizer other tokens.
-    """
+    """Raise `CheckpointError` if the model has another vocabulary size, or its tokenizer other tokens."""
     remedy = f"collect again with `nptool collect -m {model}`"
     rows = described.get_text_config().vocab_size
     if rows != metadata.vocab_size:
@@ -165,8 +164,6 @@ def check_match(
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What is trained on, in memory."""
-
     rows: list[Trajectory]
     left_out: int
     """Trajectories longer than the limit."""
@@ -177,10 +174,10 @@ def load_trajectories(collected: Collected, limit: int | None, *, references: bo
 
     Args:
         limit: leave out trajectories of more tokens, prompt and response together.
-        references: every row must have the data set's own answer.
+        references: require the data set's own answer in every row.
 
     Raises:
-        DataError: a row is damaged or has no reference, or none is left.
+        DataError: a row is damaged or has no reference, or no row is left.
     """
     rows = []
     for number, row in enumerate(collected.rows(), start=1):
@@ -189,7 +186,7 @@ def load_trajectories(collected: Collected, limit: int | None, *, references: bo
         answers = [row.response_ids]
         if references:
             if row.reference_ids is None or not len(row.reference_ids):
-                raise DataError(f"{where}: no reference answer, which --ar-target reference needs; take response")
+                raise DataError(f"{where}: no reference answer for --ar-target reference; use --ar-target response")
             answers.append(row.reference_ids)
         length = len(row.prompt_ids) + max(map(len, answers))
         if limit is None or length <= limit:
@@ -203,16 +200,14 @@ def load_trajectories(collected: Collected, limit: int | None, *, references: bo
 
 
 def _check_row(row: Trajectory, metadata: CollectionMetadata, where: str) -> None:
-    """Check that a row is what packing takes for granted."""
+    """Check what packing relies on: the fixed points of all blocks concatenate to the response."""
     n, response = metadata.n, row.response_ids
     if not len(row.prompt_ids) or not len(response):
         raise DataError(f"{where}: an empty prompt or response; collect again")
     whole = len(row.states) == -(-len(response) // n) and all(
         len(states) and states.shape[1] == n for states in row.states
     )
-    if not whole or not np.array_equal(
-        np.concatenate([states[-1] for states in row.states])[: len(response)], response
-    ):
+    if not whole or (np.concatenate([states[-1] for states in row.states])[: len(response)] != response).any():
         raise DataError(f"{where}: the fixed points do not spell the response; collect again")
     references = [] if row.reference_ids is None else [row.reference_ids]
     largest = max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.states, *references))
@@ -221,10 +216,10 @@ def _check_row(row: Trajectory, metadata: CollectionMetadata, where: str) -> Non
 
 
 def open_source(source: Source) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """The model's configuration and tokenizer, after checking that they fit each other and the trajectories.
+    """The model's configuration and tokenizer.
 
     Raises:
-        CheckpointError: they do not, or cannot be read.
+        CheckpointError: they do not match each other or the trajectories, or cannot be read.
     """
     described, tokenizer = load_config(source.model), load_tokenizer(source.model)
     check_vocabulary(described, tokenizer, source.model)
@@ -234,7 +229,7 @@ def open_source(source: Source) -> tuple[PretrainedConfig, PreTrainedTokenizerBa
 
 
 def responses_of(config: ResponsesConfig, source: Source, run: Run, progress: Progress) -> Collected:
-    """The trajectories' file; where the data are prompts, the model answers them now."""
+    """The trajectories; if the data are prompts, they are collected now."""
     with main_process_first():
         if is_main_process():
             keep_heldout(config, source, run)

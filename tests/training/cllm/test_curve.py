@@ -106,7 +106,7 @@ def test_the_weights_are_those_of_a_training_without_a_curve(config: CllmConfig)
 
 def test_an_interrupted_training_keeps_its_curve(config: CllmConfig) -> None:
     def interrupt(step: str, done: float, total: float, note: str = "") -> None:
-        # Step 3 is measured, but lies behind the last checkpoint: it will be trained, and measured, again.
+        # Step 3 is measured, but comes after the last checkpoint, so it is trained and measured again.
         if step == "consistency training" and done == 3:
             raise KeyboardInterrupt
 
@@ -153,7 +153,7 @@ def test_a_curve_is_of_the_same_prompts_throughout(config: CllmConfig, questions
     assert [point.step for point in curve_of("one").points] == [0, 3, 6, 7]
 
 
-def test_nought_measures_twenty_times(config: CllmConfig) -> None:
+def test_zero_measures_twenty_times(config: CllmConfig) -> None:
     train_cllm(replace(config, curve=0, steps=45))
     assert [point.step for point in curve_of("one").points] == [*range(0, 45, 2), 45]
 
@@ -234,7 +234,7 @@ def test_without_held_out_prompts_there_is_no_curve(config: CllmConfig, monkeypa
     run.heldout.write_text('{"prompt": "a", "response": "b"}\n')
     assert heldout_file(replace(config, curve_data=None), run) == run.heldout
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--curve measures in one process; leave it out where several train"):
+    with pytest.raises(UsageError, match="--curve measures in one process; leave it out with several"):
         heldout_file(config, Run(Path("runs/one")))
 
 
@@ -251,6 +251,6 @@ def test_the_gain_of_the_last_quarter(values: tuple[float, ...], gain: float | N
     assert make(*values).last_gain == gain
 
 
-def test_measurements_at_one_time_do_not_divide_by_nought() -> None:
+def test_measurements_at_one_time_do_not_divide_by_zero() -> None:
     points = tuple(CurvePoint(step, 0.0, 2.0) for step in range(6))
     assert Curve(4, 1, points).last_gain == 0.0

@@ -56,7 +56,7 @@ def test_every_taught_row_has_the_clean_row_at_its_position_as_teacher_and_predi
     assert packed.weights_M.tolist() == [1, 1, 1, 1, 1]
 
 
-def test_rows_far_behind_a_block_s_first_wrong_token_weigh_less() -> None:
+def test_rows_far_after_a_block_s_first_wrong_token_weigh_less() -> None:
     packed = pack(small(), [Choice((0, 0, 0), 0)], Recipe(context="clean", decay=0.5))
     assert packed.fixed_labels_M.tolist() == [2, 3, 4, 6, 7, 8]
     assert packed.weights_M.tolist() == [1, 0.5, 0.25, 1, 0.5, 1]
@@ -85,13 +85,13 @@ def test_a_block_at_its_fixed_point_has_no_branch() -> None:
 
 
 def test_noise_after_the_last_taught_row_is_not_stored() -> None:
-    """Block 1 at its fixed point behind a noisy block 0: its right tokens carry no loss, so nothing needs them."""
+    """Block 1 at its fixed point after a noisy block 0: its right tokens carry no loss, so they are not stored."""
     packed = pack(small(), [Choice((0, 1, 2), 0)], NOISY)
     assert tokens_of(packed, 1) == [50, 51, 52]
 
 
 def test_rows_whose_label_lies_after_the_end_token_are_not_taught() -> None:
-    # State 1 of the last block is wrong only at the end token itself (and behind it).
+    # State 1 of the last block is wrong only at the end token itself (and after it).
     packed = pack(small(), [Choice((2, 1, 1), 0)], CLEAN)
     assert not len(packed.student_rows_M)
     assert packed.ar_labels_A.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -56,7 +56,7 @@ def test_a_training_may_end_within_a_pass(trajectories: list[Trajectory]) -> Non
     assert [epoch for epoch, _ in made.batches].count(1) == 3
 
 
-def test_augmentation_corrects_half_of_the_wrong_tokens_behind_the_first(trajectories: list[Trajectory]) -> None:
+def test_augmentation_corrects_half_of_the_wrong_tokens_after_the_first(trajectories: list[Trajectory]) -> None:
     for row, trajectory in enumerate(trajectories):
         before = [block.copy() for block in trajectory.states]
         length = len(trajectory.response_ids)

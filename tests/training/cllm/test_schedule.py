@@ -116,6 +116,10 @@ def test_choices_depend_on_seed_pass_and_trajectory_only(make_trajectory: Make) 
         ({"ar_weight": -1.0}, "--ar-weight is -1.0; it must be at least 0"),
         ({"label_smoothing": 1.0}, "--label-smoothing is 1.0; it must be at least 0 and below 1"),
         ({"schedule": "linear"}, "--schedule is 'linear'; expected one of progressive, uniform, random, reverse"),
+        (
+            {"divergence": "l2"},
+            "--divergence is 'l2'; expected one of forward-kl, reverse-kl, jensen-shannon, fixed-point",
+        ),
         ({"draws": 0}, "--draws is 0; it must be at least 1"),
         ({"window": 3, "draws": 4}, "--draws 4 of --window 3 levels show states twice; lower --draws"),
         (

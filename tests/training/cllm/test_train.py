@@ -116,8 +116,8 @@ def test_another_configuration_does_not_go_on_in_the_same_run(config: CllmConfig
     )
 
 
-def test_a_run_that_failed_before_its_first_step_is_begun_anew(config: CllmConfig) -> None:
-    """Its data were of no use; with others, or other options, the name is free."""
+def test_a_run_that_failed_before_its_first_step_starts_again(config: CllmConfig) -> None:
+    """Its data could not be used, so other data or options may take the name."""
     with pytest.raises(DataError):
         train_cllm(replace(config, max_length=2, steps=3))
     saved = Path("runs/one/config.json")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from heads_memory import plain_loss
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,7 +19,6 @@ from nptool.training.heads import losses
 from nptool.training.heads.batching import heads_batch, response_sequences
 from nptool.training.heads.losses import IGNORE, Guard, heads_loss
 from nptool.training.heads.model import MultiHead, add_heads
-from nptool.training.heads.reference import plain_loss
 
 Build = Callable[..., PreTrainedModel]
 HEADS = 4
@@ -132,7 +133,11 @@ def test_the_guard_is_the_divergence_from_the_original(build: Build) -> None:
     original: Any = build("llama", False)
     hidden_BTD = original.model(input_ids=inputs["input_ids"])[0]
     guard = Guard(0.7, hidden_BTD.flatten(0, 1)[inputs["positions_N"]].detach(), original.lm_head.weight.detach())
-    plain = plain_loss(model, **inputs, guard=guard)
+    hidden_ND = model.hidden_states(0, model.run_trunk(inputs["input_ids"]), inputs["positions_N"])
+    logs_NV = F.linear(hidden_ND, model.unembedding_VD).log_softmax(-1)
+    original_NV = F.linear(guard.hidden_ND, guard.unembedding_VD).log_softmax(-1)
+    divergence = F.kl_div(logs_NV, original_NV, reduction="batchmean", log_target=True)
+    plain = plain_loss(model, **inputs) + guard.weight * divergence
     plain.backward()
     expected = gradients(model)
     loss, sums = heads_loss(model, **inputs, counts_K=counts(inputs["labels_NK"]), guard=guard)
@@ -140,14 +145,8 @@ def test_the_guard_is_the_divergence_from_the_original(build: Build) -> None:
     torch.testing.assert_close(loss, plain)
     assert_same(gradients(model), expected)
     assert sums[-1] > 0
-    near = Guard(0.7, model.norm(_last(model, inputs)).detach(), model.unembedding_VD.detach())
+    near = Guard(0.7, hidden_ND.detach(), model.unembedding_VD.detach())
     assert heads_loss(model, **inputs, counts_K=counts(inputs["labels_NK"]), guard=near).sums[-1].abs() < 1e-10
-
-
-def _last(model: MultiHead, inputs: dict[str, Tensor]) -> Tensor:
-    trunk = model.run_trunk(inputs["input_ids"])
-    output: Tensor = model.heads[0](trunk.z_BTD, **trunk.arguments)
-    return output.flatten(0, 1)[inputs["positions_N"]]
 
 
 def test_no_chunk_is_larger_than_said(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

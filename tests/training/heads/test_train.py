@@ -152,7 +152,7 @@ def test_heads_are_trained_further(config: HeadsConfig) -> None:
     assert second.loss is not None
     assert sum(second.loss) < sum(first.loss)
     text = message(UsageError, lambda: train_heads(replace(config, model=first.model, heads=3, name="three")))
-    assert text.startswith("runs/one/model has 4 heads and is to have 3; give --heads 4")
+    assert text.startswith("runs/one/model has 4 heads, --heads is 3; give --heads 4")
 
 
 def test_a_joint_stage_follows_heads_trained_alone(config: HeadsConfig, checkpoint: Path) -> None:
@@ -270,7 +270,7 @@ def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collecte
     assert heads_defaults({"data": (collected,)}) == {}
 
 
-def test_another_model_answers_the_prompts_of_trajectories_anew(
+def test_another_model_answers_the_prompts_of_trajectories_itself(
     config: HeadsConfig, checkpoint: Path, collected: Path, tmp_path: Path
 ) -> None:
     """One that ends every answer at once."""

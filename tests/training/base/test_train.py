@@ -25,8 +25,9 @@ from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import load_corpus
 from nptool.training.base.model import new_llama
 from nptool.training.base.sequences import make_sequences
-from nptool.training.base.train import BaseResult, pad_id, plan_steps, train_base
-from nptool.training.trainer import COMPLETE, last_checkpoint
+from nptool.training.base.train import BaseResult, train_base
+from nptool.training.batches import plan_steps
+from nptool.training.trainer import COMPLETE, last_checkpoint, pad_id
 
 TINY = Callable[..., BaseConfig]
 pytestmark = pytest.mark.usefixtures("records_file")
@@ -65,7 +66,7 @@ def assert_same_weights(one: Path | str, other: Path | str) -> None:
 def naive_training(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
     """The same training as a plain loop: AdamW, warm-up and cosine to a floor, clipping, mean over a step's targets."""
     train = make_sequences(load_corpus(config).train, tokenizer, context=config.context, loss=config.loss)
-    steps, plan = plan_steps(config, train)
+    steps, plan = plan_steps(config, train.lengths)
     model = new_llama(config, tokenizer).train()
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     norms = [weight for weight in model.parameters() if weight.dim() == 1]

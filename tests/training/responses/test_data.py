@@ -51,7 +51,7 @@ def test_the_model_is_the_one_of_the_trajectories_unless_named(collected: Path, 
 def test_prompts_need_a_model(prompts: Path) -> None:
     assert find_source(CllmConfig(data=(prompts,), model="m")) == Source("m", None)
     text = message(UsageError, lambda: find_source(CllmConfig(data=(prompts,))))
-    assert text == "-m is missing; name the model that is to answer the prompts in --data and be trained"
+    assert text == "-m is missing; name the model to train, which first answers the prompts in --data"
 
 
 def test_damaged_trajectories_are_not_taken_for_prompts_that_need_a_model(collected: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_missing_reference_is_named(collected: Path, make_trajectory: Make, tm
     path = write(collected, tmp_path / "rows.parquet", [replace(make_trajectory(0), reference_ids=None)])
     assert len(load_trajectories(read_collected(path), None, references=False).rows) == 1
     text = message(DataError, lambda: load_trajectories(read_collected(path), None, references=True))
-    assert text == f"{path}, row 1: no reference answer, which --ar-target reference needs; take response"
+    assert text == f"{path}, row 1: no reference answer for --ar-target reference; use --ar-target response"
 
 
 def test_a_sliding_window_limits_the_length(checkpoint: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_multi_head_checkpoint_goes_on_with_its_heads_or_without(config: BaseC
     assert not (Path(without.model) / HEADS_FILE).exists()
     with pytest.raises(UsageError, match="has 3 heads, --heads is 2; give --heads 3, or 1 to go on without them"):
         train_base(replace(on, heads=2))
-    with pytest.raises(UsageError, match="has no extra heads; put some on it with `nptool train heads -m"):
+    with pytest.raises(UsageError, match="has no extra heads; train some with `nptool train heads -m"):
         train_base(replace(on, model=without.model, heads=3))
 
 

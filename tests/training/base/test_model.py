@@ -11,10 +11,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nptool.training.base.config import BaseConfig
-from nptool.training.base.dry_run import new_shape, shape_of
-from nptool.training.base.model import new_llama
+from nptool.training.base.model import llama_config, new_llama
 from nptool.training.base.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from nptool.training.estimate import Shape, estimate_memory
+from nptool.training.estimate import Shape, estimate_memory, shape_of
 
 TINY = Callable[..., BaseConfig]
 TEXT = "the cat sat on a mat, 12345 times.\n\n\tdef f(x):\n        return 'é ☃ 😀'  # done"
@@ -66,10 +65,8 @@ def test_the_chat_template() -> None:
 )
 def test_the_parameter_count_is_exact(tokenizer: PreTrainedTokenizerFast, tiny: TINY, sizes: dict[str, Any]) -> None:
     config = tiny(**sizes)
-    model = new_llama(config, tokenizer)
-    count = sum(weight.numel() for weight in model.parameters())
-    assert new_shape(config, len(tokenizer)).parameters == count
-    assert shape_of(model.config) == new_shape(config, len(tokenizer))
+    count = sum(weight.numel() for weight in new_llama(config, tokenizer).parameters())
+    assert shape_of(llama_config(config, tokenizer)).parameters == count
 
 
 def test_the_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast, tiny: TINY) -> None:
@@ -154,7 +151,7 @@ def test_the_activations_are_those_autograd_keeps(
 ) -> None:
     config = tiny(hidden_size=128, layers=3, attention_heads=4, kv_heads=2)
     model = new_llama(config, tokenizer)
-    shape = new_shape(config, len(tokenizer))
+    shape = shape_of(model.config)
     ids = torch.zeros((4, 512), dtype=torch.int64)
     estimate = estimate_memory(shape, ids.numel(), bfloat16=bfloat16)
     # Autocast's copies of the weights are counted with the weights.
