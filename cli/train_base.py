@@ -14,7 +14,8 @@ from nptool.cli.options import AsJson, ConfigFile, DryRun
 from nptool.cli.training_output import print_base_result, print_estimates
 from nptool.processes import is_main_process
 from nptool.settings import resolve
-from nptool.training.base.config import BaseConfig, LossTokens
+from nptool.training.base.config import BaseConfig
+from nptool.training.config import LossTokens
 
 DEFAULTS = BaseConfig
 

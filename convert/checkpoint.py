@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nptool.checkpoints import check_files, load_config, local_directory
-from nptool.convert.weights import StoredTensor, read_index
+from nptool.convert.layers.weights import StoredTensor, read_index
 from nptool.errors import CheckpointError, NptoolError
 from nptool.files import disk_errors, read_json
 from nptool.method_note import MethodNote, read_note

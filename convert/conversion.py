@@ -17,7 +17,7 @@ from nptool.convert.families import read_model_spec
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type, other_types
 from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
-from nptool.convert.model_spec import Config, Metadata, ModelSpec
+from nptool.convert.layers.model_spec import Config, Metadata, ModelSpec
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
-from nptool.convert.model_spec import Metadata, ModelSpec
+from nptool.convert.layers.model_spec import Metadata, ModelSpec
 from nptool.convert.tensors import Tensor
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary

@@ -15,9 +15,9 @@ from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
 from nptool.convert.file_types import FileType, file_type
 from nptool.convert.gguf_file import MATRIX_TYPES, write_gguf
-from nptool.convert.model_spec import Metadata, ModelSpec
+from nptool.convert.layers.model_spec import Metadata, ModelSpec
+from nptool.convert.layers.weights import StoredTensor, read_index
 from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, Tensor, check_names, check_shapes, gguf_tensors
-from nptool.convert.weights import StoredTensor, read_index
 from nptool.errors import CheckpointError, UsageError
 from nptool.heads import (
     ACCURACY_KEY,

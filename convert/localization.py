@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.model_spec import ModelSpec, Seam
+from nptool.convert.layers.model_spec import ModelSpec, Seam
 from nptool.convert.tensors import LAYER_PREFIX
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 
 from nptool.checkpoints import INDEX, disk_full
 from nptool.convert.families.llama import ARCHITECTURE
-from nptool.convert.rope import pair_order
+from nptool.convert.layers.rope import pair_order
 from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, check_names, check_shapes
 from nptool.convert.tokenizer_files import SENTENCE_PIECE_MODEL
 from nptool.errors import CheckpointError, DataError

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.checkpoints import load_model, load_tokenizer
-from nptool.convert.model_spec import Seam
+from nptool.convert.layers.model_spec import Seam
 from nptool.convert.samples import Sample
 from nptool.convert.tensors import LAYER_PREFIX
 from nptool.convert.tokenizer_files import TOKENIZER_JSON

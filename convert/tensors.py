@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.model_spec import ModelSpec, Reader, TensorSpec
-from nptool.convert.weights import StoredTensor, same_values
+from nptool.convert.layers.model_spec import ModelSpec, Reader, TensorSpec
+from nptool.convert.layers.weights import StoredTensor, same_values
 from nptool.errors import CheckpointError
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.convert.file_types import FileType
-from nptool.convert.model_spec import ModelSpec
+from nptool.convert.layers.model_spec import ModelSpec
 from nptool.convert.samples import DECOMPOSED, EDGE_TEXTS, TEXTS, Sample, draw_sample, special_texts
 from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary

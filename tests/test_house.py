@@ -1,9 +1,11 @@
 """The house: what is in the wheel, and what an import loads."""
 
+import ast
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,25 +54,71 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-FORBIDDEN = {
-    "training": ("nptool.llama", "nptool.decoding", "nptool.bench", "llama_cpp"),
-    "collection": ("nptool.llama", "nptool.decoding", "nptool.bench", "llama_cpp"),
-    "decoding": ("nptool.training", "nptool.collection", "torch", "transformers"),
-    "llama": ("nptool.training", "nptool.collection", "nptool.decoding", "torch", "transformers"),
-    "bench": ("nptool.training", "nptool.collection", "torch", "transformers"),
-    "convert": ("nptool.decoding", "nptool.bench", "nptool.collection"),
+FLOORS = (
+    ("nptool",),
+    ("nptool.data", "nptool.llama", "nptool.text_to_sql"),
+    ("nptool.collection", "nptool.convert.layers", "nptool.decoding.loop"),
+    ("nptool.convert.families", "nptool.decoding.proposers", "nptool.decoding.adaptive"),
+    ("nptool.convert", "nptool.decoding", "nptool.training"),
+    ("nptool.bench", "nptool.training.responses"),
+    ("nptool.training.cllm",),
+    ("nptool.training.heads",),
+    ("nptool.training.base",),
+    ("nptool.pipeline",),
+    ("nptool.cli",),
+)
+"""The packages from the ground floor up. A package imports only from floors below its own."""
+
+APART = {
+    "nptool.convert": ("nptool.decoding", "nptool.bench", "nptool.collection", "nptool.training"),
+    "nptool.decoding": ("torch", "transformers"),
+    "nptool.llama": ("torch", "transformers"),
+    "nptool.bench": ("nptool.training", "nptool.collection", "torch", "transformers"),
+    "nptool.collection": ("nptool.llama", "nptool.decoding", "nptool.training", "llama_cpp"),
+    "nptool.training": ("nptool.llama", "nptool.decoding", "nptool.bench", "nptool.convert", "llama_cpp"),
+    "nptool.decoding.adaptive": ("nptool.decoding.proposers", "nptool.llama"),
 }
+"""What a package and those inside it never import, whatever the floors: training and decoding above all."""
+
+# `import nptool` hands on to decoding, and `python -m nptool` to the command line.
+ENTRIES = (ROOT / "nptool" / "__init__.py", ROOT / "nptool" / "__main__.py")
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_training_and_decoding_never_import_each_other(package: str) -> None:
-    """Read from the source, so that an import inside a function counts too."""
-    import ast
-
-    for path in (ROOT / "nptool" / package).rglob("*.py"):
+def imports_of(package: str) -> Iterator[tuple[Path, str]]:
+    """Every import in the modules of a package, those inside functions too, as file and the module's name."""
+    folder = ROOT.joinpath(*package.split("."))
+    for path in sorted(folder.glob("*.py")):
+        if path in ENTRIES:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                forbidden = [other for other in FORBIDDEN[package] if name == other or name.startswith(other + ".")]
-                assert not forbidden, f"{path} imports {name}"
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                yield path, node.module
+
+
+def package_of(module: str) -> str:
+    """`nptool.data.records` and `nptool.data` -> `nptool.data`."""
+    return module if ROOT.joinpath(*module.split(".")).is_dir() else module.rpartition(".")[0]
+
+
+def test_every_package_has_a_floor() -> None:
+    assert sorted(package for floor in FLOORS for package in floor) == sorted(packages_on_disk())
+
+
+@pytest.mark.parametrize("package", sorted(packages_on_disk()))
+def test_imports_go_down_only(package: str) -> None:
+    """So there is no circle of packages either."""
+    floor_of = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    for path, module in imports_of(package):
+        if module.partition(".")[0] == "nptool" and package_of(module) != package:
+            assert floor_of[package_of(module)] < floor_of[package], f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("package", APART)
+def test_what_is_kept_apart(package: str) -> None:
+    for inside in packages_on_disk():
+        if inside == package or inside.startswith(package + "."):
+            for path, module in imports_of(inside):
+                wrong = [name for name in APART[package] if module == name or module.startswith(name + ".")]
+                assert not wrong, f"{path} imports {module}"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 
-from nptool.convert.model_spec import Config, ModelSpec
+from nptool.convert.layers.model_spec import Config, ModelSpec
 
 _MODULES = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
 FAMILIES: dict[str, Callable[[Config], ModelSpec]] = {module.ARCHITECTURE: module.read for module in _MODULES}

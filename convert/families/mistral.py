@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nptool.convert.decoder_layer import attention, gated_feed_forward, pre_norm_decoder, read_sizes
-from nptool.convert.model_spec import Config, ModelSpec
-from nptool.convert.rope import read_rope
+from nptool.convert.layers.decoder_layer import attention, gated_feed_forward, pre_norm_decoder, read_sizes
+from nptool.convert.layers.model_spec import Config, ModelSpec
+from nptool.convert.layers.rope import read_rope
 
 ARCHITECTURE = "MistralForCausalLM"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nptool.convert.decoder_layer import attention, gated_feed_forward, norm, pre_norm_decoder, read_sizes
-from nptool.convert.model_spec import Config, ModelSpec
-from nptool.convert.rope import DEFAULT, LINEAR, YARN, read_rope
+from nptool.convert.layers.decoder_layer import attention, gated_feed_forward, norm, pre_norm_decoder, read_sizes
+from nptool.convert.layers.model_spec import Config, ModelSpec
+from nptool.convert.layers.rope import DEFAULT, LINEAR, YARN, read_rope
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 GRAPH = "qwen3"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 from nptool.errors import UsageError
 from nptool.runs import check_name
 from nptool.settings import Precision, check_choice, check_range, digest, to_json
+
+LossTokens = Literal["all", "response"]
+"""Tokens of a prompt/response record that are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from nptool.convert.conversion import convert
 from nptool.convert.file_types import FILE_TYPES
-from nptool.convert.rope import Rope, pair_order
-from nptool.convert.weights import read_index, same_values
+from nptool.convert.layers.rope import Rope, pair_order
+from nptool.convert.layers.weights import read_index, same_values
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -220,7 +220,7 @@ def test_memory_while_writing(
     rows, hidden = 2048, 512
     directory = make_checkpoint(num_hidden_layers=1, intermediate_size=1024, hidden_size=hidden, vocab_size=rows)
     add_heads(directory, 2)
-    monkeypatch.setattr("nptool.convert.weights.CHUNK_VALUES", rows * hidden // 64)
+    monkeypatch.setattr("nptool.convert.layers.weights.CHUNK_VALUES", rows * hidden // 64)
     convert(directory, tmp_path / "first.gguf", verified=False)
     tracemalloc.start()
     try:

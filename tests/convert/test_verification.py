@@ -12,7 +12,7 @@ import pytest
 
 import nptool.convert.gguf_file as gguf_file
 from nptool.convert.conversion import convert
-from nptool.convert.rope import Rope
+from nptool.convert.layers.rope import Rope
 from nptool.convert.vocabulary import TokenType, Vocabulary
 from nptool.errors import GgufError
 
@@ -57,7 +57,7 @@ ATTENTION = "the attention of layer 0: rotation, order or bias of queries and ke
 
 @pytest.mark.parametrize("type_name", ["f32", "f16", "q8_0", "q4_0"])
 def test_rows_that_are_not_permuted(type_name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nptool.convert.rope.pair_order", lambda rows, head_dim: None)
+    monkeypatch.setattr("nptool.convert.layers.rope.pair_order", lambda rows, head_dim: None)
     assert part(refused(checkpoint, type_name=type_name)) == ATTENTION
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 from nptool.errors import UsageError
 from nptool.settings import check_choice, check_range, flag
-from nptool.training.config import TrainingConfig
-
-LossTokens = Literal["all", "response"]
+from nptool.training.config import LossTokens, TrainingConfig
 
 # Fields that describe a new model; they cannot be combined with a finished one.
 SHAPE_FIELDS = (

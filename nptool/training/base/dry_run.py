@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
 from nptool.training.arguments import uses_bfloat16
 from nptool.training.base.config import BaseConfig
-from nptool.training.base.corpus import Unit, load_corpus, unit_texts
+from nptool.training.base.corpus import load_corpus
 from nptool.training.base.model import llama_config
-from nptool.training.base.sequences import make_sequences
 from nptool.training.base.train import check_context, count_heads, new_tokenizer, tokenizer_source
 from nptool.training.estimate import estimate_memory, report, shape_of
 from nptool.training.heads.head import with_heads
+from nptool.training.sequences import make_sequences
+from nptool.training.units import Unit, unit_texts
 
 # Characters that are tokenized to estimate the number of tokens.
 SAMPLE_CHARS = 1_000_000

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nptool.progress import Progress, silent
-from nptool.training.base.sequences import Sequences
 from nptool.training.batches import cut_batches
+from nptool.training.sequences import Sequences
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from nptool.progress import Progress, silent
 from nptool.runs import Run
 from nptool.training.arguments import training_arguments
 from nptool.training.base.config import BYTES, SMALLEST_VOCABULARY, BaseConfig
-from nptool.training.base.corpus import Corpus, Unit, load_corpus, unit_texts, write_heldout
+from nptool.training.base.corpus import Corpus, load_corpus
 from nptool.training.base.evaluation import Evaluation, evaluate, target_bytes
 from nptool.training.base.model import new_llama
-from nptool.training.base.sequences import Sequences, make_sequences
 from nptool.training.base.tokenizer import train_tokenizer
 from nptool.training.batches import Rows, plan_steps
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
@@ -33,7 +32,9 @@ from nptool.training.heads.checkpoint import load_heads, save_heads
 from nptool.training.heads.evaluation import evaluate_heads
 from nptool.training.heads.model import MultiHead, move_layers
 from nptool.training.heads.trainer import HeadsTrainer
+from nptool.training.sequences import Sequences, make_sequences
 from nptool.training.trainer import BatchList, PlannedTrainer, pad_id, run_trainer, state_dict_of
+from nptool.training.units import Unit, unit_texts, write_heldout
 
 
 @dataclass(frozen=True, kw_only=True)

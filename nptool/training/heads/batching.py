@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from nptool.collection.store import Trajectory
-from nptool.training.base.sequences import Sequences, join_rows
 from nptool.training.heads.losses import IGNORE
+from nptool.training.sequences import Sequences, join_rows
 from nptool.training.trainer import Batch
 
 

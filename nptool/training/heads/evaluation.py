@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nptool.progress import Progress, silent
-from nptool.training.base.sequences import Sequences
 from nptool.training.batches import cut_batches
 from nptool.training.heads.batching import heads_batch
 from nptool.training.heads.losses import IGNORE, chunks
 from nptool.training.heads.model import MultiHead
+from nptool.training.sequences import Sequences
 
 RANKS = 10
 """Choices of a head that are counted (Medusa's trees use the first ten)."""

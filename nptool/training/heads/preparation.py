@@ -12,13 +12,13 @@ from nptool.collection.store import Trajectory
 from nptool.errors import UsageError
 from nptool.heads import read_heads_info
 from nptool.processes import process_count
-from nptool.training.base.corpus import split_by_hash
-from nptool.training.base.sequences import Sequences
 from nptool.training.heads.batching import response_sequences
 from nptool.training.heads.checkpoint import check_heads, load_heads
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.model import MultiHead, add_heads
 from nptool.training.responses.data import Source, find_source
+from nptool.training.sequences import Sequences
+from nptool.training.units import split_by_hash
 
 
 def find_responses(config: HeadsConfig) -> Source:

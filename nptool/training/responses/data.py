@@ -22,8 +22,8 @@ from nptool.files import atomic_file
 from nptool.processes import is_main_process, main_process_first, process_count
 from nptool.progress import Progress
 from nptool.runs import ROOT, Run, run_of
-from nptool.training.base.corpus import cut_texts, split_units, write_heldout
 from nptool.training.responses.config import BLOCK_SIZE, ResponsesConfig
+from nptool.training.units import cut_texts, split_units, write_heldout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

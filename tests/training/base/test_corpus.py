@@ -11,14 +11,14 @@ import pytest
 from nptool.data.records import Message, Record, read_records
 from nptool.errors import DataError
 from nptool.training.base.config import BaseConfig
-from nptool.training.base.corpus import (
+from nptool.training.base.corpus import load_corpus
+from nptool.training.units import (
     FEW_TEXTS,
     PIECE_CHARS,
     PROMPT_CHARS,
     RESPONSE_CHARS,
     Unit,
     cut_texts,
-    load_corpus,
     split_units,
     write_heldout,
 )

@@ -17,9 +17,9 @@ from nptool.training.base.config import SMALLEST_VOCABULARY, BaseConfig
 from nptool.training.base.corpus import load_corpus
 from nptool.training.base.dry_run import dry_run
 from nptool.training.base.evaluation import evaluate
-from nptool.training.base.sequences import make_sequences
 from nptool.training.base.train import train_base
 from nptool.training.heads.checkpoint import load_heads
+from nptool.training.sequences import make_sequences
 
 Tiny = Callable[..., BaseConfig]
 

@@ -24,9 +24,9 @@ from nptool.runs import Run
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import load_corpus
 from nptool.training.base.model import new_llama
-from nptool.training.base.sequences import make_sequences
 from nptool.training.base.train import BaseResult, train_base
 from nptool.training.batches import plan_steps
+from nptool.training.sequences import make_sequences
 from nptool.training.trainer import COMPLETE, last_checkpoint, pad_id
 
 TINY = Callable[..., BaseConfig]

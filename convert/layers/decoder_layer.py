@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from nptool.convert.model_spec import Config, ModelSpec, Reader, Seam, Sizes, TensorSpec
-from nptool.convert.rope import Rope, read_as_pairs
-from nptool.convert.weights import StoredTensor
+from nptool.convert.layers.model_spec import Config, ModelSpec, Reader, Seam, Sizes, TensorSpec
+from nptool.convert.layers.rope import Rope, read_as_pairs
+from nptool.convert.layers.weights import StoredTensor
 
 PRE_NORM_SEAMS = (
     Seam("attn_norm", "input_layernorm", "the attention norm of layer {0} (blk.{0}.attn_norm.weight)"),

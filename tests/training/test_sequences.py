@@ -13,10 +13,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nptool.data.records import Message, Record
 from nptool.data.rendering import render
-from nptool.training.base.corpus import Unit, cut_texts
 from nptool.training.base.evaluation import evaluate
-from nptool.training.base.sequences import Sequences, make_sequences
 from nptool.training.batches import plan_batches
+from nptool.training.sequences import Sequences, make_sequences
+from nptool.training.units import Unit, cut_texts
 
 RECORDS = [
     Record(prompt="the cat", response="sat on a mat and saw seven red birds"),

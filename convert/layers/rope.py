@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.model_spec import Config
-from nptool.convert.weights import StoredTensor
+from nptool.convert.layers.model_spec import Config
+from nptool.convert.layers.weights import StoredTensor
 
 DEFAULT = "default"
 LLAMA3 = "llama3"

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from nptool.data.records import Record
 from nptool.data.rendering import render
 from nptool.progress import Progress, silent
-from nptool.training.base.config import LossTokens
-from nptool.training.base.corpus import Unit
+from nptool.training.config import LossTokens
 from nptool.training.trainer import Batch
+from nptool.training.units import Unit
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.convert.weights import StoredTensor
+from nptool.convert.layers.weights import StoredTensor
 from nptool.errors import CheckpointError
 
 Metadata = Mapping[str, str | int | float | Sequence[float]]
