@@ -92,7 +92,7 @@ class Decoder:
             if method.name in chooser.gains:
                 continue
             heads = self.contexts.count_heads() if method.heads else 1
-            if method.heads and not chooser.knows(method.name):
+            if method.heads and method.name not in chooser.drafting:
                 chooser.drafting[method.name] = self.contexts.time_draft(heads)
             shares = self.contexts.parts.shares if method.heads else None
             chooser.add(method.name, first_gains(self.contexts.metadata, method, heads, shares))

@@ -75,10 +75,6 @@ class Chooser:
             gains.exponent, gains.weight, gains.long = self._known.pop(method)
         self.gains[method] = gains
 
-    def knows(self, method: str) -> bool:
-        """Whether the method was used before, in this process or in another."""
-        return method in self._known or method in self.gains
-
     def widths(self, widest: int) -> tuple[int, ...]:
         """Widths that steps of at most `widest` rows may have, ascending."""
         known = self.costs.calibration.widths
@@ -114,7 +110,11 @@ class Chooser:
         ]
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
-        timed = 1 not in chosen.members and self._times_one_row(plain > rate * MARGIN, plain)
+        timed = 1 not in chosen.members and 1 not in self.costs.shape
+        if 1 not in chosen.members and plain > rate * MARGIN and 3 * SETTLED / plain <= self._allowance:
+            # One row may have become faster. Timing it costs less than a text.
+            self._allowance -= 3 * SETTLED / plain
+            timed = True
         return chosen._replace(best_rate=None if chosen is best else rate, time_plain=timed)
 
     def choose(self, method: str, widths: Sequence[int], length: int, current: int) -> tuple[int, float | None]:
@@ -182,16 +182,7 @@ class Chooser:
         exponent, doubt = gains.curve(shown)
         tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
         for width in widths:
-            now, calibrated = self.costs.seconds(width, length), self.costs.calibrated(width, length)
+            now, calibrated = self.costs.seconds(width, length), self.costs.calibration.at(width, length)
             seconds = now + self.drafting.get(method, 0.0) if width > 1 else now
             found[width] = _Promise(tokens[width] / seconds, hoped[width] / min(now, calibrated), seconds)
         return found
-
-    def _times_one_row(self, may_pay: bool, hope: float) -> bool:
-        """Whether a text of wide steps begins with timing one row: the first time, and where that may pay."""
-        if 1 not in self.costs.shape:
-            return True
-        if not may_pay or (price := 3 * SETTLED / hope) > self._allowance:
-            return False
-        self._allowance -= price
-        return True

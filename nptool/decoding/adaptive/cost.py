@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from math import sqrt
 from statistics import median, median_low
@@ -53,13 +54,17 @@ class Calibration:
     spent: float = 0.0
     """Seconds that it took."""
 
-    def at(self, width: int, length: float) -> float:
-        """t(w) after `length` tokens, never below that of the first context."""
-        near, slope = self.line(width)
-        return near + slope * max(0.0, length - self.contexts[0])
+    def at(self, width: int, length: int) -> float:
+        """t(w) after `length` tokens: linear in both, and never below that of the first context."""
+        near, slope = self._lines.get(width) or self._line(width)
+        return near + slope * max(0, length - self.contexts[0])
 
-    def line(self, width: int) -> tuple[float, float]:
-        """t(w) at the first context, and what every further token adds; linear between widths and beyond them."""
+    @cached_property
+    def _lines(self) -> dict[int, tuple[float, float]]:
+        return {width: self._line(width) for width in self.widths}
+
+    def _line(self, width: int) -> tuple[float, float]:
+        """t(w) at the first context, and what every further token adds."""
         beyond = max(1.0, width / self.widths[-1])
         near, far = (beyond * float(np.interp(width, self.widths, self.seconds[row])) for row in (0, -1))
         return near, max(0.0, far - near) / max(1, self.contexts[-1] - self.contexts[0])
@@ -83,22 +88,14 @@ class Costs:
         """Width to its own factor, for widths that were seen."""
         self.pace = 1.0
         self._width: int | None = None
-        self._lines: dict[int, tuple[float, float]] = {}
-
-    def calibrated(self, width: int, length: int) -> float:
-        """t(w) after `length` tokens, as calibrated."""
-        if width not in self._lines:
-            self._lines[width] = self.calibration.line(width)
-        near, slope = self._lines[width]
-        return near + slope * max(0, length - self.calibration.contexts[0])
 
     def seconds(self, width: int, length: int) -> float:
         """t(w) after `length` tokens."""
-        return self.calibrated(width, length) * self.shape.get(width, 1.0) * self.pace
+        return self.calibration.at(width, length) * self.shape.get(width, 1.0) * self.pace
 
     def learn(self, width: int, steps: Sequence[tuple[int, float]]) -> None:
         """Take successive steps of one width into account, given as (tokens before the step, seconds)."""
-        ratio = median(seconds / self.calibrated(width, length) for length, seconds in steps)
+        ratio = median(seconds / self.calibration.at(width, length) for length, seconds in steps)
         if width not in self.shape:
             # The first width of all shows the pace.
             self.shape[width] = ratio / self.pace if self.shape else 1.0

@@ -72,17 +72,14 @@ class Gains:
 
     def learn(self, steps: Sequence[Step]) -> None:
         """Take the steps of one segment into account."""
-        gained, drafting = Shown(), 0
+        gained = Shown()
         for step in steps:
-            drafting += step.drafted > 0
             for width in self._told_by(step):
                 count, tokens = gained.get(width, (0.0, 0.0))
                 gained[width] = count + 1, tokens + 1 + min(step.accepted, width - 1)
             self._rows_before = step.rows
-        # A step that drafts nothing fades older ones a quarter as much.
-        worth = (3 * drafting + len(steps)) / 4
-        kept = exp(-worth / SHORT)
-        self.recent, self.long = _joined(self.recent, kept, gained), _joined(self.long, exp(-worth / LONG), gained)
+        kept = exp(-len(steps) / SHORT)
+        self.recent, self.long = _joined(self.recent, kept, gained), _joined(self.long, exp(-len(steps) / LONG), gained)
         (learnt, doubt), (of_texts, doubt_of_texts) = self.curve(self.recent), self.curve(self.long)
         if abs(learnt - of_texts) > doubt + doubt_of_texts:
             # Texts are of another kind now.
