@@ -66,7 +66,7 @@ class TestLookahead:
         lookahead = LookaheadDecoding(4, np.array([FILL, 5], dtype=np.int32), seed=0)
         lookahead._window = [(FILL,)] * 3
         lookahead.observe(np.array([6, 1, 2, 3]), accepted=0)
-        assert {first: lookahead._pool.behind(first) for first in (5, 7, 6)} == {5: (6,), 7: (3,), 6: ()}
+        assert lookahead._pool == {5: (6,), 7: (3,)}
         assert lookahead.propose(99).tolist() == [1, 2, 3]
 
     def test_picks_of_iterations_that_follow_each_other_are_read_diagonally(self) -> None:
@@ -76,12 +76,11 @@ class TestLookahead:
         # The rows are now 6 0 4 7, each behind the token of which it is the pick.
         lookahead.observe(np.array([2, 3, 6, 1]), accepted=0)
         pool = lookahead._pool
-        assert {first: pool.behind(first) for first in (5, 1, 2, 3)} == {5: (6, 2), 1: (0, 3), 2: (4, 6), 3: (7, 1)}
+        assert {first: pool[first] for first in (5, 1, 2, 3)} == {5: (6, 2), 1: (0, 3), 2: (4, 6), 3: (7, 1)}
 
     def test_the_newest_n_gram_of_the_last_token_takes_the_first_places(self) -> None:
         lookahead = LookaheadDecoding(5, np.array([5], dtype=np.int32), seed=0)
-        lookahead._pool.add((6, 1, 2))
-        lookahead._pool.add((6, 3, 4))
+        lookahead._pool[6] = (3, 4)
         lookahead.observe(np.array([6, 0, 0, 0, 0]), accepted=0)
         assert lookahead.propose(99).tolist() == [3, 4, 0, 0]
         assert lookahead.propose(1).tolist() == [3]
