@@ -87,14 +87,12 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Add another answer's figures, for totals. Drafts deeper than `width` count as `width` tokens deep."""
         for name, value in vars(other).items():
-            if name != "width" and isinstance(value, (int, float)):
-                setattr(self, name, getattr(self, name) + value)
-        for mine, theirs in (
-            (self.passes_by_draft, other.passes_by_draft),
-            (self.passes_by_accepted, other.passes_by_accepted),
-        ):
-            for length, passes in enumerate(theirs):
-                mine[min(length, self.width)] += passes
+            mine = getattr(self, name)
+            if isinstance(value, list):
+                for depth, passes in enumerate(value):
+                    mine[min(depth, self.width)] += passes
+            elif name not in ("width", "widths"):
+                setattr(self, name, mine + value)
         self.widths.update(other.widths)
 
     def summary(self) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence as AnySequence
+from collections.abc import Collection, Iterator
 from statistics import median
 
 import numpy as np
@@ -26,7 +25,7 @@ def prefill(engine: Engine, tokens: NDArray[np.int32]) -> None:
 
 
 def time_in_turns(
-    engine: Engine, tokens: NDArray[np.int32], widths: AnySequence[int], repeats: int
+    engine: Engine, tokens: NDArray[np.int32], widths: Collection[int], repeats: int
 ) -> Iterator[tuple[int, float]]:
     """Yield (width, seconds) of a settled batch of each width in turn, `repeats` times. The cache holds `tokens`."""
     length = len(tokens)

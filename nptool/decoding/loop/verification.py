@@ -35,9 +35,6 @@ class Draft(NamedTuple):
     """Tokens of rows 1, 2, ..."""
     shape: Shape
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
 
 class Verified(NamedTuple):
     """The result of one pass."""
@@ -88,7 +85,7 @@ def verify_tree(engine: Engine, sequence: Sequence, draft: Draft, sampling: Samp
     order of cells is the order in which attention adds up, so it has to be that of autoregressive decoding.
     """
     first = sequence.pending
-    rows = first + 1 + len(draft)
+    rows = first + 1 + len(draft.tokens)
     batch = sequence.lay(draft.tokens, width or rows)
     # Pending tokens are a line up to the root; padding is a line after the last node.
     parents = (*range(-1, first), *(first + parent for parent in draft.shape.parents), *range(rows - 1, len(batch) - 1))
