@@ -12,8 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Engine(Protocol):
-    """A causal model with the KV cache of one sequence."""
+class Cached(Protocol):
+    """A model, or part of one, with the KV cache of one sequence."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside it so far."""
+
+    def rollback(self, position: int) -> None:
+        """Remove `position` and everything after it from the cache."""
+
+
+class Engine(Cached, Protocol):
+    """A causal model."""
 
     capacity: int
     """Most tokens of a sequence. A batch may reach `width - 1` rows beyond it."""
@@ -22,10 +33,6 @@ class Engine(Protocol):
     batch_limit: int
     """Most rows of a batch without logits."""
     vocabulary_size: int
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the model so far."""
 
     def evaluate(
         self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, parents: tuple[int, ...] | None = None
@@ -50,9 +57,6 @@ class Engine(Protocol):
             The number of rows kept.
         """
 
-    def rollback(self, position: int) -> None:
-        """Remove `position` and everything after it from the cache."""
-
 
 class Trunk(Engine, Protocol):
     """An engine that can return z, the input of its last layer."""
@@ -72,12 +76,8 @@ class Trunk(Engine, Protocol):
         """z (T, D) of the last batch, evaluated with `show`; valid until the next `evaluate`."""
 
 
-class HeadEngine(Protocol):
+class HeadEngine(Cached, Protocol):
     """One extra head: a layer with its own KV cache that reads z, the final norm and the unembedding."""
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the head so far."""
 
     def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
         """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
@@ -88,6 +88,3 @@ class HeadEngine(Protocol):
 
     def logits(self) -> NDArray[np.float32]:
         """Logits (V) at the last position read; valid until the next `evaluate`."""
-
-    def rollback(self, position: int) -> None:
-        """Remove `position` and everything after it from the cache."""

@@ -40,10 +40,6 @@ class Task:
     heads: DraftHeads | None = None
     """The model's heads, for methods that use them."""
 
-    def require_heads(self) -> DraftHeads:
-        assert self.heads is not None, "a method with heads was given none"
-        return self.heads
-
 
 @dataclass(frozen=True)
 class Method:
@@ -71,26 +67,24 @@ def _from_prompt(proposer: Callable[[int, NDArray[np.int32], int], Proposer[Line
     return lambda task: proposer(task.n, task.sequence.tokens, task.sampling.seed)
 
 
+def _chain(task: Task) -> HeadsChain:
+    assert task.heads is not None, "a method with heads was given none"
+    return HeadsChain(task.heads, task.sequence, task.sampling)
+
+
+def _tree(task: Task) -> HeadsTree:
+    assert task.heads is not None, "a method with heads was given none"
+    return HeadsTree(task.n, task.heads, task.sequence, task.sampling)
+
+
 METHODS = {
     method.name: method
     for method in (
         Method(AUTOREGRESSIVE, lambda task: Autoregressive()),
         Method(JACOBI, _from_prompt(JacobiWindow)),
         Method(JACOBI_BLOCK, _from_prompt(JacobiBlock)),
-        Method(
-            HEADS,
-            lambda task: HeadsChain(task.require_heads(), task.sequence, task.sampling),
-            Drafts.INDEPENDENT,
-            heads=True,
-            counts_heads=True,
-        ),
-        Method(
-            HEADS_TREE,
-            lambda task: HeadsTree(task.n, task.require_heads(), task.sequence, task.sampling),
-            Drafts.BRANCHING,
-            heads=True,
-            verify=verify_tree,
-        ),
+        Method(HEADS, _chain, Drafts.INDEPENDENT, heads=True, counts_heads=True),
+        Method(HEADS_TREE, _tree, Drafts.BRANCHING, heads=True, verify=verify_tree),
         Method(LOOKAHEAD, _from_prompt(LookaheadDecoding)),
         Method(PROMPT_LOOKUP, lambda task: PromptLookup(task.n, task.sequence), Drafts.INDEPENDENT),
     )
