@@ -35,7 +35,7 @@ class Task:
     n: int
     """Block length in tokens, or number of heads."""
     sequence: Sequence
-    """It holds exactly the prompt."""
+    """At first it holds exactly the prompt."""
     sampling: Sampling
     heads: DraftHeads | None = None
     """The model's heads, for methods that use them."""
@@ -54,7 +54,6 @@ class Method:
     counts_heads: bool = False
     """Whether n is how many heads are used, including the model's own; otherwise n is the rows of a step."""
     verify: Verify = verify_line
-    """Verifies its drafts."""
 
     @property
     def parallel(self) -> bool:
