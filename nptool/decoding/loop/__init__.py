@@ -1,1 +1,1 @@
-"""The loop of every mode, and what it is told: see `nptool.decoding.loop.loop`."""
+"""The decoding loop, see `nptool.decoding.loop.loop`, and the interfaces of what it works with."""

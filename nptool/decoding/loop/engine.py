@@ -1,7 +1,7 @@
-"""What the loop needs of a model: rows of logits for a batch, and forgetting. Implemented by nptool.llama.Context.
+"""Protocols of the models that decoding runs: `Engine`, and `Trunk` with `HeadEngine` for decoding with extra heads.
 
-And what decoding with heads needs beside it: a trunk that shows z, and heads that read it (nptool.llama.Head). Scripted
-fakes implement all of it just as well, which is how every loop is tested.
+Implemented by `nptool.llama.context.Context` and `nptool.llama.head.Head`, and by scripted fakes in the tests.
+Shapes: T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,60 +12,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Engine(Protocol):
-    """A causal model with a cache of one text."""
-
-    capacity: int
-    """Positions 0..capacity-1 may hold tokens of the text; a batch may reach `width - 1` rows beyond."""
-    width: int
-    """The most rows of a batch whose logits are asked for."""
-    batch_limit: int
-    """The most rows of a batch without logits."""
-    vocabulary_size: int
+class Cached(Protocol):
+    """A model, or part of one, with the KV cache of one sequence."""
 
     @property
     def seconds(self) -> float:
-        """Time spent inside the model so far."""
+        """Time spent inside it so far."""
+
+    def rollback(self, position: int) -> None:
+        """Remove `position` and everything after it from the cache."""
+
+
+class Engine(Cached, Protocol):
+    """A causal model."""
+
+    capacity: int
+    """Most tokens of a sequence. A batch may reach `width - 1` rows beyond it."""
+    width: int
+    """Most rows of a batch with logits."""
+    batch_limit: int
+    """Most rows of a batch without logits."""
+    vocabulary_size: int
 
     def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        parents: tuple[int, ...] | None = None,
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, parents: tuple[int, ...] | None = None
     ) -> NDArray[np.float32]:
-        """Logits (rows, vocabulary) of `tokens` at positions start, start+1, ...; valid until the next call.
+        """Logits (rows, V) of `tokens` at positions start, start+1, ...; valid until the next call.
 
         The cache must hold exactly the positions before `start`.
 
         Args:
-            parents: row that each row follows, -1 for the first; None is the row before. A tree's rows must be judged
-                by `keep` before the next batch.
+            outputs: whether logits are computed.
+            parents: the row that each row follows, -1 for the first; None is a line. After a tree, call `keep` or
+                `rollback` before the next batch.
         """
 
     def keep(self, path: list[int]) -> int:
-        """Forget all rows of the last batch, a tree, but those of a path from row 0, as far as these lie in order.
+        """After a tree: remove all rows from the cache but the longest prefix of `path` that is 0, 1, 2, ...
+
+        Args:
+            path: rows from row 0 down the tree.
 
         Returns:
-            How many stay: rows 0, 1, ... of the batch.
+            The number of rows kept.
         """
 
-    def rollback(self, position: int) -> None:
-        """Forget everything at `position` and behind it."""
 
-
-class Trunk(Protocol):
-    """An engine that shows the input z of its last layer."""
-
-    capacity: int
-    width: int
-    batch_limit: int
-    vocabulary_size: int
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the model so far."""
+class Trunk(Engine, Protocol):
+    """An engine that can return z, the input of its last layer."""
 
     def evaluate(
         self,
@@ -76,34 +70,21 @@ class Trunk(Protocol):
         show: bool = False,
         parents: tuple[int, ...] | None = None,
     ) -> NDArray[np.float32]:
-        """As an `Engine`; `show` keeps z of this batch."""
-
-    def keep(self, path: list[int]) -> int:
-        """As an `Engine`."""
+        """As `Engine.evaluate`; `show` stores z of this batch for `layer_input`."""
 
     def layer_input(self) -> NDArray[np.float32]:
-        """z (rows, D) of the last batch, which had to show it; valid until the next call of `evaluate`."""
-
-    def rollback(self, position: int) -> None:
-        """Forget everything at `position` and behind it."""
+        """z (T, D) of the last batch, evaluated with `show`; valid until the next `evaluate`."""
 
 
-class HeadEngine(Protocol):
-    """One extra head: a layer with a cache of its own that reads z, the final norm and the unembedding."""
-
-    @property
-    def seconds(self) -> float:
-        """Time spent inside the head so far."""
+class HeadEngine(Cached, Protocol):
+    """One extra head: a layer with its own KV cache that reads z, the final norm and the unembedding."""
 
     def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
         """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
 
         Args:
-            width: rows of the batch at least; what it has behind z is junk that is forgotten again.
+            width: least rows of the batch. Padding rows are removed from the cache again.
         """
 
     def logits(self) -> NDArray[np.float32]:
-        """Logits (V) at the last position read; valid until the next call of `evaluate`."""
-
-    def rollback(self, position: int) -> None:
-        """Forget everything at `position` and behind it."""
+        """Logits (V) at the last position read; valid until the next `evaluate`."""

@@ -1,8 +1,8 @@
-"""The one loop of every mode: propose tokens, evaluate them in one batch, keep what equals `pick`, plus one.
+"""The decoding loop of all methods: draft tokens, evaluate them in one batch, accept those that equal `pick`, add one.
 
-DESIGN section 3. It never knows how sampling works, who proposes or how wide a step shall be. Exactness: a padded batch
-has the rows that were chosen for it, the missing ones filled with junk that is rolled back, because llama.cpp's kernels
-give a row the same bits only at equal width, or at widths of one class.
+Does not import any proposer or chooser of widths: both are arguments, see `nptool.decoding.loop.steps`. In exact mode
+every batch is padded to the chosen width, because llama.cpp's kernels give a row the same bits only at the same width,
+or at widths of one class. Padding rows are rolled back.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ def decode(
     widths: Widths | None = None,
     verify: Verify = verify_line,
 ) -> Iterator[NDArray[np.integer]]:
-    """Continue an opened and prefilled text until an end token or until it has `limit` tokens.
+    """Continue an opened and prefilled sequence until an end token or until it has `limit` tokens.
 
     Args:
-        limit: tokens of the whole text, the prompt's included; at most the engine's capacity.
-        end_tokens: those that end the text.
-        width: rows of every batch; None lets a batch be as narrow as its draft.
-        widths: decides on the rows of each batch instead.
-        verify: judges a draft of the kind that `proposer` makes.
+        limit: tokens of the sequence including the prompt; at most the engine's capacity.
+        width: rows of every batch; None is one row more than the draft has.
+        widths: chooses the rows of each batch; replaces `width`.
+        verify: `verify_tree` if `proposer` drafts trees.
 
     Yields:
         The tokens that each forward pass added, an end token included.
@@ -63,7 +62,7 @@ def decode(
         if end is not None:
             tokens = tokens[: end + 1]
             if len(tokens) <= right:
-                # The draft went on behind the end token: what agrees there is no part of the text.
+                # Drafts after the end token are not part of the sequence: they count neither as drafted nor as right.
                 drafted = right = len(tokens)
         sequence.extend(tokens, step.rows, step.path)
         proposer.observe(step.picks, step.accepted)
@@ -74,7 +73,7 @@ def decode(
         tally.engine_seconds += engine.seconds - before
         drafting = proposer.seconds - drafting
         tally.heads_seconds += drafting
-        tally.widths[step.rows] = tally.widths.get(step.rows, 0) + 1
+        tally.widths[step.rows] += 1
         spent = perf_counter() - resumed
         tally.decode_seconds += spent
         chooser.observe(length, step.rows, step.drafted, len(tokens) - 1, spent, drafting)

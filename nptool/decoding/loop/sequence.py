@@ -1,7 +1,7 @@
-"""One text as the loop sees it: the tokens known so far, and how many of them the engine's cache holds.
+"""One sequence: the tokens so far, and how many of them are in the engine's cache.
 
-The two are kept apart so that an interruption at any moment leaves nothing wrong behind: the cache is trusted only up
-to `cached`, and `open` takes everything else back. Knows no proposer and no sampling.
+Both are tracked separately, so an interruption at any moment is harmless: the cache is trusted only up to `cached`, and
+`open` rolls the rest back.
 """
 
 from __future__ import annotations
@@ -16,31 +16,29 @@ from nptool.errors import ContextError
 
 
 class Sequence:
-    """Tokens in one buffer. Drafts are laid behind the last token, so a batch is a slice of it: nothing is copied."""
+    """Tokens in one buffer. Drafts are written after the last token, so a batch is a slice of it, not a copy."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._buffer = np.zeros(engine.capacity + engine.width, dtype=np.int32)
         self.length = 0
-        """Tokens known."""
+        """Tokens so far."""
         self.cached = 0
-        """Leading tokens whose keys and values the engine holds."""
+        """Leading tokens whose keys and values are in the engine's cache."""
 
     @property
     def tokens(self) -> NDArray[np.int32]:
-        """The tokens known so far: a view."""
+        """The tokens so far, a view."""
         return self._buffer[: self.length]
 
     def open(self, prompt: NDArray[np.int32] | AnySequence[int]) -> int:
-        """Make `prompt` the text. What the cache already holds of it stays there.
-
-        All but the last token of the prompt are to be prefilled; the last one is the first row of the first step.
+        """Start a new sequence with `prompt`. A prefix that is already in the cache stays there.
 
         Returns:
-            How many of its tokens are in the cache.
+            The length of that prefix, at most all but the last token, which is the first row of the first step.
 
         Raises:
-            ContextError: the prompt is empty, or leaves no room for a token behind it.
+            ContextError: the prompt is empty or fills the context.
         """
         ids = np.asarray(prompt, dtype=np.int32)
         if not ids.size:
@@ -52,19 +50,14 @@ class Sequence:
             )
         shared = min(self.cached, ids.size - 1)
         differing = np.flatnonzero(self._buffer[:shared] != ids[:shared])
-        kept = int(differing[0]) if differing.size else shared
-        self.cached = kept
-        self._engine.rollback(kept)
+        self.cached = int(differing[0]) if differing.size else shared
+        self._engine.rollback(self.cached)
         self._buffer[: ids.size] = ids
         self.length = ids.size
-        return kept
+        return self.cached
 
     def prefill(self) -> int:
-        """Evaluate what is missing in the cache before the last token, in batches of the engine's limit.
-
-        Returns:
-            The number of tokens evaluated.
-        """
+        """Evaluate all tokens before the last one that are not in the cache, and return their number."""
         missing = self.length - 1 - self.cached
         while self.cached < self.length - 1:
             end = min(self.cached + self._engine.batch_limit, self.length - 1)
@@ -74,43 +67,40 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens before the last one that are not in the cache: none but behind a tree."""
+        """Tokens before the last one that are not in the cache; above 0 only after a tree."""
         return self.length - 1 - self.cached
 
     def lay(self, draft: NDArray[np.integer], rows: int) -> NDArray[np.int32]:
-        """The batch of a step: what is not in the cache, the last token, `draft`, and old junk up to `rows` rows.
+        """The batch of a step, a view: pending tokens, the last token, `draft`, and padding up to `rows` rows.
 
-        A view.
+        Padding is whatever the buffer holds there.
         """
         self._buffer[self.length : self.length + len(draft)] = draft
         return self._buffer[self.cached : self.cached + rows]
 
     def before(self, rows: int) -> NDArray[np.int32]:
-        """The tokens before the last of `rows` rows' positions: the text and the draft just laid. A view."""
+        """The tokens before the position of the last of `rows` rows, a view: the sequence and the draft laid last."""
         return self._buffer[: self.length + rows - 1]
 
     def extend(self, tokens: NDArray[np.integer], rows: int = 1, path: list[int] | None = None) -> None:
-        """Add the tokens that a batch of `rows` rows gave.
-
-        All but the last of them were drafts, so the cache holds them already; it forgets what else was in the batch.
+        """Append the tokens that a batch of `rows` rows gave, and remove its rejected rows from the cache.
 
         Args:
-            path: where the batch was a tree, its rows that are the text's tokens, those behind `tokens` included.
+            path: if the batch was a tree, its rows that hold tokens of the sequence; rows after `tokens` are ignored.
         """
-        if path is not None:
-            self.cached += self._engine.keep(path[: self.pending + len(tokens)])
-            self._buffer[self.length : self.length + len(tokens)] = tokens
-            self.length += len(tokens)
-            return
         end = self.length + len(tokens)
         self._buffer[self.length : end] = tokens
         self.length = end
+        if path is not None:
+            self.cached += self._engine.keep(path[: self.pending])
+            return
+        # All tokens but the last were drafts, so their rows are in the cache.
         self.cached = end - 1
         if rows > len(tokens):
             self._engine.rollback(end - 1)
 
     def truncate(self, length: int) -> None:
-        """Drop tokens at `length` and behind it."""
+        """Drop all tokens after the first `length`."""
         if length < self.length:
             self.length = length
             self.cached = min(self.cached, max(0, length - 1))

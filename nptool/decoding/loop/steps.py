@@ -1,6 +1,7 @@
-"""What the loop is told: who drafts (`Proposer`), how many rows a step has (`Widths`), and what a step was (`Step`).
+"""The loop's inputs besides engine, sequence and sampling: a `Proposer` drafts, `Widths` choose the rows of each step.
 
-Protocols, and the simplest implementation of each: no draft, which is autoregressive decoding, and a fixed width.
+Both observe every step. The simplest ones are here: no draft, which is autoregressive decoding, and a fixed width.
+Classes that inherit from these protocols inherit their empty methods.
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ from numpy.typing import NDArray
 DraftT = TypeVar("DraftT", covariant=True)
 Line = NDArray[np.integer]
 """A draft without branches."""
+NO_DRAFT: Line = np.empty(0, dtype=np.int32)
 _UNLIMITED = 1 << 30
 
 
 class Drafts(Enum):
-    """What a step of one width tells of others."""
+    """Kinds of drafts, by what a step of one width shows about other widths."""
 
     ITERATED = auto()
-    """Nothing: a window gets better by what it iterates, so a guess is worth what the step before could see of it."""
+    """Nothing: the quality of a guess depends on the rows of the steps before."""
     INDEPENDENT = auto()
-    """What narrower ones would have brought: the tokens of a line are the same however long it is."""
+    """Narrower widths: the first tokens of a line are the same for every length of it."""
     BRANCHING = auto()
-    """Nothing: a tree is made for its size."""
+    """Nothing: a tree of another size has other branches."""
 
 
 class Step(NamedTuple):
-    """What one forward pass was and cost."""
+    """What one forward pass gave and cost."""
 
     length: int
-    """Tokens of the text before it."""
+    """Tokens of the sequence before it."""
     rows: int
     drafted: int
     accepted: int
@@ -42,87 +44,77 @@ class Step(NamedTuple):
 
 
 class Proposer(Protocol[DraftT]):
-    """Drafts tokens for one text: a line of them, or a tree."""
+    """Drafts tokens for one sequence: a line or a tree."""
 
     width: int
     """Rows of a full step: the last accepted token and the longest draft."""
 
     @property
     def seconds(self) -> float:
-        """Time that `propose` has spent inside models of its own."""
+        """Time that `propose` has spent in models of its own."""
 
     def propose(self, room: int) -> DraftT:
-        """The draft of the next step, at most `room` tokens one behind the other."""
+        """The draft of the next step, at most `room` tokens deep."""
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
-        """Learn what the step gave.
+        """Take the result of a step into account.
 
         Args:
-            picks: the tokens picked behind the last accepted token and behind those of the draft that were looked at.
-            accepted: how many tokens of the draft were right; `accepted + 1` picks joined the text.
+            picks: the tokens picked after the last accepted token and after the draft's tokens, as in `Verified`.
+            accepted: accepted tokens of the draft; `accepted + 1` picks joined the sequence.
         """
+        return
 
 
-class Autoregressive:
-    """No draft: one token for each forward pass."""
+class Autoregressive(Proposer[Line]):
+    """No draft: one token per forward pass."""
 
     width = 1
     seconds = 0.0
-    _nothing = np.empty(0, dtype=np.int32)
 
-    def propose(self, room: int) -> NDArray[np.integer]:
-        """Nothing."""
-        return self._nothing
-
-    def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
-        """Nothing to learn."""
+    def propose(self, room: int) -> Line:
+        return NO_DRAFT
 
 
 class Widths(Protocol):
-    """Decides on the rows of each step of one text."""
+    """Chooses the rows of each step of one sequence."""
 
     padded: bool
-    """Whether a batch has all the rows that were chosen, whatever was drafted."""
+    """Whether batches are padded to the chosen width."""
     members: tuple[int, ...]
-    """Widths at which autoregressive decoding gives this text bit for bit; none where batches are not padded."""
+    """Widths at which autoregressive decoding gives the same text bit for bit; empty if batches are not padded."""
     wants_plain_time: bool
-    """Whether `time_plain` is to be told, before the first step, what one row takes."""
+    """Whether `time_plain` is to be called before the first step."""
 
     def time_plain(self, length: int, seconds: float) -> None:
-        """What one row takes behind `length` tokens."""
+        """Take the time of a batch of one row after `length` tokens into account."""
+        return
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
-        """Rows of the next step of a text of `length` tokens in which at most `room` drafts fit.
+        """Rows of the next step of a sequence of `length` tokens with room for `room` drafts.
 
         Args:
-            least: rows that the step has in any case, before any draft.
+            least: rows that the step has without any draft.
         """
 
     def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
-        """What the step was, what it took in all, and the part of that spent in models that draft."""
+        """Take a step into account; the arguments are the fields of `Step`."""
+        return
 
     def finish(self) -> None:
-        """The text has ended, or was left."""
+        """The sequence has ended or was abandoned."""
+        return
 
 
-class FixedWidth:
-    """Every batch has `width` rows; None lets it be as narrow as its draft."""
+class FixedWidth(Widths):
+    """Every batch has `width` rows; None is one row more than the draft has."""
 
     wants_plain_time = False
 
     def __init__(self, width: int | None) -> None:
         self.padded = width is not None
-        self.members: tuple[int, ...] = () if width is None else (width,)
+        self.members = () if width is None else (width,)
         self._width = _UNLIMITED if width is None else width
-
-    def time_plain(self, length: int, seconds: float) -> None:
-        """Nothing to compare with it."""
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         return self._width
-
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
-        """Nothing to learn."""
-
-    def finish(self) -> None:
-        """Nothing was learnt."""

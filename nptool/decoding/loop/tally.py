@@ -1,7 +1,8 @@
-"""What one answer cost: tokens, forward passes, seconds, drafts accepted. Knows no clock and prints nothing."""
+"""The figures of one answer: tokens, forward passes, seconds, accepted drafts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,32 +12,32 @@ from numpy.typing import NDArray
 
 @dataclass
 class Tally:
-    """Counted by the loop while an answer is made. The prefill is kept apart from the decoding."""
+    """Counted by the loop while an answer is generated. Prefill and decoding are counted separately."""
 
     width: int
     """Rows of a full step."""
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
-    """Tokens of the prompt that were not in the cache already."""
+    """Tokens of the prompt that were not in the cache."""
     tokens: int = 0
-    """Tokens of the answer, its end token included."""
+    """Tokens of the answer, including its end token."""
     passes: int = 0
-    """Forward passes, the prefill's not counted."""
+    """Forward passes without the prefill."""
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
-    """Time in the loop, from the end of the prefill on; what the consumer does between two steps is not in it."""
+    """Time in the loop after the prefill, without what the consumer does between two steps."""
     engine_seconds: float = 0.0
     """The part of `decode_seconds` spent inside the engine."""
     heads_seconds: float = 0.0
     """The part of `decode_seconds` spent inside extra heads."""
     first_step_seconds: float = 0.0
-    """Prefill and first step: when the first token was there."""
+    """Time to the first token: prefill and first step."""
     passes_by_draft: list[int] = field(default_factory=list, repr=False)
-    """Passes by how many tokens they drafted, one behind the other: 0, 1, ..."""
+    """Passes by the depth of their draft: 0, 1, ..."""
     passes_by_accepted: list[int] = field(default_factory=list, repr=False)
-    """Passes by how many of these were right."""
-    widths: dict[int, int] = field(default_factory=dict)
-    """Rows of a batch to the number of passes that had so many."""
+    """Passes by the number of accepted drafts: 0, 1, ..."""
+    widths: Counter[int] = field(default_factory=Counter)
+    """Passes by the rows of their batch."""
 
     def __post_init__(self) -> None:
         if not self.passes_by_draft:
@@ -45,32 +46,26 @@ class Tally:
 
     @property
     def drafted(self) -> NDArray[np.int64]:
-        """Drafts by their place behind the last accepted token."""
+        """Drafts by their place after the last token of the sequence: first, second, ..."""
         return _reaching(self.passes_by_draft)
 
     @property
     def accepted(self) -> NDArray[np.int64]:
-        """How many of them were right, with all before them right too."""
+        """Accepted drafts by place."""
         return _reaching(self.passes_by_accepted)
 
     @property
     def tokens_per_forward(self) -> float:
-        return self.tokens / self.passes if self.passes else 0.0
+        return _ratio(self.tokens, self.passes)
 
     @property
     def tokens_per_second(self) -> float:
         """Without the prefill."""
-        return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
+        return _ratio(self.tokens, self.decode_seconds)
 
     @property
     def tokens_per_second_with_prefill(self) -> float:
-        seconds = self.prefill_seconds + self.decode_seconds
-        return self.tokens / seconds if seconds else 0.0
-
-    @property
-    def overhead(self) -> float:
-        """Share of the decoding time outside the engine and the heads, from 0 to 1."""
-        return self.loop_seconds / self.decode_seconds if self.decode_seconds else 0.0
+        return _ratio(self.tokens, self.prefill_seconds + self.decode_seconds)
 
     @property
     def loop_seconds(self) -> float:
@@ -78,37 +73,30 @@ class Tally:
         return self.decode_seconds - self.engine_seconds - self.heads_seconds
 
     @property
+    def overhead(self) -> float:
+        """Share of `loop_seconds` in the decoding time, from 0 to 1."""
+        return _ratio(self.loop_seconds, self.decode_seconds)
+
+    @property
     def acceptance(self) -> list[float]:
-        """Share of right drafts by place, as far as there were any."""
+        """Share of accepted drafts by place, for places that had drafts."""
         drafted = self.drafted
         places = int(np.count_nonzero(drafted))
         return [float(value) for value in self.accepted[:places] / drafted[:places]]
 
     def add(self, other: Tally) -> None:
-        """Count another answer's figures in, for the totals of a conversation."""
-        for name in (
-            "prompt_tokens",
-            "prefilled_tokens",
-            "tokens",
-            "passes",
-            "prefill_seconds",
-            "decode_seconds",
-            "engine_seconds",
-            "heads_seconds",
-            "first_step_seconds",
-        ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for mine, theirs in (
-            (self.passes_by_draft, other.passes_by_draft),
-            (self.passes_by_accepted, other.passes_by_accepted),
-        ):
-            for length, passes in enumerate(theirs):
-                mine[min(length, self.width)] += passes
-        for rows, passes in other.widths.items():
-            self.widths[rows] = self.widths.get(rows, 0) + passes
+        """Add another answer's figures, for totals. Drafts deeper than `width` count as `width` tokens deep."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, list):
+                for depth, passes in enumerate(value):
+                    mine[min(depth, self.width)] += passes
+            elif name not in ("width", "widths"):
+                setattr(self, name, mine + value)
+        self.widths.update(other.widths)
 
     def summary(self) -> dict[str, Any]:
-        """The figures for a JSON object."""
+        """The figures as a JSON object."""
         return {
             "tokens": self.tokens,
             "forward_passes": self.passes,
@@ -127,6 +115,10 @@ class Tally:
         }
 
 
+def _ratio(value: float, total: float) -> float:
+    return value / total if total else 0.0
+
+
 def _reaching(passes: list[int]) -> NDArray[np.int64]:
-    """How many passes came to the first place, the second, ..."""
+    """The number of passes that reached the first place, the second, ..."""
     return np.cumsum(passes[:0:-1], dtype=np.int64)[::-1]

@@ -1,7 +1,7 @@
-"""Jacobi iteration: the next guess is what the model picked on the last one (CLLM, arXiv 2403.00835, section 3.1).
+"""Jacobi iteration: the picks on one guess are the next guess (CLLM, arXiv 2403.00835, section 3.1).
 
-A step's rows are the last accepted token and n-1 guessed ones, which gives n picks, so the first row sees exactly what
-a training block of n tokens sees before its first token. Pure arrays; knows neither engine nor sampling.
+A step has the last accepted token and n-1 guessed ones as its rows and gives n picks, as a training block of n tokens
+does. Does not import the engine: proposers see picks only.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Tokens drawn in advance for one text; a longer text goes round.
+from nptool.decoding.loop.steps import Line, Proposer
+
+# Tokens drawn in advance; they are reused in turn when a sequence needs more.
 FILL_LENGTH = 4096
 
 
 class Fill:
-    """Tokens for places about which nothing is known yet: drawn at random from the prompt, as in the training data."""
+    """First guesses: tokens drawn at random from the prompt, as in the training data."""
 
     def __init__(self, prompt: NDArray[np.int32], seed: int, longest: int) -> None:
-        """Args: `longest` is the most tokens that `take` will be asked for at once."""
-        # Any integer is a seed, as for the noise; numpy takes none below 0.
+        """Args: `longest` is the largest `count` for `take`."""
+        # Any integer is a valid seed, as for the noise, but numpy rejects negative ones.
         generator = np.random.default_rng(seed % (1 << 64))
-        # As wide as argmax's results, so that comparing the two takes no conversion.
+        # The type of argmax's results, so that joining the two needs no conversion.
         self._tokens = generator.choice(prompt, size=max(FILL_LENGTH, longest)).astype(np.intp)
         self._next = 0
 
     def take(self, count: int) -> NDArray[np.intp]:
-        """The next `count` tokens. A view."""
+        """The next `count` tokens, a view."""
         if self._next + count > len(self._tokens):
             self._next = 0
         start = self._next
@@ -33,10 +35,10 @@ class Fill:
         return self._tokens[start : self._next]
 
 
-class JacobiWindow:
-    """A window that slides: what was accepted leaves at the front, as many fresh tokens enter at the end.
+class JacobiWindow(Proposer[Line]):
+    """A sliding window: accepted tokens leave at the front, as many fresh ones enter at the end.
 
-    A step may draft less than the window or nothing at all; what it left out is kept for its place in the text.
+    A step may draft only a prefix of the window, or nothing; the rest keeps its place in the sequence.
     """
 
     seconds = 0.0
@@ -46,10 +48,9 @@ class JacobiWindow:
         self._fill = Fill(prompt, seed, n)
         self._guess = self._fill.take(n - 1).copy()
         self._passed = 0
-        """Places at the front of the guess that the text has gone past."""
+        """Tokens at the front of the guess whose positions the sequence has passed."""
 
-    def propose(self, room: int) -> NDArray[np.integer]:
-        """The guess of the whole window, or of its beginning."""
+    def propose(self, room: int) -> Line:
         if room < 1:
             return self._guess[:0]
         if self._passed:
@@ -58,9 +59,9 @@ class JacobiWindow:
         return self._guess[:room]
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
-        """Put the picks that did not join the text in the place of what was drafted; slide."""
+        """Replace the draft by the picks that did not join the sequence, and slide."""
         if len(picks) == 1:
-            # Nothing was drafted, which must cost nothing: such steps are the cheapest ones.
+            # Nothing was drafted. The window slides later, so that the cheapest steps have no overhead.
             self._passed += 1
             return
         kept = picks[accepted + 1 :]
@@ -69,13 +70,13 @@ class JacobiWindow:
         self._shift(kept)
 
     def _shift(self, kept: NDArray[np.integer]) -> None:
-        """Begin the guess with `kept` and fill up."""
+        """The new guess: `kept`, then fresh tokens."""
         self._guess[: len(kept)] = kept
         self._guess[len(kept) :] = self._fill.take(len(self._guess) - len(kept))
 
 
-class JacobiBlock:
-    """The paper's blocks: n tokens are iterated until all of them are accepted, only then the next n are begun."""
+class JacobiBlock(Proposer[Line]):
+    """The paper's blocks: n tokens are iterated until all are accepted, then the next n."""
 
     seconds = 0.0
 
@@ -85,12 +86,12 @@ class JacobiBlock:
         self._guess: NDArray[np.integer] = self._fill.take(n - 1)
         self._left = n
 
-    def propose(self, room: int) -> NDArray[np.integer]:
-        """The guess of what is left of the block, but for its last token: a pick behind the guess gives that one."""
+    def propose(self, room: int) -> Line:
+        """The guess of the rest of the block without its last token, which is the pick after the guess."""
         return self._guess[: max(0, room)]
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
-        """Keep the rest of the picks as the guess, or begin the next block."""
+        """Keep the picks that were not accepted as the guess, or start the next block."""
         self._left -= accepted + 1
         if self._left > 0:
             undrafted = self._guess[len(picks) :]

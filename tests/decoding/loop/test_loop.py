@@ -32,12 +32,12 @@ def counting(tokens: AnySequence[int]) -> list[float]:
 
 
 def by_position(tokens: AnySequence[int]) -> list[float]:
-    """The next token, never a 6, depends on its position only, so one pass tells the whole window."""
+    """The next token, never a 6, depends on its position only, so one pass gives the whole window."""
     return [float(token == len(tokens) * 5 % (VOCABULARY - 2)) for token in range(VOCABULARY)]
 
 
 def tangled(tokens: AnySequence[int], salt: int = 0, end: bool = True) -> list[float]:
-    """Depends on every token before; full of ties; sometimes the end token."""
+    """Depends on all tokens before; many ties; sometimes the end token."""
     digest = hashlib.blake2b(bytes([salt, *tokens]), digest_size=VOCABULARY).digest()
     row = [float(byte % 4) for byte in digest]
     row[END] = 3.5 if end and digest[0] % 23 == 0 else -9.0
@@ -45,7 +45,7 @@ def tangled(tokens: AnySequence[int], salt: int = 0, end: bool = True) -> list[f
 
 
 class Drafts:
-    """Proposes what it is given, draft by draft, then nothing."""
+    """Proposes the given drafts in order, then nothing."""
 
     seconds = 0.0
 
@@ -63,7 +63,7 @@ class Drafts:
 
 
 class Oracle:
-    """Knows the text; `right` of each draft's tokens are right, the next one is wrong."""
+    """Drafts the correct continuation with the token at place `right[step]` replaced by a wrong one."""
 
     seconds = 0.0
 
@@ -114,7 +114,7 @@ HEADLESS = sorted(name for name, method in METHODS.items() if not method.heads)
 
 
 def proposer_of(scripted: Any, name: str, n: int, seed: int = 0) -> Proposer:
-    """For a text that begins with `PROMPT`."""
+    """A proposer for `PROMPT`."""
     sequence = Sequence(scripted(counting))
     sequence.open(PROMPT)
     return METHODS[name].propose(Task(n, sequence, Sampling(seed=seed)))
@@ -133,8 +133,8 @@ def test_autoregressive_is_one_token_for_each_pass(scripted: Any) -> None:
     assert engine.batches[1:] == [(2 + i, 1, True) for i in range(7)]
 
 
-class Told(FixedWidth):
-    """Keeps what it is told of each step: the text's length, rows, drafted and accepted tokens."""
+class Observing(FixedWidth):
+    """Records length, rows, drafted and accepted tokens of each step."""
 
     def __init__(self, width: int | None) -> None:
         super().__init__(width)
@@ -145,7 +145,7 @@ class Told(FixedWidth):
 
 
 def ending(tokens: AnySequence[int]) -> list[float]:
-    """4, 5, the end token, and that again and again: a draft of end tokens is right however long it is."""
+    """4, 5, then only end tokens, so a draft of end tokens is right at any length."""
     following = {3: 4, 4: 5}.get(tokens[-1], END)
     return [float(token == following) for token in range(VOCABULARY)]
 
@@ -159,22 +159,22 @@ def ending(tokens: AnySequence[int]) -> list[float]:
         ([4, 0, END], 3, 1, 2),
     ],
 )
-def test_what_was_drafted_behind_the_end_does_not_count(
+def test_drafts_after_the_end_token_do_not_count(
     scripted: Any, draft: list[int], judged: int, right: int, brought: int
 ) -> None:
-    """Neither as accepted nor as wrong, and the widths are told of the tokens that joined the text."""
-    engine, told = scripted(ending), Told(None)
+    """Neither as accepted nor as rejected; widths observe only the tokens that joined the sequence."""
+    engine, observing = scripted(ending), Observing(None)
     sequence = Sequence(engine)
     sequence.open(PROMPT)
     sequence.prefill()
     tally = Tally(width=len(draft) + 1)
-    steps = decode(engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens={END}, widths=told)
+    steps = decode(engine, sequence, Drafts([draft]), Sampling(), tally, limit=40, end_tokens={END}, widths=observing)
     first = next(steps)
     assert first.tolist() == [4, 5, END][:brought]
     assert tally.drafted.tolist() == [1] * judged + [0] * (len(tally.drafted) - judged)
     assert tally.accepted.tolist() == [1] * right + [0] * (len(tally.accepted) - right)
     steps.close()
-    assert told.steps == [(len(PROMPT), len(draft) + 1, len(draft), brought - 1)]
+    assert observing.steps == [(len(PROMPT), len(draft) + 1, len(draft), brought - 1)]
 
 
 def test_drafts_that_are_never_right(scripted: Any) -> None:
@@ -202,7 +202,7 @@ def test_drafts_that_are_sometimes_right(scripted: Any) -> None:
     assert tally.acceptance == [0.75, 0.5, 0.25]
 
 
-def test_nothing_behind_an_end_token_is_kept(scripted: Any) -> None:
+def test_nothing_after_an_end_token_is_kept(scripted: Any) -> None:
     def ending(tokens: AnySequence[int]) -> list[float]:
         return counting(tokens) if tokens[-1] != 5 else [0.0] * END + [1.0]
 
@@ -219,21 +219,21 @@ def test_a_proposer_learns_every_pick_of_its_draft(scripted: Any) -> None:
 
 class TestJacobi:
     def test_a_window_whose_picks_are_right_after_one_pass(self, scripted: Any) -> None:
-        """Pass one: nothing is accepted but every pick is right; pass two accepts the whole window; and so on."""
+        """The first pass accepts nothing but its picks are right, the next accepts the whole window."""
         window = JacobiWindow(5, np.array([6], dtype=np.int32), seed=0)
         passes, _ = run(scripted(by_position), window, prompt=[6, 6, 6], limit=21)
         text = [position * 5 % 6 for position in range(3, 21)]
         assert [len(tokens) for tokens in passes] == [1, 5, 1, 5, 1, 5]
         assert flat(passes) == text
 
-    def test_a_chain_advances_by_one_token_more_than_the_guess_has_right(self, scripted: Any) -> None:
+    def test_a_step_advances_by_one_token_more_than_it_accepts(self, scripted: Any) -> None:
         engine = scripted(counting)
         passes, _ = run(engine, JacobiWindow(4, np.array([3], dtype=np.int32), seed=0), limit=12)
         assert flat(passes) == [4, 5, 6, 0, 1, 2, 3, 4, 5]
         assert naive_jacobi(counting, PROMPT, 4, 3, 9) == [len(tokens) for tokens in passes]
 
     def test_blocks_do_not_slide(self, scripted: Any) -> None:
-        """Blocks of 4: one pass tells the block, the next accepts what is left of it, never more."""
+        """Blocks of 4: one pass finds the block, the next accepts the rest of it and nothing of the next block."""
         block = JacobiBlock(4, np.array([6], dtype=np.int32), seed=0)
         engine = scripted(by_position)
         passes, _ = run(engine, block, prompt=[6, 6, 6], limit=15)
@@ -250,7 +250,7 @@ class TestJacobi:
         assert guess[:2] == [14, 15]
         assert len(guess) == 5
         assert set(guess[2:]) <= {3, 5}
-        # llama.cpp's users write -1.
+        # llama.cpp accepts the seed -1 too.
         for seed in (1, -1):
             again = JacobiWindow(6, prompt, seed)
             assert again.propose(99).tolist() == JacobiWindow(6, prompt, seed).propose(99).tolist()
@@ -306,7 +306,7 @@ samplings = st.sampled_from(
 
 
 class TestLosslessness:
-    """Whatever is proposed, at any temperature, at any width: the text is autoregressive decoding's."""
+    """For any drafts, temperature and width, the text is that of autoregressive decoding."""
 
     @given(
         st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=7), max_size=30),
@@ -345,7 +345,7 @@ class TestLosslessness:
     @given(st.sampled_from(HEADLESS), st.integers(1, 12), st.integers(4, 30), st.booleans())
     @settings(deadline=None, max_examples=60)
     def test_at_the_edge_of_the_context(self, scripted: Any, name: str, n: int, capacity: int, padded: bool) -> None:
-        """The text fills the context to its last token in every mode; padding has room of its own."""
+        """Every method fills the context to its last token; padding rows do not need positions in it."""
 
         def model(tokens: AnySequence[int]) -> list[float]:
             return tangled(tokens, end=False)
@@ -375,7 +375,7 @@ class TestSequence:
         assert sequence.open([1, 2, 3, 0, 0, 0]) == 3
         assert engine.cache == [1, 2, 3]
         assert sequence.prefill() == 2
-        # All of it is known: only the last token is left for the first step.
+        # Everything is cached, but the last token is left for the first step.
         assert sequence.open([1, 2, 3]) == 2
         assert sequence.prefill() == 0
 

@@ -1,4 +1,4 @@
-"""A line of drafts is judged as if every row were drawn alone; behind the first wrong token stand the likeliest."""
+"""A line is verified as if every row were sampled alone; picks after the first rejected token are the likeliest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OneBatch:
         return self._logits_RV[: len(tokens)]
 
     def keep(self, path: list[int]) -> int:
-        raise AssertionError("a line is no tree")
+        raise AssertionError("a line is not a tree")
 
     def rollback(self, position: int) -> None:
         """Nothing is cached."""
@@ -55,7 +55,7 @@ def test_picks_are_those_of_single_rows_as_far_as_the_draft_is_right(
     logits_RV = rng.normal(0, 2, (rows, VOCABULARY)).astype(np.float32)
     sampling = Sampling(temperature=temperature, seed=seed, repeat_penalty=penalty)
     greedy = Sampling(repeat_penalty=penalty)
-    # A draft that follows the single picks for `right` tokens, then one that does not, then some that do again.
+    # A draft with `right` tokens that equal the single picks, a different one, then a mixture.
     draft, picked = list[int](), list[int]()
     for row in range(rows):
         before = np.array(PROMPT + draft, dtype=np.int32)

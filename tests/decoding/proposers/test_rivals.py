@@ -1,4 +1,4 @@
-"""Prompt lookup and lookahead decoding with arrays written out by hand; that they are lossless is in test_loop.py."""
+"""Prompt lookup and lookahead decoding with hand-written arrays. test_loop.py checks that they are lossless."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TestPromptLookup:
         assert PromptLookup(1, text_of(scripted(cycle), [2, 2])).propose(99).tolist() == []
 
     def test_a_text_that_repeats_is_copied(self, scripted: Any) -> None:
-        """Nothing for a round of the cycle; then what followed the first 0 and the first 0, 1."""
+        """No drafts in the first round of the cycle; then the tokens after the first 0 and the first 0, 1."""
         engine = scripted(cycle)
         text = text_of(engine, [0])
         found = passes(engine, text, PromptLookup(4, text), 14)
@@ -66,22 +66,21 @@ class TestLookahead:
         lookahead = LookaheadDecoding(4, np.array([FILL, 5], dtype=np.int32), seed=0)
         lookahead._window = [(FILL,)] * 3
         lookahead.observe(np.array([6, 1, 2, 3]), accepted=0)
-        assert {first: lookahead._pool.behind(first) for first in (5, 7, 6)} == {5: (6,), 7: (3,), 6: ()}
+        assert lookahead._pool == {5: (6,), 7: (3,)}
         assert lookahead.propose(99).tolist() == [1, 2, 3]
 
     def test_picks_of_iterations_that_follow_each_other_are_read_diagonally(self) -> None:
         lookahead = LookaheadDecoding(4, np.array([FILL, FILL, 5], dtype=np.int32), seed=0)
         lookahead._window = [(1,), (2,), (3,)]
         lookahead.observe(np.array([6, 0, 4, 7]), accepted=0)
-        # The rows are now 6 0 4 7, each behind the token of which it is the pick.
+        # The rows are now 6 0 4 7, each the pick after its predecessor.
         lookahead.observe(np.array([2, 3, 6, 1]), accepted=0)
         pool = lookahead._pool
-        assert {first: pool.behind(first) for first in (5, 1, 2, 3)} == {5: (6, 2), 1: (0, 3), 2: (4, 6), 3: (7, 1)}
+        assert {first: pool[first] for first in (5, 1, 2, 3)} == {5: (6, 2), 1: (0, 3), 2: (4, 6), 3: (7, 1)}
 
     def test_the_newest_n_gram_of_the_last_token_takes_the_first_places(self) -> None:
         lookahead = LookaheadDecoding(5, np.array([5], dtype=np.int32), seed=0)
-        lookahead._pool.add((6, 1, 2))
-        lookahead._pool.add((6, 3, 4))
+        lookahead._pool[6] = (3, 4)
         lookahead.observe(np.array([6, 0, 0, 0, 0]), accepted=0)
         assert lookahead.propose(99).tolist() == [3, 4, 0, 0]
         assert lookahead.propose(1).tolist() == [3]
@@ -94,7 +93,7 @@ class TestLookahead:
         assert lookahead.propose(99).tolist() == [7, 4, 0, 5, 5]
 
     def test_a_cycle_is_learned(self, scripted: Any) -> None:
-        """What one round taught gives two tokens more for each pass of the next."""
+        """After one round of the cycle every pass accepts its whole draft of two tokens."""
         engine = scripted(cycle)
         text = text_of(engine, [0])
         found = passes(engine, text, LookaheadDecoding(3, text.tokens, seed=0), 40)

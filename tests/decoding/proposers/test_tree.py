@@ -1,4 +1,4 @@
-"""Trees of the heads' choices: their shape, what they cost the engine, and that the text stays what it is."""
+"""Trees of the heads' choices: their shape, their size, their layout in the cache, and that they are lossless."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tangled(tokens: AnySequence[int], salt: int = 0) -> list[float]:
 
 
 class TestShape:
-    def test_the_likeliest_nodes_with_the_first_choices_in_front(self) -> None:
+    def test_the_likeliest_nodes_with_the_first_choices_first(self) -> None:
         # 0.6, 0.3 (second of head 2), 0.3 (0.6 * 0.5), 0.15 (0.3 * 0.5), 0.12, 0.12, ...
         assert grow(SHARES, 1) == Shape((0,), (1,), (0,))
         assert grow(SHARES, 3) == Shape((0, 1, 0), (1, 2, 1), (0, 0, 1))
@@ -69,12 +69,12 @@ class TestShape:
         firsts = [True]
         for parent, rank in zip(shape.parents, shape.ranks, strict=True):
             firsts.append(firsts[parent] and rank == 0)
-        assert sorted(firsts, reverse=True) == firsts, "the path of first choices is in front"
+        assert sorted(firsts, reverse=True) == firsts, "the path of first choices comes first"
         assert len(set(range(len(depths))) - set(shape.parents)) <= MAX_PATHS
 
 
 class TestSize:
-    """What a tree of each size brings, and the size that is worth most on a machine."""
+    """Expected tokens of a tree by its size, and the best size on a machine."""
 
     def test_expected_tokens_are_one_and_the_nodes_that_are_right(self) -> None:
         # Nodes of 0.6, 0.3, 0.3, 0.15, and of the third head 0.12.
@@ -84,8 +84,8 @@ class TestSize:
 
     @given(st.integers(0, 255), st.integers(1, 12))
     @settings(deadline=None, max_examples=30)
-    def test_they_are_what_choices_of_these_shares_bring(self, seed: int, rows: int) -> None:
-        """Many tokens whose rank among each head's choices is drawn: how far the tree follows, on average."""
+    def test_expected_tokens_are_the_average_of_a_simulation(self, seed: int, rows: int) -> None:
+        """Draws the rank of the right token among each head's choices and counts accepted tokens."""
         shape, generator = grow(SHARES, rows - 1), np.random.default_rng(seed)
         children = {
             (parent, rank): row
@@ -117,7 +117,7 @@ class TestSize:
         rates = {size: min(size, expected_tokens(known, size)) / seconds[size] for size in rows}
         assert rates[chosen] == pytest.approx(max(rates.values()))
 
-    def test_a_dear_machine_has_small_trees_and_a_flat_one_large_ones(self) -> None:
+    def test_trees_are_small_if_rows_cost_much_and_large_if_they_cost_little(self) -> None:
         reach = partial(expected_tokens, SHARES)
         rows = (1, 2, 4, 8, 16)
         for times, best in (
@@ -130,8 +130,8 @@ class TestSize:
             chooser.add("tree", Gains(1.0, 8.0, drafts=Drafts.BRANCHING, reach=reach))
             assert chooser.choose("tree", rows, 100, 0)[0] == best
 
-    def test_drafts_that_are_worse_than_foreseen_make_it_smaller(self) -> None:
-        """The sizes on the way are not tried one by one: what is seen of one tells of all."""
+    def test_drafts_that_are_worse_than_expected_make_it_smaller(self) -> None:
+        """Directly, without trying the sizes between: the steps of one size inform about all."""
         seconds = dict(zip((1, 2, 4, 8, 16), (1, 1.2, 1.3, 1.5, 1.6), strict=True))
         calibration = Calibration((128,), tuple(seconds), (tuple(seconds.values()),), (tuple(seconds),))
         reach = partial(expected_tokens, SHARES)
@@ -156,7 +156,7 @@ class TestLayout:
         assert tree.paths == 3
 
     @pytest.mark.parametrize(("path", "kept"), [([0], 1), ([0, 1, 2], 3), ([0, 1, 4], 2), ([0, 3, 4], 1)])
-    def test_what_lies_in_order(self, path: list[int], kept: int) -> None:
+    def test_rows_in_order_are_kept(self, path: list[int], kept: int) -> None:
         assert branches.in_order(path) == kept
 
     def test_a_tree_has_no_more_paths_than_a_context_has_sequences(self) -> None:
@@ -184,7 +184,7 @@ class Decoding:
         return lambda tokens: tangled(tokens, 100 + head)
 
     def foreseen(self, head: int) -> Any:
-        """Right about greedy decoding, but by its second choice: a first one stands before it every other time."""
+        """The right token of greedy decoding, but every other time as the second choice only."""
 
         def logits(tokens: AnySequence[int]) -> AnySequence[float]:
             text = list(tokens)
@@ -225,7 +225,7 @@ class Decoding:
         return [token for tokens in self.passes for token in tokens]
 
     def check(self) -> None:
-        """The heads hold all tokens of the text but the last, the trunk a beginning of them."""
+        """The heads' caches hold all tokens but the last, the trunk's a prefix of them."""
         self.engine.draft_logits()
         known = self.sequence.tokens[:-1].tolist()
         assert [head.cache for head in self.heads] == [known] * len(self.heads)
@@ -249,7 +249,7 @@ samplings = st.sampled_from(
 
 @given(st.integers(1, 5), st.integers(1, 16), st.integers(0, 255), samplings, st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=150)
-def test_trees_leave_the_text_as_it_is(
+def test_trees_are_lossless(
     scripted: Any,
     scripted_head: Any,
     count: int,
@@ -259,7 +259,7 @@ def test_trees_leave_the_text_as_it_is(
     padded: bool,
     foreseeing: bool,
 ) -> None:
-    """Over two turns, the second of which goes on from the first."""
+    """In two turns of a conversation."""
     decoding = Decoding(scripted, scripted_head, salt, count, foreseeing)
     found = decoding.answer(PROMPT, sampling, width, padded, 40)
     assert found == autoregressive(scripted, salt, PROMPT, sampling, 40)
@@ -270,8 +270,8 @@ def test_trees_leave_the_text_as_it_is(
     assert all(rows == width for rows in decoding.trunk.widths) or not padded
 
 
-class Ordered:
-    """Widths from a list, over and over; none narrower than a step must be."""
+class Ordered(Widths):
+    """Widths from a list in a cycle, but no fewer rows than a step needs."""
 
     members = ()
 
@@ -282,26 +282,22 @@ class Ordered:
     def choose(self, length: int, room: int, least: int = 1) -> int:
         return max(next(self._order), least)
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None: ...
-
-    def finish(self) -> None: ...
-
 
 @given(
     st.lists(st.integers(1, 16), min_size=1, max_size=8), st.integers(0, 255), samplings, st.booleans(), st.booleans()
 )
 @settings(deadline=None, max_examples=150)
-def test_sizes_that_change_leave_the_text_as_it_is(
+def test_trees_of_changing_sizes_are_lossless(
     scripted: Any, scripted_head: Any, order: list[int], salt: int, sampling: Sampling, padded: bool, foreseeing: bool
 ) -> None:
-    """A narrow step behind a wide one too, whose accepted tokens lie elsewhere and are evaluated first."""
+    """Including a narrow step after a wide one whose accepted tokens have to be evaluated again first."""
     decoding = Decoding(scripted, scripted_head, salt, 4, foreseeing)
     found = decoding.answer(PROMPT, sampling, 16, padded, 50, Ordered(order, padded))
     assert found == autoregressive(scripted, salt, PROMPT, sampling, 50)
     decoding.check()
 
 
-def test_an_adaptive_step_has_room_for_what_must_be_evaluated_again() -> None:
+def test_an_adaptive_step_has_room_for_pending_tokens() -> None:
     calibration = Calibration((128,), (1, 2, 4, 8), ((1.0, 9.0, 9.1, 9.2),), ((1, 2, 4, 8),))
     chooser = Chooser(calibration)
     chooser.add("tree", Gains(0.0, drafts=Drafts.BRANCHING))
@@ -310,7 +306,7 @@ def test_an_adaptive_step_has_room_for_what_must_be_evaluated_again() -> None:
 
 
 def test_a_second_choice_that_is_right_is_accepted(scripted: Any, scripted_head: Any) -> None:
-    """And evaluated again with the next batch, since it did not lie in line."""
+    """And evaluated again in the next batch, because its cache cell is not in sequence order."""
     passes = {4: 0, 16: 0}
     again = False
     for width, salt in product(passes, range(20)):
