@@ -44,7 +44,6 @@ from nptool.cli.options import (
     Threads,
 )
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
-from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,12 +103,10 @@ def generate(
         repeat_penalty=repeat_penalty,
         seed=seed,
     )
-    path = model_path(model)
-    check_gguf(path)
-    asked = find_prompt(path, prompt, prompt_file, raw, seed)
-    if asked.remark:
-        say(asked.remark)
-    with open_model(path, gpu_layers, context_length, threads, flash_attention) as text_model:
+    with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
+        asked = find_prompt(text_model.path, prompt, prompt_file, raw, seed)
+        if asked.remark:
+            say(asked.remark)
         ids = text_model.encode(asked.content, raw=asked.raw)
         if compare:
             _compare(text_model, ids, config, as_json)

@@ -23,7 +23,6 @@ from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, DataError
 from nptool.llama.context import DEFAULT_WIDTH
-from nptool.llama.gguf_check import check_gguf
 from nptool.llama.model import Model
 from nptool.progress import Progress, silent
 from nptool.provenance import machine, provenance
@@ -40,9 +39,6 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         ContextError: a prompt does not fit the context, or a block the batch.
     """
     path = latest_run().gguf if config.model is None else config.model
-    check_gguf(path)
-    file = find_prompts(path) if config.prompts is None else config.prompts
-    prompts = read_prompts(file, config.count)
     with TextModel(
         path,
         gpu_layers=config.gpu_layers,
@@ -50,6 +46,8 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         threads=config.threads,
         flash_attention=config.flash_attention,
     ) as model:
+        file = find_prompts(path) if config.prompts is None else config.prompts
+        prompts = read_prompts(file, config.count)
         variants = _variants(config, model)
         engine = model.contexts.trunk(max(variant.n for variant in variants))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]

@@ -153,7 +153,7 @@ def test_a_conversation_may_change_its_method(tiny_gguf: Callable[..., Path]) ->
 
 
 def test_several_methods_need_a_choice() -> None:
-    with pytest.raises(UsageError, match="one of jacobi, heads is chosen for each text, which steps of n rows do not"):
+    with pytest.raises(UsageError, match="choosing among jacobi, heads needs adaptive widths"):
         DecodeConfig("jacobi", others=("heads",))
 
 

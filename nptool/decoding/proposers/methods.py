@@ -120,11 +120,6 @@ METHODS = {
 }
 
 
-def way_to_decode(method: Method, heads: DraftHeads | None) -> Method:
-    """What decodes a text by `method`: itself, or plain AR where its heads were not opened, as nothing is drafted."""
-    return METHODS[AUTOREGRESSIVE] if method.heads and heads is None else method
-
-
 def find_method(name: str) -> Method:
     """The method of this name.
 
