@@ -31,7 +31,7 @@ class BenchConfig:
     """Data file of any known format; None is the held-out data of the model's run."""
     methods: tuple[str, ...] = ("ar", "jacobi")
     """Names of `METHODS`. With the suffix `-auto` a parallel method chooses the width of each step within a class of
-    widths, with `-free` among all widths; `auto` also chooses the method of each text."""
+    widths, with `-free` among all widths; `auto` also chooses the method for each prompt."""
     n: tuple[int, ...] | None = None
     """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and for methods with heads
     all heads of the model."""

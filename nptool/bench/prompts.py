@@ -17,15 +17,13 @@ from nptool.text_to_sql import TASK, Example
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt."""
-
     source: str
     """`file:line`, for messages and reports."""
     turns: tuple[Message, ...]
     raw: bool = False
-    """Whether it is plain text, to be continued without the chat template."""
+    """Plain text, continued without the chat template."""
     example: Example | None = None
-    """The text-to-SQL example with which the answer can be executed."""
+    """The text-to-SQL example that scores the answer."""
 
 
 def find_prompts(model: Path) -> Path:

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
-from nptool.decoding.adaptive.cost import BUDGET, Calibration, calibrate, fitting
+from nptool.decoding.adaptive.cost import BUDGET, calibrate, fitting
 from nptool.decoding.adaptive.store import Store
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.contexts import Contexts
@@ -71,14 +70,8 @@ class TextModel:
         if flash_attention is None:
             capacity = default_capacity(self.model) if context_length is None else context_length
             flash_attention = prefers_fused(self.model, capacity, DEFAULT_BATCH, gpu_layers=gpu_layers, kv_type=kv_type)
-        self.contexts = Contexts(
-            self.model,
-            context_length,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-        )
+        settings = {"threads": threads, "kv_type": kv_type, "flash_attention": flash_attention}
+        self.contexts = Contexts(self.model, context_length, gpu_layers=gpu_layers, **settings)
         budget = max(BUDGET, LOADING_SHARE * loading_seconds)
         self.store = Store(self._identity, lambda: calibrate(self.contexts.scratch(DEFAULT_WIDTH), budget=budget))
         """The cost of a step on this machine, and what decoding has taught."""
@@ -92,11 +85,6 @@ class TextModel:
     def block_length(self, config: DecodeConfig) -> int:
         """See `Decoder.block_length`."""
         return self.decoder.block_length(config)
-
-    @property
-    def calibration(self) -> Calibration:
-        """The cost of a step on this machine."""
-        return self.store.calibration
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -196,9 +184,7 @@ class TextModel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

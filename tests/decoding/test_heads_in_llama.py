@@ -84,7 +84,7 @@ def test_a_padded_head_reads_only_what_it_is_given(tiny_gguf: Callable[..., Path
 
 def flat(model: TextModel) -> None:
     """Let wide steps seem to cost what narrow ones do, so that they are chosen; classes stay the machine's."""
-    found = model.calibration
+    found = model.store.calibration
     times = tuple(tuple(1e-3 * (1 + width / 1000) for width in found.widths) for _ in found.contexts)
     model.store.calibration = replace(found, seconds=times)
 
@@ -123,7 +123,7 @@ def test_chosen_methods_and_widths_give_the_text_of_their_class(
 def test_a_text_that_drafts_nothing_goes_without_heads(tiny_gguf: Callable[..., Path], method: str) -> None:
     """But for a conversation, in which a later turn may use them."""
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
-        found = model.calibration
+        found = model.store.calibration
         times = tuple(tuple(1e-3 * width**2 for width in found.widths) for _ in found.contexts)
         model.store.calibration = replace(found, seconds=times, classes=((1,), found.widths[1:]))
         config = DecodeConfig(method, max_tokens=20, adapt=True)
