@@ -192,12 +192,11 @@ def _middle(runs: Sequence[Answer]) -> Answer:
 
 def _verdict(parallel: Answer, single: Answer, padded: Answer | None) -> str:
     """Whether the texts agree, and if not, whether they do at equal width."""
-    if parallel.tokens == single.tokens:
+    from nptool.bench.aggregation import first_difference
+
+    place = first_difference(parallel.tokens, single.tokens)
+    if place is None:
         return "the texts are equal"
-    pairs = enumerate(zip(parallel.tokens, single.tokens, strict=False))
-    place = next(
-        (index for index, (one, other) in pairs if one != other), min(len(parallel.tokens), len(single.tokens))
-    )
     if padded is not None and padded.tokens == parallel.tokens:
         return f"the texts differ from token {place + 1} on, at a near tie; at equal width they are equal"
     return f"the texts differ from token {place + 1} on"

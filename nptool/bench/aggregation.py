@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import median
 
 import numpy as np
@@ -132,11 +133,11 @@ def speedups(
 ) -> dict[tuple[int, int], float]:
     """(round, prompt) to the ratio of tokens/s to those of the baseline on the same prompt in the same round."""
 
-    def rates(items: Iterable[Measurement]) -> dict[tuple[int, int], float]:
-        return {(item.round, item.prompt): item.tally.tokens / seconds(item.tally) for item in items}
-
-    slow = rates(baseline)
-    return {key: fast / slow[key] for key, fast in rates(measurements).items()}
+    fast, slow = (
+        {(item.round, item.prompt): item.tally.tokens / seconds(item.tally) for item in items}
+        for items in (measurements, baseline)
+    )
+    return {key: rate / slow[key] for key, rate in fast.items()}
 
 
 def by_round(ratios: dict[tuple[int, int], float]) -> list[float]:
@@ -175,7 +176,5 @@ def differences(
 
 def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | None:
     """Index of the first token that differs from the reference; None if the two are equal."""
-    for position, (token, expected) in enumerate(zip(tokens, reference, strict=False)):
-        if token != expected:
-            return position
-    return None if len(tokens) == len(reference) else min(len(tokens), len(reference))
+    pairs = enumerate(zip_longest(tokens, reference))
+    return next((position for position, (token, expected) in pairs if token != expected), None)

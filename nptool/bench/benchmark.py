@@ -87,7 +87,7 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
         heads = [model.contexts.count_heads()]
     widest = DEFAULT_WIDTH
     if any(adapt for _, adapt in methods):
-        widest = min(max(config.n or (DEFAULT_WIDTH,)), model.store.calibration.widths[-1])
+        widest = min(max(config.n or (DEFAULT_WIDTH,)), model.calibration.widths[-1])
     return variants_of(config.methods, config.n or LENGTHS, heads, widest)
 
 

@@ -125,9 +125,8 @@ class _Run:
 def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
     """The order of one turn in a Williams design (Australian Journal of Scientific Research A 2, 1949).
 
-    In as many turns as there are variants (twice as many for an odd number), each variant has each place and directly
-    follows each other variant equally often, because an answer starts with the processor's caches, and on a GPU with
-    the graph, of the previous one.
+    An answer starts with the processor's caches, and on a GPU with the graph, of the previous one. In as many turns as
+    there are variants (odd: twice as many) each one has each place and follows each other one equally often.
     """
     count = len(variants)
     zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
@@ -141,9 +140,9 @@ def _references(
     references: dict[int, list[Tokens]] = {width: [] for width in widths}
     total = len(prompts) * len(widths)
     for index, prompt in enumerate(prompts):
-        for place, width in enumerate(widths):
+        for place, width in enumerate(widths, start=1):
             references[width].append(tuple(run.answer(prompt, Variant(AUTOREGRESSIVE, width)).tokens))
-            progress("AR at equal width", index * len(widths) + place + 1, total)
+            progress("AR at equal width", index * len(widths) + place, total)
     return references
 
 

@@ -11,7 +11,6 @@ from nptool.errors import UsageError
 if TYPE_CHECKING:
     from nptool.decoding.loop.sampling import Sampling
 
-
 LENGTHS = (4, 8, 16)
 
 
@@ -23,7 +22,7 @@ def _greedy() -> Sampling:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """One comparison. Autoregressive decoding is always part of it, as the baseline."""
+    """One comparison, which always includes autoregressive decoding as the baseline."""
 
     model: Path | None = None
     """GGUF file; None is the newest run's."""
@@ -38,7 +37,7 @@ class BenchConfig:
     max_tokens: int = 256
     """Longest answer in tokens."""
     rounds: int = 3
-    """Number of answers of every method to every prompt."""
+    """Answers of every method to every prompt."""
     count: int = 20
     """Prompts from the start of the file."""
     sampling: Sampling = field(default_factory=_greedy)

@@ -47,7 +47,7 @@ def read_prompts(path: Path, count: int) -> list[Prompt]:
     examples = {}
     records = list(islice(read_records(path), count))
     if path.is_file() and path.suffix.lower() in JSON_SUFFIXES:
-        # Records drop the task's own fields, so read them again.
+        # Records drop the task's own fields, so the file is read again.
         for line, fields in islice(read_json_objects(path), count):
             examples[f"{path}:{line}"] = _example(fields, f"{path}:{line}")
     return [_prompt(record, examples.get(record.source)) for record in records]

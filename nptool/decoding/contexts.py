@@ -134,7 +134,7 @@ class Contexts:
 
 
 def _warm_up(engine: Context, width: int) -> None:
-    """Keep the page faults and graph building of the first batches out of every answer's time."""
+    """Keep page faults and graph building of the first batches out of the answers' times."""
     for rows in {1, width}:
         engine.evaluate(np.zeros(rows, dtype=np.int32), 0)
         engine.clear()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.records import Message
-from nptool.decoding.adaptive.cost import BUDGET, calibrate, fitting
+from nptool.decoding.adaptive.cost import BUDGET, Calibration, calibrate, fitting
 from nptool.decoding.adaptive.store import Store
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.contexts import Contexts
@@ -86,6 +86,11 @@ class TextModel:
         """See `Decoder.block_length`."""
         return self.decoder.block_length(config)
 
+    @property
+    def calibration(self) -> Calibration:
+        """The cost of a step on this machine."""
+        return self.store.calibration
+
     @cached_property
     def template(self) -> ChatTemplate | None:
         """
@@ -135,16 +140,8 @@ class TextModel:
         """
         bound, adapts = (None if n == "auto" else n), adapt or n == "auto"
         method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=bound, adapt=adapts)
-        config = DecodeConfig(
-            method=method,
-            n=bound,
-            exact=exact,
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            sampling=Sampling(**sampling),
-            adapt=adapts,
-            others=tuple(others),
-        )
+        chosen = Sampling(**sampling)
+        config = DecodeConfig(method, bound, exact, max_tokens, tuple(stop), chosen, adapts, tuple(others))
         return self.answer(self.encode(prompt, raw=raw), config)
 
     def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, **options: Any) -> Answer:
