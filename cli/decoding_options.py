@@ -175,7 +175,7 @@ def widths_used(answer: Answer) -> str:
 
 
 def describe(config: DecodeConfig, n: int) -> str:
-    """The methods in a few words."""
+    """The methods and their width, in a few words."""
     method = config.methods[0]
     if method.parallel and config.adapt:
         return f"{' or '.join((method.name, *config.others))}, n up to {n}"

@@ -68,7 +68,9 @@ def compare(
     for number in range(rounds):
         for index, prompt in enumerate(prompts):
             for variant in in_turn(variants, number + index):
-                measurements.append(_measurement(variant, index, number, run.answer(prompt, variant)))
+                answer = run.answer(prompt, variant)
+                width, tokens = min(answer.widths.members, default=1), tuple(answer.tokens)
+                measurements.append(Measurement(variant, index, number, tokens, answer.tally, width, answer.method))
                 progress("methods in turns", len(measurements), total)
         decoder.contexts.scratch(1)
         costs.measure()
@@ -144,8 +146,3 @@ def _references(
             references[width].append(tuple(run.answer(prompt, Variant(AUTOREGRESSIVE, width)).tokens))
             progress("AR at equal width", index * len(widths) + place, total)
     return references
-
-
-def _measurement(variant: Variant, prompt: int, number: int, answer: Answer) -> Measurement:
-    width = answer.widths.members[0] if answer.widths.members else 1
-    return Measurement(variant, prompt, number, tuple(answer.tokens), answer.tally, width, answer.method)

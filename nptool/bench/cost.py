@@ -12,7 +12,6 @@ from nptool.decoding.loop.engine import Engine
 from nptool.decoding.loop.timing import prefill, time_in_turns
 
 REPEATS = 10
-"""Batches of each width in one measurement; a comparison measures once per round."""
 
 
 class StepCosts:

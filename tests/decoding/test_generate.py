@@ -111,7 +111,7 @@ def test_a_stop_string_may_span_tokens_and_never_shows(model: TextModel, jacobi:
     assert answer.tally.tokens == len(answer.tokens)
 
 
-def test_every_mode_leaves_the_same_text_and_cache_behind(model: TextModel) -> None:
+def test_every_mode_leaves_the_same_text_and_cache(model: TextModel) -> None:
     whole = read(model.generate("d", max_tokens=60, n=N, exact=True))
     stop = whole.text[12:14]
     kept = []
@@ -212,7 +212,7 @@ def test_the_file_may_say_its_block_size(tiny_gguf: Callable[..., Path]) -> None
         assert model.block_length(DecodeConfig("jacobi")) == 16
 
 
-def test_the_engine_is_made_anew_for_a_wider_block(model: TextModel) -> None:
+def test_the_engine_is_replaced_for_a_wider_block(model: TextModel) -> None:
     assert len(read(model.generate("h", jacobi=True, n=100, max_tokens=10)).tokens) == 10
     assert model.contexts.newest is not None
     assert model.contexts.newest.engine.width == 100

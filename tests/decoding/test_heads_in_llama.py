@@ -61,7 +61,7 @@ def test_a_tree_goes_on_from_what_is_cached(tiny_gguf: Callable[..., Path]) -> N
 
 
 def test_a_padded_head_reads_only_what_it_is_given(tiny_gguf: Callable[..., Path]) -> None:
-    """Whatever junk stood behind the rows, and up to the last position, where there is no room for junk."""
+    """Whatever junk followed the rows, and up to the last position, where there is no room for junk."""
     path = tiny_gguf("f16", heads=2)
     rng = np.random.default_rng(0)
     with nptool.load(path, threads=1, context_length=64) as model:
@@ -157,7 +157,7 @@ def test_several_methods_need_a_choice() -> None:
         DecodeConfig("jacobi", others=("heads",))
 
 
-def test_the_time_of_a_draft_is_measured_and_leaves_nothing_behind(tiny_gguf: Callable[..., Path]) -> None:
+def test_the_time_of_a_draft_is_measured_and_leaves_nothing(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
         before = answer(model, "heads", 4, Sampling())
         assert model.contexts.time_draft(4) > model.contexts.time_draft(1) == 0.0

@@ -111,7 +111,7 @@ def test_a_reset_in_the_middle_of_an_answer(tiny_gguf: Callable[..., Path]) -> N
         assert session.messages == (Message("system", "s"),)
 
 
-def test_reset_begins_anew(tiny_gguf: Callable[..., Path]) -> None:
+def test_reset_forgets_the_conversation(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf(), threads=1) as model:
         session = talk(model, DecodeConfig(max_tokens=5), "one", "two", system="be kind")
         session.reset()
