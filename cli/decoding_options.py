@@ -136,7 +136,7 @@ def _length(text: str | None) -> int | None:
 
 
 def held_out(path: Path, seed: int) -> tuple[Record, str]:
-    """A prompt that was held out when the model was trained, and its source.
+    """A prompt that was held out in training, and its source.
 
     Raises:
         DataError: the model is not in a run, or its run has no held-out split.
@@ -153,7 +153,7 @@ def held_out(path: Path, seed: int) -> tuple[Record, str]:
 
 
 def figures(tally: Tally) -> str:
-    """The line after an answer."""
+    """One line of figures, shown after an answer."""
     return (
         f"{tally.tokens_per_second:.1f} tokens/s, {tally.tokens_per_forward:.2f} tokens per forward, "
         f"{tally.passes} forward passes for {tally.tokens} tokens"
@@ -161,7 +161,7 @@ def figures(tally: Tally) -> str:
 
 
 def widths_used(answer: Answer) -> str:
-    """The widths of an answer's steps, to follow the figures; empty if they were fixed."""
+    """One line about the widths of an answer's steps; empty if they were fixed."""
     from nptool.decoding.adaptive.widths import AdaptiveWidth
 
     if not isinstance(answer.widths, AdaptiveWidth):
@@ -175,10 +175,8 @@ def widths_used(answer: Answer) -> str:
 
 
 def describe(config: DecodeConfig, n: int) -> str:
-    """The methods in a few words."""
-    from nptool.decoding.proposers.methods import find_method
-
-    method = find_method(config.method)
+    """The methods and their width, in a few words."""
+    method = config.methods[0]
     if method.parallel and config.adapt:
         return f"{' or '.join((method.name, *config.others))}, n up to {n}"
     if method.parallel:

@@ -44,7 +44,6 @@ from nptool.cli.options import (
     Threads,
 )
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
-from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,12 +103,10 @@ def generate(
         repeat_penalty=repeat_penalty,
         seed=seed,
     )
-    path = model_path(model)
-    check_gguf(path)
-    asked = find_prompt(path, prompt, prompt_file, raw, seed)
-    if asked.remark:
-        say(asked.remark)
-    with open_model(path, gpu_layers, context_length, threads, flash_attention) as text_model:
+    with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
+        asked = find_prompt(text_model.path, prompt, prompt_file, raw, seed)
+        if asked.remark:
+            say(asked.remark)
         ids = text_model.encode(asked.content, raw=asked.raw)
         if compare:
             _compare(text_model, ids, config, as_json)
@@ -195,12 +192,11 @@ def _middle(runs: Sequence[Answer]) -> Answer:
 
 def _verdict(parallel: Answer, single: Answer, padded: Answer | None) -> str:
     """Whether the texts agree, and if not, whether they do at equal width."""
-    if parallel.tokens == single.tokens:
+    from nptool.bench.aggregation import first_difference
+
+    place = first_difference(parallel.tokens, single.tokens)
+    if place is None:
         return "the texts are equal"
-    pairs = enumerate(zip(parallel.tokens, single.tokens, strict=False))
-    place = next(
-        (index for index, (one, other) in pairs if one != other), min(len(parallel.tokens), len(single.tokens))
-    )
     if padded is not None and padded.tokens == parallel.tokens:
         return f"the texts differ from token {place + 1} on, at a near tie; at equal width they are equal"
     return f"the texts differ from token {place + 1} on"

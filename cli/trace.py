@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,9 @@ from nptool.cli.decoding_options import Raw, Temperature, decode_config, model_p
 from nptool.cli.options import AsJson, ContextLength, FlashAttention, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
 from nptool.files import atomic_file
-from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
     from nptool.cli.prompt_options import AskedPrompt
-    from nptool.decoding.answer import DecodeConfig
     from nptool.decoding.trace import Trace
 
 JACOBI = Annotated[
@@ -71,14 +70,17 @@ def trace(
         repeat_penalty=1.0,
         seed=seed,
     )
-    path = model_path(model)
-    paths = [path] if base is None else [base, path]
-    for each in paths:
-        check_gguf(each)
-    asked = find_prompt(path, prompt, prompt_file, raw, seed)
-    if asked.remark:
-        say(asked.remark)
-    traces = [_trace(each, asked, config, gpu_layers, context_length, threads, flash_attention) for each in paths]
+    from nptool.decoding.trace import trace_answer
+
+    machine = (gpu_layers, context_length, threads, flash_attention)
+    with ExitStack() as stack:
+        # All models are opened first, so that a broken file is found before anything is decoded.
+        paths = [model_path(model), *([] if base is None else [base])]
+        models = [stack.enter_context(open_model(path, *machine)) for path in paths]
+        asked = find_prompt(paths[0], prompt, prompt_file, raw, seed)
+        if asked.remark:
+            say(asked.remark)
+        traces = [trace_answer(each, each.encode(asked.content, raw=asked.raw), config) for each in reversed(models)]
     if html is not None:
         _write_page(html, asked, traces)
     if as_json:
@@ -90,21 +92,6 @@ def trace(
     from nptool.cli.trace_output import print_traces
 
     print_traces(traces)
-
-
-def _trace(
-    path: Path,
-    asked: AskedPrompt,
-    config: DecodeConfig,
-    gpu_layers: int,
-    context_length: int | None,
-    threads: int | None,
-    flash_attention: bool | None,
-) -> Trace:
-    from nptool.decoding.trace import trace_answer
-
-    with open_model(path, gpu_layers, context_length, threads, flash_attention) as text_model:
-        return trace_answer(text_model, text_model.encode(asked.content, raw=asked.raw), config)
 
 
 def _write_page(file: Path, asked: AskedPrompt, traces: list[Trace]) -> None:

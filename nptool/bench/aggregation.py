@@ -1,7 +1,7 @@
 """From measurements to figures: medians over rounds, paired speed-ups, shares of identical answers.
 
-A speed-up is the median of paired ratios, each of two rates on the same prompt in the same round, so that neither a
-slow phase of the machine nor a long prompt affects one method alone.
+A speed-up is the median of ratios, each on one prompt in one round, so that neither a slow phase of the machine nor a
+long prompt affects one method alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import median
 
 import numpy as np
@@ -29,7 +30,7 @@ class Measurement:
     """The answer, its end token included."""
     tally: Tally
     width: int
-    """Rows of the batches in which autoregressive decoding must give the same answer."""
+    """Batch width at which autoregressive decoding must give the same answer."""
     method: str
     """The method used; an automatic variant chooses among several."""
 
@@ -57,15 +58,15 @@ def summarize(
         margins: (prompt, position) to the margin of every first difference from the answer of width 1.
         costs: seconds of a batch by width, among them 1 and n.
         sources: names of the prompts.
-        accuracy: share of right answers, if they can be scored.
+        accuracy: share of right answers; None if they cannot be scored.
     """
     variant, width_1 = measurements[0].variant, references[1]
     sums = total(measurements)
-    step = mean_step(sums.widths, costs)
-    heads_seconds = sums.heads_seconds / sums.passes
+    step, heads_seconds = mean_step(sums.widths, costs), sums.heads_seconds / sums.passes
     ratios = speedups(measurements, baseline, decoding)
     found = differences(measurements, width_1, margins, sources)
     distances = [difference.margin for difference in found]
+    equal_width = [item.tokens == references[item.width][item.prompt] for item in measurements]
     return MethodReport(
         name=variant.name,
         n=variant.n,
@@ -80,8 +81,7 @@ def summarize(
         heads_ms=1e3 * heads_seconds,
         loop_ms=1e3 * sums.loop_seconds / sums.passes,
         predicted_speedup=sums.tokens_per_forward * costs[1] / (step + heads_seconds),
-        identical_equal_width=sum(item.tokens == references[item.width][item.prompt] for item in measurements)
-        / len(measurements),
+        identical_equal_width=sum(equal_width) / len(equal_width),
         identical_width_1=identical_share(measurements, width_1),
         differences=found,
         margin_median=median(distances) if distances else None,
@@ -97,7 +97,7 @@ def summarize(
 
 
 def mean_step(passes: Mapping[int, int], costs: Mapping[int, float]) -> float:
-    """Mean seconds of a pass, with linear interpolation between measured widths.
+    """Mean seconds of a pass, interpolated between the widths of `costs`.
 
     Args:
         passes: width to number of passes.
@@ -133,11 +133,11 @@ def speedups(
 ) -> dict[tuple[int, int], float]:
     """(round, prompt) to the ratio of tokens/s to those of the baseline on the same prompt in the same round."""
 
-    def rates(items: Iterable[Measurement]) -> dict[tuple[int, int], float]:
-        return {(item.round, item.prompt): item.tally.tokens / seconds(item.tally) for item in items}
-
-    slow = rates(baseline)
-    return {key: fast / slow[key] for key, fast in rates(measurements).items()}
+    fast, slow = (
+        {(item.round, item.prompt): item.tally.tokens / seconds(item.tally) for item in items}
+        for items in (measurements, baseline)
+    )
+    return {key: rate / slow[key] for key, rate in fast.items()}
 
 
 def by_round(ratios: dict[tuple[int, int], float]) -> list[float]:
@@ -150,9 +150,9 @@ def by_round(ratios: dict[tuple[int, int], float]) -> list[float]:
 
 def total(measurements: Iterable[Measurement]) -> Tally:
     """The sum of the tallies of one method."""
-    first, *others = (measurement.tally for measurement in measurements)
-    result = Tally(width=first.width)
-    for tally in (first, *others):
+    tallies = [measurement.tally for measurement in measurements]
+    result = Tally(width=tallies[0].width)
+    for tally in tallies:
         result.add(tally)
     return result
 
@@ -169,17 +169,12 @@ def differences(
     sources: Sequence[str],
 ) -> list[Difference]:
     """Every place where an answer first differs from its reference, once, in the order of the prompts."""
-    places = set()
-    for item in measurements:
-        position = first_difference(item.tokens, references[item.prompt])
-        if position is not None:
-            places.add((item.prompt, position))
-    return [Difference(sources[prompt], position, margins[prompt, position]) for prompt, position in sorted(places)]
+    found = {(item.prompt, first_difference(item.tokens, references[item.prompt])) for item in measurements}
+    places = sorted((prompt, position) for prompt, position in found if position is not None)
+    return [Difference(sources[prompt], position, margins[prompt, position]) for prompt, position in places]
 
 
 def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | None:
     """Index of the first token that differs from the reference; None if the two are equal."""
-    for position, (token, expected) in enumerate(zip(tokens, reference, strict=False)):
-        if token != expected:
-            return position
-    return None if len(tokens) == len(reference) else min(len(tokens), len(reference))
+    pairs = enumerate(zip_longest(tokens, reference))
+    return next((position for position, (token, expected) in pairs if token != expected), None)

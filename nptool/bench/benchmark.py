@@ -1,13 +1,11 @@
-"""`run_bench`: decoding methods of one GGUF against its autoregressive decoding, on the same prompts.
-
-Puts the pieces together: prompts, model, comparison, figures. Prints nothing.
-"""
+"""`run_bench`: decoding methods of one GGUF against its autoregressive decoding, on the same prompts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 from statistics import median
 
 import numpy as np
@@ -23,7 +21,6 @@ from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, DataError
 from nptool.llama.context import DEFAULT_WIDTH
-from nptool.llama.gguf_check import check_gguf
 from nptool.llama.model import Model
 from nptool.progress import Progress, silent
 from nptool.provenance import machine, provenance
@@ -36,13 +33,11 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
 
     Raises:
         GgufError: the model cannot be used.
-        DataError: no run, no held-out split, or a data file that is missing, empty or malformed.
-        ContextError: a prompt does not fit the context, or a block the batch.
+        DataError: no run, no held-out split, or a missing, empty or malformed data file.
+        ContextError: a prompt does not fit the context, or n the batch.
+        UsageError: more heads than the model has.
     """
     path = latest_run().gguf if config.model is None else config.model
-    check_gguf(path)
-    file = find_prompts(path) if config.prompts is None else config.prompts
-    prompts = read_prompts(file, config.count)
     with TextModel(
         path,
         gpu_layers=config.gpu_layers,
@@ -50,6 +45,8 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         threads=config.threads,
         flash_attention=config.flash_attention,
     ) as model:
+        file = find_prompts(path) if config.prompts is None else config.prompts
+        prompts = read_prompts(file, config.count)
         variants = _variants(config, model)
         engine = model.contexts.trunk(max(variant.n for variant in variants))
         ids = [_encode(model, prompt, engine.capacity) for prompt in prompts]
@@ -78,18 +75,12 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
 
 
 def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
-    """What is to be measured.
-
-    Raises:
-        GgufError: methods with heads, and the model has none.
-        UsageError: more heads than the model has.
-    """
     heads = None
     methods = [split_name(name) for name in config.methods]
     if any(method.heads for method, _ in methods):
         model.contexts.count_heads()
     if any(method.counts_heads for method, _ in methods):
-        # A longer block is one of other methods beside them.
+        # Only the smallest n must fit: longer blocks are for the other methods.
         count = model.contexts.count_heads(None if config.n is None else min(config.n))
         heads = [n for n in config.n or (count,) if n <= model.contexts.count_heads()]
     elif ANY in config.methods and model.contexts.parts.heads:
@@ -101,7 +92,7 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
 
 
 def _encode(model: TextModel, prompt: Prompt, capacity: int) -> NDArray[np.int32]:
-    """Token ids of a prompt, certain to fit, so that a long comparison does not fail in its middle."""
+    """Token ids of a prompt. Checks that it fits, so that a long comparison does not fail halfway."""
     ids = model.encode(prompt.turns, raw=prompt.raw)
     if not ids.size:
         raise DataError(f"{prompt.source}: the prompt is empty; there is no token to continue from")
@@ -116,7 +107,16 @@ def _encode(model: TextModel, prompt: Prompt, capacity: int) -> NDArray[np.int32
 def _figures(
     comparison: Comparison, variants: Sequence[Variant], prompts: Sequence[Prompt], model: Model
 ) -> list[MethodReport]:
-    scorer = _Scorer(prompts, model)
+    examples = {index: prompt.example for index, prompt in enumerate(prompts) if prompt.example is not None}
+
+    @cache
+    def is_right(prompt: int, tokens: tuple[int, ...]) -> bool:
+        return execution_match(examples[prompt], model.detokenize(tokens).decode("utf-8", errors="replace"))
+
+    def accuracy(measurements: Iterable[Measurement]) -> float | None:
+        scores = [is_right(item.prompt, item.tokens) for item in measurements if item.prompt in examples]
+        return sum(scores) / len(scores) if scores else None
+
     answers = {variant: [item for item in comparison.measurements if item.variant == variant] for variant in variants}
     return [
         summarize(
@@ -126,34 +126,14 @@ def _figures(
             margins=comparison.margins,
             costs=comparison.costs.seconds(),
             sources=[prompt.source for prompt in prompts],
-            accuracy=scorer.accuracy(answers[variant]),
+            accuracy=accuracy(answers[variant]),
         )
         for variant in variants
     ]
 
 
-class _Scorer:
-    """Executes answers to text-to-SQL prompts, equal ones once."""
-
-    def __init__(self, prompts: Sequence[Prompt], model: Model) -> None:
-        self._examples = {i: prompt.example for i, prompt in enumerate(prompts) if prompt.example is not None}
-        self._model = model
-        self._known: dict[tuple[int, tuple[int, ...]], bool] = {}
-
-    def accuracy(self, measurements: Iterable[Measurement]) -> float | None:
-        """Share of right answers among those that can be executed; None where none can."""
-        scores = [self._score(item.prompt, item.tokens) for item in measurements if item.prompt in self._examples]
-        return sum(scores) / len(scores) if scores else None
-
-    def _score(self, prompt: int, tokens: tuple[int, ...]) -> bool:
-        if (prompt, tokens) not in self._known:
-            text = self._model.detokenize(tokens).decode("utf-8", errors="replace")
-            self._known[prompt, tokens] = execution_match(self._examples[prompt], text)
-        return self._known[prompt, tokens]
-
-
 def _peak_memory() -> int | None:
-    """Largest resident memory of this process so far, in bytes."""
+    """Largest resident memory of this process so far, in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:

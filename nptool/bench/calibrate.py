@@ -1,4 +1,4 @@
-"""`run_calibration`: what steps cost on this machine, which widths share their bits, and the speed that is foreseen."""
+"""`run_calibration`: step costs on this machine, widths with identical bits, and the predicted speed."""
 
 from __future__ import annotations
 
@@ -9,34 +9,32 @@ from typing import Any
 from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.adaptive.gains import power_with_bend
 from nptool.decoding.expectations import first_gains
-from nptool.decoding.proposers.methods import JACOBI, find_method
+from nptool.decoding.proposers.methods import JACOBI, METHODS
 from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine, provenance
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """A calibration and what follows from it."""
-
     model: str
     model_description: str
     machine: dict[str, Any]
     threads: int
     gpu_layers: int
     flash_attention: bool
-    """Whether llama.cpp's fused kernel was used, also where nobody chose."""
+    """Whether llama.cpp's fused kernel was used."""
     calibration: Calibration
     exponent: float
-    """Tokens of a step of w rows are foreseen to be w to this power, up to 16 rows, and ever less more beyond."""
+    """A step of w rows is expected to give w to this power tokens; beyond 16 rows with diminishing returns."""
     provenance: dict[str, Any]
 
     def cost_ratio(self, width: int) -> float:
-        """t(w) / t(1) behind the shorter text: so many tokens a step of this width must bring to be worth it."""
+        """t(w) / t(1) after the shorter prefix: the tokens per step from which this width pays off."""
         times, context = self.calibration, self.calibration.contexts[0]
         return times.at(width, context) / times.at(1, context)
 
     def predicted_speedup(self, width: int) -> float:
-        """Over autoregressive decoding, if the model is as its file says."""
+        """Over autoregressive decoding, at the exponent that the file's metadata suggests."""
         return power_with_bend(width, self.exponent) / self.cost_ratio(width)
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def run_calibration(
     threads: int | None = None,
     flash_attention: bool | None = None,
 ) -> CalibrationReport:
-    """Measure anew, whatever the cache holds, and keep the result there.
+    """Measure again, whatever the cache folder holds, and save the result there.
 
     Raises:
         GgufError: the model cannot be used.
@@ -81,6 +79,6 @@ def run_calibration(
             gpu_layers=gpu_layers,
             flash_attention=engine.settings.flash_attention,
             calibration=calibration,
-            exponent=first_gains(model.model.header.metadata, find_method(JACOBI)).exponent,
+            exponent=first_gains(model.model.header.metadata, METHODS[JACOBI]).exponent,
             provenance=provenance(),
         )

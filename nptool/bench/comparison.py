@@ -1,6 +1,6 @@
 """The measurement: methods interleaved prompt by prompt, in several rounds, on one engine.
 
-Before the rounds, autoregressive decoding runs once and untimed at every width, as the reference for the answers.
+Before the rounds, autoregressive decoding runs untimed at every width, as the reference for the answers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from nptool.decoding.decoder import Decoder
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE
 from nptool.progress import Progress, silent
 
-# Tokens of an untimed first answer of each method, which pays for page faults and graph building.
 WARM_UP_TOKENS = 16
+"""Of an untimed first answer of each method, to keep page faults and graph building out of the measurement."""
 
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured."""
-
     measurements: list[Measurement]
     references: dict[int, list[Tokens]]
     """Width to the autoregressive answers to all prompts."""
@@ -57,7 +55,7 @@ def compare(
         ContextError: a prompt is empty or does not fit.
     """
     run = _Run(decoder, common)
-    # The widest batch first: a context that is too narrow for it would be made again.
+    # The widest batch first: a wider one would replace the context.
     engine = decoder.contexts.trunk(max(variant.n for variant in variants))
     compared = sorted({1}.union(*(run.widths(variant, one_of_each_class=True) for variant in variants)))
     costed = sorted({1}.union(*({variant.n, *run.widths(variant)} for variant in variants)))
@@ -71,14 +69,17 @@ def compare(
         for index, prompt in enumerate(prompts):
             for variant in in_turn(variants, number + index):
                 answer = run.answer(prompt, variant)
-                width = answer.widths.members[0] if answer.widths.members else 1
-                measurements.append(
-                    Measurement(variant, index, number, tuple(answer.tokens), answer.tally, width, answer.method)
-                )
+                width, tokens = min(answer.widths.members, default=1), tuple(answer.tokens)
+                measurements.append(Measurement(variant, index, number, tokens, answer.tally, width, answer.method))
                 progress("methods in turns", len(measurements), total)
         decoder.contexts.scratch(1)
         costs.measure()
-    margins = _margins(run, prompts, measurements, references[1])
+    margins: dict[tuple[int, int], float] = {}
+    for item in measurements:
+        expected = references[1][item.prompt]
+        position = first_difference(item.tokens, expected)
+        if position is not None and (item.prompt, position) not in margins:
+            margins[item.prompt, position] = run.margin(prompts[item.prompt], expected[:position])
     return Comparison(measurements, references, margins, costs)
 
 
@@ -89,7 +90,6 @@ class _Run:
         self._decoder, self._common = decoder, common
 
     def answer(self, prompt: NDArray[np.int32], variant: Variant, max_tokens: int | None = None) -> Answer:
-        """Answer a prompt to its end."""
         config = variant.config(self._common)
         if max_tokens is not None:
             config = replace(config, max_tokens=max_tokens)
@@ -99,7 +99,7 @@ class _Run:
         return answer
 
     def widths(self, variant: Variant, *, one_of_each_class: bool = False) -> set[int]:
-        """Rows of the batches that a variant may use; or where its text depends on them, one of each class."""
+        """Batch widths that a variant may use; with `one_of_each_class` those that may give different texts."""
         if not variant.adapt:
             return {variant.n}
         config = variant.config(self._common)
@@ -110,10 +110,7 @@ class _Run:
         return {members[0] for n in lengths for members in chooser.classes(n)} if variant.adapt == AUTO else set()
 
     def margin(self, prompt: NDArray[np.int32], tokens: Sequence[int]) -> float:
-        """How far the likeliest next token is ahead of the second, as logits, after `prompt` and `tokens`.
-
-        Evaluated one row at a time, as autoregressive decoding of width 1 does. Sampling is not looked at.
-        """
+        """Difference of the two largest logits after `prompt` and `tokens`, evaluated one row at a time."""
         engine, sequence, _ = self._decoder.contexts.open(1)
         sequence.truncate(0)
         sequence.open(prompt)
@@ -130,9 +127,8 @@ class _Run:
 def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
     """The order of one turn in a Williams design (Australian Journal of Scientific Research A 2, 1949).
 
-    In as many turns as there are variants (twice as many for an odd number), each variant has each place and directly
-    follows each other variant equally often, because an answer starts with the processor's caches, and on a GPU with
-    the graph, of the previous one.
+    An answer starts with the processor's caches, and on a GPU with the graph, of the previous one. In as many turns as
+    there are variants (odd: twice as many) each one has each place and follows each other one equally often.
     """
     count = len(variants)
     zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
@@ -146,22 +142,7 @@ def _references(
     references: dict[int, list[Tokens]] = {width: [] for width in widths}
     total = len(prompts) * len(widths)
     for index, prompt in enumerate(prompts):
-        for place, width in enumerate(widths):
+        for place, width in enumerate(widths, start=1):
             references[width].append(tuple(run.answer(prompt, Variant(AUTOREGRESSIVE, width)).tokens))
-            progress("AR at equal width", index * len(widths) + place + 1, total)
+            progress("AR at equal width", index * len(widths) + place, total)
     return references
-
-
-def _margins(
-    run: _Run,
-    prompts: Sequence[NDArray[np.int32]],
-    measurements: Sequence[Measurement],
-    references: Sequence[Tokens],
-) -> dict[tuple[int, int], float]:
-    margins: dict[tuple[int, int], float] = {}
-    for measurement in measurements:
-        index = measurement.prompt
-        position = first_difference(measurement.tokens, references[index])
-        if position is not None and (index, position) not in margins:
-            margins[index, position] = run.margin(prompts[index], references[index][:position])
-    return margins

@@ -11,7 +11,6 @@ from nptool.errors import UsageError
 if TYPE_CHECKING:
     from nptool.decoding.loop.sampling import Sampling
 
-
 LENGTHS = (4, 8, 16)
 
 
@@ -23,7 +22,7 @@ def _greedy() -> Sampling:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """One comparison. Autoregressive decoding is always part of it, as the baseline."""
+    """One comparison, which always includes autoregressive decoding as the baseline."""
 
     model: Path | None = None
     """GGUF file; None is the newest run's."""
@@ -31,14 +30,14 @@ class BenchConfig:
     """Data file of any known format; None is the held-out data of the model's run."""
     methods: tuple[str, ...] = ("ar", "jacobi")
     """Names of `METHODS`. With the suffix `-auto` a parallel method chooses the width of each step within a class of
-    widths, with `-free` among all widths; `auto` also chooses the method of each text."""
+    widths, with `-free` among all widths; `auto` also chooses the method for each prompt."""
     n: tuple[int, ...] | None = None
     """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and for methods with heads
     all heads of the model."""
     max_tokens: int = 256
     """Longest answer in tokens."""
     rounds: int = 3
-    """Number of answers of every method to every prompt."""
+    """Answers of every method to every prompt."""
     count: int = 20
     """Prompts from the start of the file."""
     sampling: Sampling = field(default_factory=_greedy)

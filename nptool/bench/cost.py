@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from nptool.decoding.loop.engine import Engine
 from nptool.decoding.loop.timing import prefill, time_in_turns
 
-# Batches of each width in one measurement; a comparison measures once per round.
 REPEATS = 10
 
 
@@ -19,12 +18,8 @@ class StepCosts:
     """Seconds of a batch by its width, after one fixed prefix."""
 
     def __init__(self, engine: Engine, context: NDArray[np.int32], widths: Sequence[int]) -> None:
-        """
-        Args:
-            context: the prefix, from one token to the engine's capacity.
-        """
-        self._engine = engine
-        self._context = context
+        """Args: `context` is the prefix, from one token to the engine's capacity."""
+        self._engine, self._context = engine, context
         self._seconds: dict[int, list[float]] = {width: [] for width in widths}
 
     @property
@@ -39,10 +34,6 @@ class StepCosts:
             self._seconds[width].append(seconds)
         self._engine.rollback(0)
 
-    def ratio(self, width: int) -> float:
-        """t(width) / t(1), of medians."""
-        return median(self._seconds[width]) / median(self._seconds[1])
-
     def seconds(self) -> dict[int, float]:
-        """Median by width."""
+        """Median seconds by width."""
         return {width: median(values) for width, values in self._seconds.items()}

@@ -17,15 +17,13 @@ from nptool.text_to_sql import TASK, Example
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt."""
-
     source: str
     """`file:line`, for messages and reports."""
     turns: tuple[Message, ...]
     raw: bool = False
-    """Whether it is plain text, to be continued without the chat template."""
+    """Plain text, continued without the chat template."""
     example: Example | None = None
-    """The text-to-SQL example with which the answer can be executed."""
+    """The text-to-SQL example that scores the answer."""
 
 
 def find_prompts(model: Path) -> Path:
@@ -49,7 +47,7 @@ def read_prompts(path: Path, count: int) -> list[Prompt]:
     examples = {}
     records = list(islice(read_records(path), count))
     if path.is_file() and path.suffix.lower() in JSON_SUFFIXES:
-        # Records drop the task's own fields, so read them again.
+        # Records drop the task's own fields, so the file is read again.
         for line, fields in islice(read_json_objects(path), count):
             examples[f"{path}:{line}"] = _example(fields, f"{path}:{line}")
     return [_prompt(record, examples.get(record.source)) for record in records]

@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Difference:
-    """The first difference of an answer from that of autoregressive decoding of width 1."""
+    """Where an answer first differs from autoregressive decoding of width 1."""
 
     source: str
     """The prompt."""
     position: int
     """Index in the answer, from 0."""
     margin: float
-    """Distance of the two largest logits of autoregressive decoding there."""
+    """Difference of the two largest logits of autoregressive decoding there."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class MethodReport:
     """Without the prefill; median over rounds, as are the other rates."""
     tokens_per_second_with_prefill: float
     speedup: float
-    """Over autoregressive decoding of width 1: median of the ratios on the same prompt in the same round."""
+    """Over autoregressive decoding of width 1; median of the ratios on one prompt in one round."""
     speedup_with_prefill: float
     speedup_by_round: list[float]
     tokens_per_forward: float
     cost_ratio: float
-    """Mean time of a step by that of a batch of one row."""
+    """Mean time of a step relative to a batch of one row."""
     trunk_ms: float
     """Mean milliseconds of a step inside the model itself."""
     heads_ms: float
@@ -43,7 +43,7 @@ class MethodReport:
     predicted_speedup: float
     """`tokens_per_forward * t(1) / (t(n) + heads_ms)`."""
     identical_equal_width: float
-    """Share of answers equal to those of autoregressive decoding in batches of as many rows."""
+    """Share of answers equal to those of autoregressive decoding of the same width."""
     identical_width_1: float
     """Share of answers equal to those of autoregressive decoding of width 1."""
     differences: list[Difference]
@@ -67,8 +67,6 @@ class MethodReport:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """One comparison."""
-
     model: str
     model_description: str
     model_bytes: int
@@ -87,8 +85,7 @@ class BenchReport:
     """Milliseconds of a batch by its rows, after `step_context` tokens; median."""
     step_context: int
     peak_memory_bytes: int | None
-    """Largest resident memory of the process, including the mapped part of the file; None if the system does not report
-    it."""
+    """Largest resident memory of the process, with the mapped part of the file; None if unknown."""
     methods: list[MethodReport]
     provenance: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What is compared: methods at one width, or with widths that they choose, by the names that `--methods` takes."""
+"""What is compared: methods with a fixed or an adaptive width, by the names that `--methods` takes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE,
 from nptool.llama.context import DEFAULT_WIDTH
 
 AUTO, FREE = "-auto", "-free"
-"""Suffixes of a method that chooses its widths: within a class (`jacobi-auto`), or freely (`jacobi-free`)."""
+"""Suffixes for adaptive widths: within a class (`jacobi-auto`), or free (`jacobi-free`)."""
 ANY = "auto"
-"""For each text the method that promises most, as `--jacobi --heads` does: Jacobi iteration, and heads where there are
-some. Widths as in `jacobi-auto`."""
+"""The most promising method for each prompt, Jacobi iteration or heads if there are any; widths as in `-auto`."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method at one width. Every batch has `n` rows: the exact mode, and for n = 1 the fast autoregressive one."""
+    """A method at one width: every batch has `n` rows, unless it adapts."""
 
     method: str
     n: int
     """Block length in tokens; for autoregressive decoding, rows of a batch, all but one of them padding."""
     adapt: str = ""
-    """`AUTO` or `FREE` where every step chooses its width and n is the upper bound."""
+    """`AUTO` or `FREE` for adaptive widths of at most n rows."""
     others: tuple[str, ...] = ()
-    """Further methods, one of which may be used for a text for which it promises more."""
+    """Further methods to choose from for each prompt."""
 
     @property
     def name(self) -> str:
         return ANY if self.others else self.method + self.adapt
 
     def config(self, common: DecodeConfig) -> DecodeConfig:
-        """How an answer is made; `common` gives sampling and lengths."""
+        """The configuration of an answer, with sampling and lengths of `common`."""
         exact, adapt = self.adapt != FREE, bool(self.adapt)
         return replace(common, method=self.method, n=self.n, exact=exact, adapt=adapt, others=self.others)
 
@@ -42,7 +41,7 @@ def split_name(name: str) -> tuple[Method, str]:
     """A method and the suffix of its name; of `ANY` the first method.
 
     Raises:
-        UsageError: there is no such method, or it has no width to choose.
+        UsageError: there is no such method, or a suffix after a method that is not parallel.
     """
     if name == ANY:
         return find_method(JACOBI), AUTO
@@ -58,11 +57,11 @@ def variants_of(
     heads: Collection[int] | None = None,
     widest: int = DEFAULT_WIDTH,
 ) -> tuple[Variant, ...]:
-    """What is to be measured, the baseline first: parallel methods at every length, autoregressive decoding at 1.
+    """The baseline, then every parallel method at every length.
 
     Args:
-        heads: how many heads are used, in turn, by methods whose n is that; None is `lengths`, and no heads in `ANY`.
-        widest: the upper bound of methods that choose their width and whose n is rows.
+        heads: values of n for methods that count heads; None is `lengths`, and no heads in `ANY`.
+        widest: most rows of methods with adaptive widths.
     """
     found = [Variant(AUTOREGRESSIVE, 1)]
     for name in methods:

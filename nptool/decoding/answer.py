@@ -1,12 +1,12 @@
-"""One answer while it is made: how, its tokens and text, why it ended. Knows neither files nor templates."""
+"""How one answer is decoded (`DecodeConfig`), and the answer itself: its tokens, its text, and why it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from nptool.decoding.headed import Opened
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
-from nptool.decoding.loop.steps import Proposer, Widths
+from nptool.decoding.loop.steps import Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.timing import time_plain
-from nptool.decoding.proposers.methods import AUTOREGRESSIVE, Method, Task, find_method, way_to_decode
+from nptool.decoding.proposers.methods import AUTOREGRESSIVE, METHODS, Method, Task, find_method
 from nptool.decoding.text_stream import TextStream
 from nptool.errors import ContextError, UsageError
 from nptool.llama.context import DEFAULT_BATCH
@@ -27,32 +27,29 @@ DEFAULT_MAX_TOKENS = 256
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How one answer is made."""
-
     method: str = AUTOREGRESSIVE
     """A name of `METHODS`."""
     n: int | None = None
-    """Block length in tokens; None is what the file says, or 16. With heads, how many are used; None is all."""
+    """Block length in tokens; None is the file's, or 16. With heads, the number of heads used; None is all."""
     exact: bool | None = None
-    """Every batch padded to n rows, so that the text is bit for bit that of any other method at this n; None is yes
-    for parallel methods and no for autoregressive decoding, whose fast form is one row wide. With `adapt`, padded to
-    widths of one class, see `nptool.decoding.adaptive.widths`."""
+    """Pad every batch to n rows, so that the text equals any other method's at this n bit for bit. None is yes for
+    parallel methods and no for AR, whose fast form has one row. With `adapt`, batches are padded to widths of one
+    class, see `nptool.decoding.adaptive.widths`."""
     max_tokens: int = DEFAULT_MAX_TOKENS
-    """The longest answer in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are not part of it."""
     sampling: Sampling = field(default_factory=Sampling)
     adapt: bool = False
-    """Every step of a parallel method chooses its width, down to autoregressive decoding where that is faster; n is
-    then the upper bound, and None the widest step that was calibrated."""
+    """Choose the width of each step of a parallel method, down to AR where that is faster. n is then the upper bound;
+    None is the widest calibrated step."""
     others: tuple[str, ...] = ()
-    """Parallel methods that may be used instead of `method` for a text for which they promise more; with `adapt`."""
+    """With `adapt`: further parallel methods; the most promising one is chosen for each prompt."""
 
     def __post_init__(self) -> None:
         _ = self.methods
         if self.others and not self.adapt:
             names = ", ".join((self.method, *self.others))
-            raise UsageError(f"one of {names} is chosen for each text, which steps of n rows do not leave open")
+            raise UsageError(f"choosing among {names} needs adaptive widths; name one method or set adapt")
         if self.n is not None and self.n < 1:
             raise UsageError(f"-n must be at least 1, got {self.n}")
         if self.n is not None and self.n > DEFAULT_BATCH:
@@ -62,10 +59,10 @@ class DecodeConfig:
 
     @cached_property
     def methods(self) -> tuple[Method, ...]:
-        """`method` and the others.
+        """`method` and `others`, resolved.
 
         Raises:
-            UsageError: there is no method of such a name.
+            UsageError: a name is unknown.
         """
         return tuple(find_method(name) for name in (self.method, *self.others))
 
@@ -81,65 +78,54 @@ class Vocabulary(Protocol):
         """The bytes of a token's text."""
 
 
+class Way(NamedTuple):
+    """What was chosen for one answer."""
+
+    method: Method
+    n: int
+    """Block length in tokens, or number of heads."""
+    widths: Widths
+
+
 @dataclass(frozen=True)
 class Token:
     """One generated token."""
 
     id: int
     text: str
-    """What became final text by it: whole characters, perhaps none, perhaps some held back from tokens before it."""
+    """Whole characters that this token completed, which may begin in earlier tokens; empty if there are none."""
 
 
 class Answer:
-    """The tokens of one answer as they are made; iterate once. `text`, `tokens` and `tally` grow meanwhile."""
+    """An iterator over the tokens of one answer. `text`, `tokens` and `tally` grow while it is read."""
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        opened: Opened,
-        prompt: NDArray[np.int32],
-        config: DecodeConfig,
-        method: Method,
-        n: int,
-        widths: Widths,
-        wrap: Callable[[Proposer[Any]], Proposer[Any]] | None = None,
+        self, vocabulary: Vocabulary, opened: Opened, prompt: NDArray[np.int32], config: DecodeConfig, way: Way
     ) -> None:
-        """Make `prompt` the text.
-
+        """
         Args:
-            opened: without heads where the method has some and `widths` leave no row for a draft.
-            method: that of `config`, or one of the others it leaves open.
-            n: block length in tokens, or heads in all.
-            widths: decides on the rows of every batch.
-            wrap: puts something that watches around the proposer.
+            opened: a method with heads runs as AR if no heads are opened.
 
         Raises:
             ContextError: the prompt is empty or does not fit.
         """
-        engine, sequence, heads = opened
-        sequence.open(prompt)
+        self._engine, self._sequence, heads = opened
+        self._sequence.open(prompt)
+        self._vocabulary, self._config = vocabulary, config
         self.prompt = prompt
         self.tokens: list[int] = []
         """Ids so far, the end token included."""
         self.text = ""
         self.finish: str | None = None
-        """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room
-        left); None while it goes on or when the reader left."""
-        self.method = method.name
-        """The one that makes it."""
-        self.n = n
-        """Its block length in tokens, or heads in all."""
-        way = way_to_decode(method, heads)
-        self._verify = way.verify
-        proposer = way.propose(Task(n, sequence, config.sampling, heads))
-        self._proposer = proposer if wrap is None else wrap(proposer)
-        self.tally = Tally(width=self._proposer.width, prompt_tokens=len(prompt))
-        self._vocabulary = vocabulary
-        self._engine = engine
-        self._sequence = sequence
-        self._config = config
-        self.widths = widths
-        self._limit = min(engine.capacity, len(prompt) + config.max_tokens)
+        """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`) or `context` (no room
+        left). None before the end, or if it was not read to its end."""
+        self.method, self.n, self.widths = way.method.name, way.n, way.widths
+        drafting = METHODS[AUTOREGRESSIVE] if way.method.heads and heads is None else way.method
+        self.proposer = drafting.propose(Task(way.n, self._sequence, config.sampling, heads))
+        """May be wrapped before the first token is read."""
+        self._verify = drafting.verify
+        self.tally = Tally(width=self.proposer.width, prompt_tokens=len(prompt))
+        self._limit = min(self._engine.capacity, len(prompt) + config.max_tokens)
         self._steps = self._run()
         self._superseded = False
 
@@ -149,18 +135,20 @@ class Answer:
     def __next__(self) -> Token:
         """
         Raises:
-            UsageError: the model was asked for another answer before this one had ended.
+            UsageError: the model was asked for another answer before the end of this one.
         """
         if self._superseded:
-            raise UsageError("the model was asked for another answer meanwhile; read an answer to its end first")
+            raise UsageError(
+                "this answer ended early because the model was asked for another one; read an answer to its end first"
+            )
         return next(self._steps)
 
     def close(self) -> None:
-        """Stop here. What was generated stays, in the cache too."""
+        """Stop here. The tokens generated so far stay in the cache."""
         self._steps.close()
 
     def supersede(self) -> None:
-        """Stop here, as the engine is needed for another answer; reading on raises."""
+        """Stop here because another answer needs the engine; reading on raises."""
         self._superseded = self.finish is None
         self.close()
 
@@ -169,6 +157,8 @@ class Answer:
         try:
             self._prefill()
             for tokens in self._decode():
+                if self.tally.passes == 1:
+                    self.tally.first_step_seconds = self.tally.prefill_seconds + self.tally.decode_seconds
                 for token in tokens.tolist():
                     self.tokens.append(token)
                     reason = self._reason(token)
@@ -181,7 +171,7 @@ class Answer:
                     if self.finish is not None:
                         return
         finally:
-            # A step may have added more than was taken; every method must leave the same text and cache behind.
+            # A step may have added more tokens than were taken. Every method must leave the same cache.
             self.widths.finish()
             self.tally.tokens = len(self.tokens)
             self._sequence.truncate(len(self.prompt) + len(self.tokens))
@@ -193,10 +183,10 @@ class Answer:
         self.tally.prefill_seconds = perf_counter() - began
 
     def _decode(self) -> Iterator[NDArray[np.integer]]:
-        steps = decode(
+        return decode(
             self._engine,
             self._sequence,
-            self._proposer,
+            self.proposer,
             self._config.sampling,
             self.tally,
             limit=self._limit,
@@ -204,10 +194,6 @@ class Answer:
             widths=self.widths,
             verify=self._verify,
         )
-        for tokens in steps:
-            if self.tally.passes == 1:
-                self.tally.first_step_seconds = self.tally.prefill_seconds + self.tally.decode_seconds
-            yield tokens
 
     def _reason(self, token: int) -> str | None:
         if token in self._vocabulary.end_tokens:

@@ -1,4 +1,4 @@
-"""The contexts of one loaded model: the trunk's, and those of its heads from their first use on. Knows no decoding."""
+"""The contexts of one loaded model: the trunk's, and those of its heads after their first use."""
 
 from __future__ import annotations
 
@@ -18,45 +18,43 @@ from nptool.llama.model import Model
 
 
 class Contexts:
-    """Makes contexts when they are first asked for, and anew when a step would be too wide for them."""
+    """Makes contexts at their first use, and again when a step is too wide for them."""
 
     def __init__(self, model: Model, capacity: int | None = None, *, gpu_layers: int = 0, **settings: Any) -> None:
         """
         Args:
-            capacity: tokens of a text; None is the model's own context, at most 4096.
-            gpu_layers: not 0 puts the heads on the GPU.
+            capacity: tokens of a sequence; None is the model's own context, at most 4096.
+            gpu_layers: any number but 0 puts the heads on the GPU.
             settings: of `Context`: threads, kv_type, flash_attention.
         """
-        self._model = model
-        self._capacity = capacity
+        self._model, self._capacity, self._settings = model, capacity, settings
         self.gpu_layers = gpu_layers
-        self._settings = settings
         self._trunk: Context | None = None
         self._heads: list[Head] = []
         self._opened: dict[int | None, Opened] = {}
         self.newest: Opened | None = None
-        """What was opened last, whose text the caches hold."""
+        """What was opened last, and whose sequence the caches hold."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the file says of the model."""
+        """The model's GGUF metadata."""
         return self._model.header.metadata
 
     @cached_property
     def parts(self) -> Parts:
-        """The model and the heads in the file.
+        """The model and its heads in the file.
 
         Raises:
-            GgufError: the file ends in a head, or what follows the model is no head of it.
+            GgufError: the file is truncated in a head, or what follows the model is not one of its heads.
         """
-        return find_parts(self._model.path)
+        return find_parts(self._model.header)
 
     def count_heads(self, wanted: int | None = None) -> int:
-        """n, heads in all: `wanted`, or as many as there are.
+        """`wanted`, or the number of heads in the file; the model's own included.
 
         Raises:
-            GgufError: there are none behind the model.
-            UsageError: there are fewer.
+            GgufError: the file has no extra heads.
+            UsageError: it has fewer than `wanted`.
         """
         require_heads(self.parts)
         count = self.parts.count
@@ -67,12 +65,10 @@ class Contexts:
         return count if wanted is None else wanted
 
     def open(self, width: int, heads: int | None = None) -> Opened:
-        """What decodes in batches of up to `width` rows.
-
-        The caches keep what they hold as long as the number of heads stays the same.
+        """An engine for batches of up to `width` rows. The caches stay as they are while `heads` does not change.
 
         Args:
-            heads: n, the trunk's own included; None is without any.
+            heads: how many to use, the trunk's own included; None leaves them out.
 
         Raises:
             GgufError, UsageError: see `count_heads`.
@@ -85,13 +81,13 @@ class Contexts:
             self._opened[heads] = self._open(trunk, heads)
         opened = self._opened[heads]
         if self.newest is not opened:
-            # The caches hold what another way left there, and heads that it did not use know nothing of it.
+            # The caches hold another engine's sequence, which heads that it did not use have not read.
             opened.sequence.truncate(0)
             self.newest = opened
         return opened
 
     def time_draft(self, heads: int) -> float:
-        """Seconds that a draft of `heads` heads in all takes; the texts in the caches are forgotten."""
+        """Seconds of a draft with `heads` heads, the trunk's own included. Empties the caches."""
         engine = self.open(DEFAULT_WIDTH, heads).heads
         assert engine is not None, "heads were opened"
         self.scratch(DEFAULT_WIDTH)
@@ -99,7 +95,7 @@ class Contexts:
         return engine.time_draft()
 
     def trunk(self, width: int) -> Context:
-        """The model's context, at least `width` rows wide."""
+        """The model's context, for batches of at least `width` rows."""
         if self._trunk is None or self._trunk.width < width:
             self.close()
             self._trunk = Context(self._model, self._capacity, width=max(width, DEFAULT_WIDTH), **self._settings)
@@ -107,7 +103,7 @@ class Contexts:
         return self._trunk
 
     def scratch(self, width: int) -> Context:
-        """The model's context for another use: the texts in the caches are forgotten."""
+        """The model's context for another use. Empties the caches."""
         trunk = self.trunk(width)
         for opened in self._opened.values():
             opened.sequence.truncate(0)
@@ -138,7 +134,7 @@ class Contexts:
 
 
 def _warm_up(engine: Context, width: int) -> None:
-    """The first batch of a context pays for page faults and graph building; let no answer pay for it."""
+    """Keep page faults and graph building of the first batches out of the answers' times."""
     for rows in {1, width}:
         engine.evaluate(np.zeros(rows, dtype=np.int32), 0)
         engine.clear()

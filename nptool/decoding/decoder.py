@@ -1,12 +1,8 @@
-"""The one composition of decoding: prompt, contexts, method, widths, sampling and tally become an answer.
-
-Commands, sessions, traces, `bench` and the library all answer by it.
-"""
+"""The one composition of decoding: prompt, contexts, method, widths, sampling and tally become an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +10,19 @@ from numpy.typing import NDArray
 from nptool.decoding.adaptive.chooser import Chooser
 from nptool.decoding.adaptive.store import Store
 from nptool.decoding.adaptive.widths import AdaptiveWidth
-from nptool.decoding.answer import Answer, DecodeConfig, Vocabulary
+from nptool.decoding.answer import Answer, DecodeConfig, Vocabulary, Way
 from nptool.decoding.contexts import Contexts
 from nptool.decoding.expectations import first_gains
-from nptool.decoding.loop.steps import FixedWidth, Proposer, Widths
+from nptool.decoding.loop.steps import FixedWidth
 from nptool.decoding.proposers.methods import Method
 from nptool.llama.context import DEFAULT_WIDTH
 
 
 class Decoder:
-    """Answers prompts given as token ids, one at a time."""
+    """Answers prompts of token ids, one at a time."""
 
     def __init__(self, vocabulary: Vocabulary, contexts: Contexts, store: Store, block_size: int) -> None:
-        """Args: `block_size` is n where a configuration gives none."""
+        """Args: `block_size` is n where a configuration has none."""
         self.contexts = contexts
         self.store = store
         self._vocabulary = vocabulary
@@ -34,21 +30,14 @@ class Decoder:
         self._answer: Answer | None = None
 
     def answer(
-        self,
-        prompt: NDArray[np.int32],
-        config: DecodeConfig,
-        *,
-        reuse: bool = False,
-        purpose: str = "",
-        wrap: Callable[[Proposer[Any]], Proposer[Any]] | None = None,
+        self, prompt: NDArray[np.int32], config: DecodeConfig, *, reuse: bool = False, purpose: str = ""
     ) -> Answer:
-        """Answer a prompt. An earlier answer that was not read to its end cannot be read on.
+        """Answer a prompt. This ends the previous answer, even if it was not read to its end.
 
         Args:
-            reuse: keep what the cache already holds of the prompt; otherwise it is prefilled whole, so that the answer
-                does not depend on what was asked before.
-            purpose: keeps apart what adaptive widths learn, see `Store.chooser`.
-            wrap: puts something that watches around the proposer.
+            reuse: keep what the cache already holds of the prompt. Otherwise all of it is prefilled, so that the answer
+                does not depend on earlier ones.
+            purpose: separates what adaptive widths learn, see `Store.chooser`.
 
         Raises:
             ContextError: the prompt is empty or does not fit the context, or n does not fit the batch.
@@ -56,28 +45,28 @@ class Decoder:
         """
         if self._answer is not None:
             self._answer.supersede()
-        method, n, widths = self._choose(config, len(prompt), purpose)
-        # Showing z to heads that draft nothing would cost a small model 4 % of its steps. A conversation keeps its
-        # heads: a later turn may use them, and would have to read everything again.
-        heads = self._heads(method, n) if widths.members != (1,) or reuse else None
-        opened = self.contexts.open(n if widths.padded or method.parallel else 1, heads)
+        way = self._choose(config, len(prompt), purpose)
+        # Without drafts, feeding z to the heads would be wasted time. A conversation keeps its heads, because a later
+        # turn may use them and would have to read the whole sequence again.
+        heads = self._heads(way.method, way.n) if way.widths.members != (1,) or reuse else None
+        opened = self.contexts.open(way.n if way.widths.padded or way.method.parallel else 1, heads)
         if not reuse:
             opened.sequence.truncate(0)
-        self._answer = Answer(self._vocabulary, opened, prompt, config, method, n, widths, wrap)
+        self._answer = Answer(self._vocabulary, opened, prompt, config, way)
         return self._answer
 
     def block_length(self, config: DecodeConfig, method: Method | None = None) -> int:
-        """The n that `config` comes to: tokens of a block, or heads.
+        """n: tokens of a block, or the number of heads.
 
         Args:
-            method: one of the config's; None is its first.
+            method: one of the configuration's; None is its first.
 
         Raises:
             GgufError, UsageError: the configuration asks for more heads than the model has.
         """
         method = method or config.methods[0]
         if method.heads:
-            # Where n bounds several methods, the model may have fewer heads than that.
+            # An n that bounds several methods may exceed the number of heads.
             count = self.contexts.count_heads(config.n if method.counts_heads and not config.others else None)
             if method.counts_heads:
                 return min(count, config.n or count)
@@ -86,7 +75,7 @@ class Decoder:
         return config.n or self._block_size
 
     def chooser(self, methods: Sequence[Method], purpose: str = "") -> Chooser:
-        """What decoding by these methods has shown."""
+        """What decoding by `methods` has taught so far."""
         chooser = self.store.chooser(purpose)
         for method in methods:
             if method.name in chooser.gains:
@@ -99,25 +88,25 @@ class Decoder:
         return chooser
 
     def close(self) -> None:
-        """End the last answer and keep what was learnt."""
+        """End the last answer and save what was learnt."""
         if self._answer is not None:
             self._answer.close()
         self.store.keep()
 
-    def _choose(self, config: DecodeConfig, length: int, purpose: str) -> tuple[Method, int, Widths]:
-        """The method for a prompt of `length` tokens, its n, and what decides on its widths."""
+    def _choose(self, config: DecodeConfig, length: int, purpose: str) -> Way:
+        """The method, n and widths for a prompt of `length` tokens."""
         method, n = config.methods[0], self.block_length(config)
         exact = method.parallel if config.exact is None else config.exact
         if not (config.adapt and method.parallel):
-            return method, n, FixedWidth(n if exact else None)
+            return Way(method, n, FixedWidth(n if exact else None))
         lengths = {other.name: self.block_length(config, other) for other in config.methods}
         chooser = self.chooser(config.methods, purpose)
         plan = chooser.plan(lengths, length, exact=exact)
         chosen = next(other for other in config.methods if other.name == plan.method)
-        return chosen, lengths[chosen.name], AdaptiveWidth(chooser, plan, exact=exact)
+        return Way(chosen, lengths[chosen.name], AdaptiveWidth(chooser, plan, exact=exact))
 
     def _heads(self, method: Method, n: int) -> int | None:
-        """Heads in all that a method uses with a block length of `n`."""
+        """How many heads `method` uses with a block length of `n`, the model's own included; None if it uses none."""
         if not method.heads:
             return None
         return n if method.counts_heads else self.contexts.count_heads()

@@ -1,8 +1,7 @@
-"""A trunk and its extra heads as one engine: every position that stays in the text is read by the heads too.
+"""A trunk and its extra heads as one `Engine`: the heads read every position that stays in the sequence.
 
-The loop sees an ordinary `Engine`. What the trunk shows of a batch (z) is held back until it is known which rows were
-right: the next batch begins behind them, or `draft_logits` is asked. So junk and rejected drafts never reach a head, no
-pass of the trunk is added, and the heads' caches stay in step with the trunk's from turn to turn.
+z, the layer input that the heads read, is held back until the next batch begins or `draft_logits` is called. By then
+the rejected rows are known, so no rejected draft reaches a head, and the heads' caches stay in step with the trunk's.
 """
 
 from __future__ import annotations
@@ -22,48 +21,43 @@ _TIMED_DRAFTS = 4
 
 
 class HeadedEngine:
-    """An `Engine` with heads 2..n behind it."""
-
     def __init__(self, trunk: Trunk, heads: AnySequence[HeadEngine], shares: Shares | None = None) -> None:
         """
         Args:
-            heads: heads 2..n in this order. The caches of all must be empty, or be rolled back before use.
+            heads: heads 2..n in this order. Their caches and the trunk's must be empty, or be rolled back before use.
             shares: how often the first, second, ... choice of each was right on held-out text.
         """
         self.shares = shares
-        self.capacity = trunk.capacity
-        self.width = trunk.width
-        self.batch_limit = trunk.batch_limit
+        self.capacity, self.width, self.batch_limit = trunk.capacity, trunk.width, trunk.batch_limit
         self.vocabulary_size = trunk.vocabulary_size
         self.count = 1 + len(heads)
-        """n: heads in all, the trunk's own included."""
-        self._trunk = trunk
-        self._heads = heads
+        """n: number of heads, the trunk's own included."""
+        self._trunk, self._heads = trunk, heads
         self._logits_KV = np.empty((len(heads), trunk.vocabulary_size), dtype=np.float32)
         self._end = 0
         """Positions in the trunk's cache."""
         self._read = 0
         """Positions in the heads' caches."""
         self._held: list[NDArray[np.float32]] = []
-        """z (T, D) of positions that the heads have not read, from `_read` on."""
+        """z (T, D) of positions that the heads have not read, beginning with `_read`."""
         self._held_end = 0
-        """Positions whose z was read or put by."""
+        """Positions whose z was read or is in `_held`."""
         self._start = 0
-        """Position of the first row of z."""
+        """Position of the first row of `_z_TD`."""
         self._z_TD = np.empty((0, 0), dtype=np.float32)
         self._newest = 0
-        """The heads' logits are those at the position before this one."""
+        """The heads' logits follow the position before this one."""
         self._uneven = False
-        """An interruption may have left some heads further than others."""
+        """An interruption may have left some heads at different positions."""
 
     @property
     def seconds(self) -> float:
-        """Time inside the trunk so far."""
+        """Time spent inside the trunk so far."""
         return self._trunk.seconds
 
     @property
     def heads_seconds(self) -> float:
-        """Time inside the heads so far."""
+        """Time spent inside the heads so far."""
         return sum(head.seconds for head in self._heads)
 
     def evaluate(
@@ -74,14 +68,14 @@ class HeadedEngine:
         outputs: bool = True,
         parents: tuple[int, ...] | None = None,
     ) -> NDArray[np.float32]:
-        """As the trunk's. What the batch before left in the text is put by for the heads, as it will be overwritten.
+        """See `Engine`. Holds the accepted z of the previous batch, which this batch overwrites.
 
-        They read it when they are asked, so steps that draft nothing pay nothing for them.
+        Heads read it only when they draft, so steps without drafts cost nothing extra.
         """
         if outputs:
-            self._put_by()
+            self._hold()
         else:
-            self._let_read()
+            self._catch_up()
         logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=bool(self._heads), parents=parents)
         if self._heads:
             self._z_TD = self._trunk.layer_input()
@@ -89,7 +83,7 @@ class HeadedEngine:
         return logits_RV
 
     def keep(self, path: list[int]) -> int:
-        """As the trunk's. The heads will read the whole path, of which the trunk may have to evaluate the end again."""
+        """See `Engine`. The heads will read the whole path, even where the trunk must evaluate its end again."""
         kept = self._trunk.keep(path)
         if self._heads:
             self._z_TD = self._z_TD[path]
@@ -97,23 +91,23 @@ class HeadedEngine:
         return kept
 
     def rollback(self, position: int) -> None:
-        """Forget everything at `position` and behind it, in the trunk and in the heads."""
+        """Forget everything from `position` on, in the trunk and in the heads."""
         self._trunk.rollback(position)
         self._end = min(self._end, position)
         if self._held_end > position:
             self._held = [z_TD[: max(0, position - self._read)] for z_TD in self._joined()]
             self._held_end = max(self._read, position)
         if self._read >= position:
-            # Even where they have read no further: other engines may use the same heads.
+            # Even where they have not read that far: other engines may use the same heads.
             self._uneven = True
             self._read = self._held_end = position
 
     def draft_logits(self) -> NDArray[np.float32] | None:
-        """What heads 2..n say (n-1, V) of the tokens behind the one that the text's last pass gave.
+        """Logits (n-1, V) of heads 2..n after the last pass.
 
-        None where no pass led there: behind an empty cache, or right after a rollback.
+        None with an empty cache or right after a rollback, when no pass led to the end of the sequence.
         """
-        self._let_read()
+        self._catch_up()
         if not self._end or self._newest != self._end:
             return None
         for row_V, head in zip(self._logits_KV, self._heads, strict=True):
@@ -121,7 +115,7 @@ class HeadedEngine:
         return self._logits_KV
 
     def time_draft(self) -> float:
-        """Seconds that a draft of all heads takes behind one new token; the caches are empty before and afterwards."""
+        """Median seconds of a draft of all heads after one new token. The caches must be empty, and are afterwards."""
         times = []
         for _ in range(_TIMED_DRAFTS):
             self.evaluate(np.zeros(1, dtype=np.int32), 0)
@@ -129,16 +123,16 @@ class HeadedEngine:
             self.draft_logits()
             times.append(self.heads_seconds - before)
             self.rollback(0)
-        # The first one builds graphs.
+        # The first draft builds graphs.
         return median(times[1:])
 
-    def _let_read(self) -> None:
-        """Let every head read what the trunk's cache holds and theirs do not."""
+    def _catch_up(self) -> None:
+        """Bring the heads' caches up to the trunk's."""
         if self._uneven:
             for head in self._heads:
                 head.rollback(self._read)
             self._uneven = False
-        self._put_by()
+        self._hold()
         if self._read == self._end:
             return
         self._held = self._joined()
@@ -146,27 +140,27 @@ class HeadedEngine:
         for head in self._heads:
             for place in range(self._read, self._end, self.batch_limit):
                 first = place - self._read
-                # A step of heads leaves at most `count` positions; batches of as many rows share one graph.
+                # A step with heads accepts at most `count` tokens. Batches of that many rows share one graph.
                 head.evaluate(self._held[0][first : first + self.batch_limit], place, width=self.count)
         self._read = self._newest = self._end
         self._held = []
         self._uneven = False
 
-    def _put_by(self) -> None:
-        """Copy what the last batch left in the text behind what the heads have not read yet."""
+    def _hold(self) -> None:
+        """Append the accepted z of the last batch to what the heads have not read yet."""
         if self._heads and self._held_end < self._end:
             self._held.append(self._z_TD[self._held_end - self._start : self._end - self._start].copy())
             self._held_end = self._end
 
     def _joined(self) -> list[NDArray[np.float32]]:
-        """Everything put by as one array, or nothing."""
+        """Everything held as one array, or nothing."""
         return [np.concatenate(self._held)] if len(self._held) > 1 else self._held
 
 
 class Opened(NamedTuple):
-    """What one way to decode works on. Ways with another number of heads share the caches and have their own text."""
+    """What one answer works on. Engines with different numbers of heads share caches, but not the sequence."""
 
     engine: Engine
     sequence: Sequence
     heads: HeadedEngine | None
-    """The engine again, where it has heads."""
+    """The engine again if it has heads."""

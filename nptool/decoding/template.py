@@ -1,4 +1,4 @@
-"""The prompt of a conversation: a model's own chat template, rendered in a sandbox. Knows no model and no tokens."""
+"""A model's own chat template, rendered in a sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nptool.errors import GgufError, UsageError
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`, by which some templates mark the assistant's text: rendered as if it were not there."""
+    """`{% generation %}`, which marks the assistant's text in some templates; only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -32,23 +32,21 @@ class _GenerationTag(Extension):
 
 
 class ChatTemplate:
-    """A Jinja template as models carry them, with the helpers that such templates expect."""
-
     def __init__(self, source: str, *, bos: str = "", eos: str = "", origin: str = "the model") -> None:
-        """Compile `source`.
-
+        """
         Args:
-            bos, eos: names of the special tokens, which templates may print.
+            source: Jinja.
+            bos, eos: text of the special tokens, which templates may print.
             origin: the file, for messages.
 
         Raises:
-            GgufError: it is not valid Jinja.
+            GgufError: `source` is not valid Jinja.
         """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+        environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: datetime.now().strftime(form))
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._origin = origin
         try:
@@ -57,7 +55,7 @@ class ChatTemplate:
             raise GgufError(f"the chat template of {origin} is not valid: {error}; use --raw") from error
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt of a conversation, up to where the assistant's answer begins.
+        """The prompt of a conversation, up to the beginning of the assistant's answer.
 
         Raises:
             UsageError: the template refuses these messages.
@@ -70,13 +68,9 @@ class ChatTemplate:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """JSON without HTML escapes, which is what models were trained on; Jinja's own filter is made for web pages."""
+    """JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -1,10 +1,8 @@
-"""Text from a GGUF in a few lines: load it, iterate over tokens.
+"""Text from a GGUF: load it, then iterate over tokens.
 
-    with nptool.load("model.gguf") as model:
-        for token in model.generate("prompt", jacobi=True, n=16):
-            print(token.text, end="")
-
-Puts the pieces together: prompt to tokens, engine, method, loop, tokens to text. Prints nothing.
+with nptool.load("model.gguf") as model:
+    for token in model.generate("prompt", jacobi=True, n=16):
+        print(token.text, end="")
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -26,13 +23,7 @@ from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.contexts import Contexts
 from nptool.decoding.decoder import Decoder
 from nptool.decoding.loop.sampling import Sampling
-from nptool.decoding.proposers.methods import (
-    AUTOREGRESSIVE,
-    HEADS,
-    HEADS_TREE,
-    JACOBI,
-    JACOBI_BLOCK,
-)
+from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, JACOBI_BLOCK
 from nptool.decoding.template import ChatTemplate
 from nptool.errors import UsageError
 from nptool.llama.attention import prefers_fused
@@ -44,7 +35,7 @@ from nptool.runs import latest_run
 
 DEFAULT_N = 16
 LOADING_SHARE = 0.25
-"""Share of the time a model took to load that its calibration may take, where that is more than `BUDGET`."""
+"""A calibration may take this share of the model's loading time, or `BUDGET` if that is more."""
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
@@ -62,14 +53,13 @@ class TextModel:
         kv_type: str = "f16",
         flash_attention: bool | None = None,
     ) -> None:
-        """Load `path`.
-
+        """
         Args:
             gpu_layers: layers on the GPU; negative is all of them.
             context_length: tokens; None is the model's own, at most 4096.
             threads: None is every usable core.
             kv_type: see `nptool.llama.Context`.
-            flash_attention: llama.cpp's fused kernel; None is where it is faster, see `nptool.llama.attention`.
+            flash_attention: llama.cpp's fused kernel; None chooses, see `nptool.llama.attention`.
 
         Raises:
             GgufError: the file cannot be used.
@@ -80,17 +70,11 @@ class TextModel:
         if flash_attention is None:
             capacity = default_capacity(self.model) if context_length is None else context_length
             flash_attention = prefers_fused(self.model, capacity, DEFAULT_BATCH, gpu_layers=gpu_layers, kv_type=kv_type)
-        self.contexts = Contexts(
-            self.model,
-            context_length,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-        )
+        settings = {"threads": threads, "kv_type": kv_type, "flash_attention": flash_attention}
+        self.contexts = Contexts(self.model, context_length, gpu_layers=gpu_layers, **settings)
         budget = max(BUDGET, LOADING_SHARE * loading_seconds)
         self.store = Store(self._identity, lambda: calibrate(self.contexts.scratch(DEFAULT_WIDTH), budget=budget))
-        """What steps cost on this machine, and what they have brought."""
+        """The cost of a step on this machine, and what decoding has taught."""
         block_size = int(self.model.header.metadata.get(BLOCK_SIZE_KEY, DEFAULT_N))
         self.decoder = Decoder(self.model, self.contexts, self.store, block_size)
 
@@ -99,17 +83,20 @@ class TextModel:
         return self.model.path
 
     def block_length(self, config: DecodeConfig) -> int:
-        """The n that `config` comes to with this file, see `Decoder.block_length`."""
+        """See `Decoder.block_length`."""
         return self.decoder.block_length(config)
 
     @property
     def calibration(self) -> Calibration:
-        """What steps cost on this machine."""
+        """The cost of a step on this machine."""
         return self.store.calibration
 
     @cached_property
     def template(self) -> ChatTemplate | None:
-        """The file's chat template, if it has one."""
+        """
+        Raises:
+            GgufError: the file's chat template is not valid.
+        """
         source = self.model.chat_template
         if source is None:
             return None
@@ -137,46 +124,38 @@ class TextModel:
             prompt: a user's text, or the messages of a conversation.
             jacobi: decode n tokens in parallel.
             block_mode: Jacobi iteration block by block instead of a sliding window.
-            heads: let the model's extra heads draft n-1 tokens for each pass. With `jacobi` and n="auto" the better of
-                the two is chosen for each text.
+            heads: let the model's extra heads draft n-1 tokens per pass. With `jacobi` and n="auto" the better of the
+                two is chosen for each prompt.
             n, adapt, exact, max_tokens, stop: see `DecodeConfig`; n="auto" is `adapt` without an upper bound.
-            raw: take the text as it is, without the chat template.
+            raw: use the text as it is, without the chat template.
             sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
 
         Returns:
-            An iterable of tokens, which are made while it is read.
+            An iterator over the tokens, which are decoded while it is read. Another answer of the model ends it.
 
         Raises:
-            UsageError: an option that cannot be used.
-            GgufError: heads are asked for and the file has none.
+            UsageError: an invalid option.
+            GgufError: `heads`, and the file has none.
             ContextError: the prompt does not fit the context, or n the batch.
         """
         bound, adapts = (None if n == "auto" else n), adapt or n == "auto"
         method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=bound, adapt=adapts)
-        config = DecodeConfig(
-            method=method,
-            n=bound,
-            exact=exact,
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            sampling=Sampling(**sampling),
-            adapt=adapts,
-            others=tuple(others),
-        )
+        chosen = Sampling(**sampling)
+        config = DecodeConfig(method, bound, exact, max_tokens, tuple(stop), chosen, adapts, tuple(others))
         return self.answer(self.encode(prompt, raw=raw), config)
 
     def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, **options: Any) -> Answer:
-        """Answer a prompt given as token ids, see `Decoder.answer`."""
+        """Answer a prompt of token ids, see `Decoder.answer`."""
         return self.decoder.answer(prompt, config, **options)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:
         """Token ids of a prompt.
 
-        With the chat template the template alone says what stands at the beginning, as in training; a plain text gets
-        the tokenizer's BOS, once.
+        A chat template decides alone whether the prompt begins with BOS, as in training. Plain text gets the
+        tokenizer's BOS, once.
 
         Raises:
-            UsageError: the template refuses the messages, or messages without a template or with `raw`.
+            UsageError: the template refuses the messages, or a message lacks role or content.
         """
         messages = [Message("user", prompt)] if isinstance(prompt, str) else [_message(item) for item in prompt]
         if not raw and self.template is not None:
@@ -194,7 +173,7 @@ class TextModel:
         return identity(context, self.contexts.gpu_layers) | {"contexts": list(fitting(context))}
 
     def close(self) -> None:
-        """Keep what was learnt, and free everything. A second call does nothing more."""
+        """Save what was learnt and free everything. A second call does nothing."""
         self.decoder.close()
         self.contexts.close()
         self.model.close()
@@ -202,14 +181,12 @@ class TextModel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def load(path: str | Path | None = None, **options: Any) -> TextModel:
-    """Load a GGUF, by default the newest run's.
+    """Load a GGUF; without a path the newest run's.
 
     Args:
         options: of `TextModel`: gpu_layers, context_length, threads, kv_type, flash_attention.
@@ -224,12 +201,12 @@ def load(path: str | Path | None = None, **options: Any) -> TextModel:
 def method_names(
     *, jacobi: bool = False, block_mode: bool = False, heads: bool = False, n: int | None = None, adapt: bool = False
 ) -> tuple[str, ...]:
-    """The methods that a few switches leave open, the usual one first; `block_mode` implies `jacobi`.
+    """The methods that the switches allow, the usual one first; `block_mode` implies `jacobi`.
 
-    Heads draft a chain, or, where steps choose their widths and all heads are used, a tree.
+    Heads draft a chain; with adaptive widths and all heads also a tree.
 
     Raises:
-        UsageError: two of them are asked for with steps of a fixed width.
+        UsageError: Jacobi iteration and heads together with a fixed width.
     """
     iterating = [JACOBI_BLOCK if block_mode else JACOBI] if jacobi or block_mode else []
     if not heads:
@@ -237,8 +214,8 @@ def method_names(
     if not adapt:
         if iterating:
             raise UsageError(
-                "Jacobi iteration and heads are two methods, and steps of a fixed width need one: choose it, or leave "
-                "--fixed out"
+                "Jacobi iteration and heads are two methods, and steps of a fixed width need one; choose one, or drop "
+                "--fixed"
             )
         return (HEADS,)
     return (*iterating, HEADS, *([HEADS_TREE] if iterating or n is None else []))

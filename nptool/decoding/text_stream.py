@@ -1,6 +1,6 @@
-"""Text as it may be shown: whole UTF-8 characters only, and never a part of a stop string.
+"""Bytes to text that may be shown: whole UTF-8 characters, and no part of a stop string.
 
-Fed with the bytes of one token at a time, which may cut characters and stop strings anywhere. Knows no tokens.
+The bytes may be cut anywhere, inside characters and inside stop strings.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from collections.abc import Iterable
 
 
 class TextStream:
-    """Turns bytes into text that is final."""
-
     def __init__(self, stop: Iterable[str] = ()) -> None:
-        """Args: `stop` are the strings that end the text; neither they nor anything behind them is shown."""
+        """Args: `stop` are strings that end the text; neither they nor anything after them is shown."""
         self._stop = tuple(string for string in stop if string)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
@@ -21,11 +19,11 @@ class TextStream:
         """The stop string that was met."""
 
     def feed(self, data: bytes) -> str:
-        """Add bytes; return the text that became final by them. Nothing is returned once a stop string was met."""
+        """Add bytes and return the text that became final. Returns nothing after a stop string."""
         return self._release(self._decoder.decode(data), last=False)
 
     def finish(self) -> str:
-        """The text ends here: return what was held back."""
+        """End the text and return what was held back."""
         return self._release(self._decoder.decode(b"", True), last=True)
 
     def _release(self, text: str, *, last: bool) -> str:
@@ -34,7 +32,7 @@ class TextStream:
         text = self._held + text
         found = [(text.find(string) + len(string), -len(string), string) for string in self._stop if string in text]
         if found:
-            # The first to be complete, so that it does not matter how the text was cut; of two the longer one.
+            # The first one that is complete, so that cuts do not matter; of two that end together the longer one.
             end, _, self.stopped = min(found)
             self._held = ""
             return text[: end - len(self.stopped)]
@@ -43,7 +41,7 @@ class TextStream:
         return text[: len(text) - keep]
 
     def _partial(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         longest = max((len(string) - 1 for string in self._stop), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(string.startswith(text[-length:]) for string in self._stop):

@@ -1,12 +1,11 @@
-"""The states that the blocks of one answer pass through in Jacobi iteration (CLLM, arXiv 2403.00835, figure 7).
+"""The states of an answer's blocks in Jacobi iteration (CLLM, arXiv 2403.00835, figure 7).
 
-The answer is made by the ordinary loop; a proposer that watches another one writes down guesses and picks. Prints
-nothing and knows no colours. Shapes: S states, N block.
+The ordinary loop decodes the answer; `Recorder` wraps its proposer and records guesses and picks. Shapes: S states, N
+block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,15 +19,13 @@ from nptool.decoding.loop.steps import Line, Proposer
 from nptool.decoding.text_model import TextModel
 
 NO_GUESS = -1
-"""The last token of a block's first state: no row reads it, so it is not guessed."""
+"""The last token of a block's first state, which has no guess because no row reads it."""
 
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """One block."""
-
     states_SN: NDArray[np.int32]
-    """The guess, then what every iteration made of it; the last state is the text."""
+    """The initial guess, then the state after each iteration; the last one is the text."""
 
     @cached_property
     def marks_SN(self) -> NDArray[np.uint8]:
@@ -42,8 +39,6 @@ class BlockTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """One answer, block by block."""
-
     model: str
     """Path of the GGUF."""
     n: int
@@ -62,72 +57,64 @@ class Trace:
         """Forward passes."""
         return sum(block.iterations for block in self.blocks)
 
-    @cached_property
-    def fast_forwarded(self) -> int:
-        return sum(count_marks(block.marks_SN)[0] for block in self.blocks)
-
-    @cached_property
-    def stationary(self) -> int:
-        return sum(count_marks(block.marks_SN)[1] for block in self.blocks)
-
     def summary(self) -> dict[str, float]:
-        """The figures of the whole answer; those of one block are the paper's table 3."""
-        return {
+        """Figures of the whole answer; those per block are the paper's table 3."""
+        blocks, iterations = len(self.blocks), self.iterations
+        figures = {
             "tokens": self.tokens,
-            "blocks": len(self.blocks),
-            "iterations": self.iterations,
-            "tokens_per_forward": self.tokens / self.iterations,
-            "fast_forwarded": self.fast_forwarded,
-            "fast_forwarded_per_iteration": self.fast_forwarded / self.iterations,
-            "fast_forwarded_per_block": self.fast_forwarded / len(self.blocks),
-            "stationary": self.stationary,
-            "stationary_per_iteration": self.stationary / self.iterations,
-            "stationary_per_block": self.stationary / len(self.blocks),
+            "blocks": blocks,
+            "iterations": iterations,
+            "tokens_per_forward": self.tokens / iterations,
         }
+        counts = zip(*(count_marks(block.marks_SN) for block in self.blocks), strict=True)
+        for name, total in zip(("fast_forwarded", "stationary"), map(sum, counts), strict=True):
+            figures |= {
+                name: total,
+                f"{name}_per_iteration": total / iterations,
+                f"{name}_per_block": total / blocks,
+            }
+        return figures
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
-        blocks = [
-            [
-                [
-                    {
-                        "id": None if token == NO_GUESS else token,
-                        "text": self.pieces.get(token),
-                        "mark": Mark(mark).name.lower(),
-                    }
-                    for token, mark in zip(state, marks, strict=True)
-                ]
-                for state, marks in zip(block.states_SN.tolist(), block.marks_SN.tolist(), strict=True)
-            ]
-            for block in self.blocks
-        ]
+
+        def cell(token: int, mark: int) -> dict[str, Any]:
+            id = None if token == NO_GUESS else token
+            return {"id": id, "text": self.pieces.get(token), "mark": Mark(mark).name.lower()}
+
         return {
             "model": self.model,
             "n": self.n,
             "prompt_tokens": self.prompt_tokens,
             "text": self.text,
             **self.summary(),
-            "states": blocks,
+            "states": [
+                [
+                    list(map(cell, state, marks))
+                    for state, marks in zip(block.states_SN.tolist(), block.marks_SN.tolist(), strict=True)
+                ]
+                for block in self.blocks
+            ],
         }
 
 
 class Recorder:
-    """Lets a proposer of blocks work and writes down every state."""
+    """A proposer of blocks that records every state of another one."""
 
     def __init__(self, proposer: Proposer[Line]) -> None:
         self.width = proposer.width
         self._proposer = proposer
         self._blocks: list[list[NDArray[np.integer]]] = []
         self._fixed: NDArray[np.integer] = np.empty(0, dtype=np.int32)
-        """Tokens of the newest block that are text."""
+        """Accepted tokens of the newest block."""
 
     @property
     def seconds(self) -> float:
-        """As the proposer's."""
+        """See `Proposer`."""
         return self._proposer.seconds
 
     def propose(self, room: int) -> NDArray[np.integer]:
-        """As the proposer; its first draft for a block is the block's first state."""
+        """Draft. The first draft for a block is its first state."""
         draft = self._proposer.propose(room)
         if not self._blocks or self._fixed.size == self._blocks[-1][0].size:
             self._blocks.append([np.append(draft, NO_GUESS)])
@@ -135,13 +122,13 @@ class Recorder:
         return draft
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
-        """The picks behind what is fixed already are the block's next state."""
+        """Record the next state: the fixed tokens, then the picks."""
         self._blocks[-1].append(np.concatenate([self._fixed, picks]))
         self._fixed = self._blocks[-1][-1][: self._fixed.size + accepted + 1]
         self._proposer.observe(picks, accepted)
 
     def blocks(self, tokens: int) -> tuple[BlockTrace, ...]:
-        """What was written down, without what lies behind the answer's `tokens` tokens."""
+        """All states, cut to the answer's `tokens` tokens."""
         blocks, position = [], 0
         for states in self._blocks:
             valid = min(states[0].size, tokens - position)
@@ -154,31 +141,16 @@ def trace_answer(model: TextModel, prompt: NDArray[np.int32], config: DecodeConf
     """Answer a prompt block by block and keep every state.
 
     Args:
-        config: its method must be one of blocks.
+        config: its method must use blocks.
 
     Raises:
         ContextError: the prompt does not fit the context, or n the batch.
     """
-    recorders: list[Recorder] = []
-
-    def wrap(proposer: Proposer[Line]) -> Proposer[Line]:
-        recorders.append(Recorder(proposer))
-        return recorders[-1]
-
-    answer = model.answer(prompt, config, wrap=wrap)
+    answer = model.answer(prompt, config)
+    answer.proposer = recorder = Recorder(answer.proposer)
     for _ in answer:
         pass
-    blocks = recorders[0].blocks(len(answer.tokens))
-    return Trace(
-        model=str(model.path),
-        n=model.block_length(config),
-        prompt_tokens=len(prompt),
-        text=answer.text,
-        blocks=blocks,
-        pieces=_pieces(model, blocks),
-    )
-
-
-def _pieces(model: TextModel, blocks: Iterable[BlockTrace]) -> dict[int, str]:
+    blocks = recorder.blocks(len(answer.tokens))
     ids = {int(token) for block in blocks for token in np.unique(block.states_SN)} - {NO_GUESS}
-    return {token: model.model.token_text(token) for token in sorted(ids)}
+    pieces = {token: model.model.token_text(token) for token in sorted(ids)}
+    return Trace(str(model.path), answer.n, len(prompt), answer.text, blocks, pieces)

@@ -111,7 +111,7 @@ def test_a_stop_string_may_span_tokens_and_never_shows(model: TextModel, jacobi:
     assert answer.tally.tokens == len(answer.tokens)
 
 
-def test_every_mode_leaves_the_same_text_and_cache_behind(model: TextModel) -> None:
+def test_every_mode_leaves_the_same_text_and_cache(model: TextModel) -> None:
     whole = read(model.generate("d", max_tokens=60, n=N, exact=True))
     stop = whole.text[12:14]
     kept = []
@@ -146,12 +146,44 @@ def test_the_context_is_filled_to_its_last_token(tiny_gguf: Callable[..., Path])
 def test_leaving_early_and_asking_again(model: TextModel) -> None:
     expected = read(model.generate("f", max_tokens=20)).tokens
     abandoned = model.generate("g", jacobi=True, n=N, max_tokens=50)
-    for _, _token in zip(range(7), abandoned, strict=False):
-        pass
+    for _ in abandoned:
+        if len(abandoned.tokens) == 7:
+            break
+    again = model.generate("f", max_tokens=20)
+    assert read(again).tokens == expected
+    assert (len(abandoned.tokens), abandoned.tally.tokens, abandoned.finish) == (7, 7, None)
+    assert list(again) == []
+
+
+@pytest.mark.parametrize("mode", [{}, {"jacobi": True}, {"jacobi": True, "n": 2 * N}])
+def test_another_answer_ends_the_one_before(model: TextModel, mode: dict[str, Any]) -> None:
+    """Two answers share one cache, so the first one cannot go on; the second one is as if it were alone."""
+    expected = read(model.generate("f", max_tokens=20)).tokens
+    first = model.generate("g", max_tokens=50, **mode)
+    shown = [next(first).id for _ in range(3)]
+    second = model.generate("f", max_tokens=20)
+    begun = [next(second).id for _ in range(3)]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="this answer ended early because the model was asked for another one; "):
+            next(first)
+    assert begun + [token.id for token in second] == expected
+    assert (first.tokens, first.finish) == (shown, None)
+
+
+def test_an_answer_that_was_never_read_is_ended_too(model: TextModel) -> None:
+    expected = read(model.generate("f", max_tokens=20)).tokens
+    first = model.generate("g", max_tokens=20)
     assert read(model.generate("f", max_tokens=20)).tokens == expected
-    assert list(abandoned) == []
-    assert len(abandoned.tokens) == 7
-    assert abandoned.finish is None
+    with pytest.raises(UsageError, match="this answer ended early"):
+        next(first)
+
+
+def test_a_finished_answer_is_not_touched_by_the_next_one(model: TextModel) -> None:
+    first = read(model.generate("g", max_tokens=9))
+    tokens, text = list(first.tokens), first.text
+    read(model.generate("f", max_tokens=20))
+    assert list(first) == []
+    assert (first.tokens, first.text, first.finish) == (tokens, text, "length")
 
 
 def test_prompts_are_rendered_as_in_training(tiny_gguf: Callable[..., Path]) -> None:
@@ -174,13 +206,13 @@ def test_prompts_are_rendered_as_in_training(tiny_gguf: Callable[..., Path]) -> 
 
 def test_the_file_may_say_its_block_size(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf("f16", metadata={"nptool.block_size": 5}), threads=1) as model:
-        assert model.block_size == 5
+        assert model.block_length(DecodeConfig("jacobi")) == 5
         assert model.generate("a", jacobi=True, max_tokens=1).tally.width == 5
     with nptool.load(tiny_gguf("f16"), threads=1) as model:
-        assert model.block_size == 16
+        assert model.block_length(DecodeConfig("jacobi")) == 16
 
 
-def test_the_engine_is_made_anew_for_a_wider_block(model: TextModel) -> None:
+def test_the_engine_is_replaced_for_a_wider_block(model: TextModel) -> None:
     assert len(read(model.generate("h", jacobi=True, n=100, max_tokens=10)).tokens) == 10
     assert model.contexts.newest is not None
     assert model.contexts.newest.engine.width == 100

@@ -220,7 +220,7 @@ class TestCachesStayInStep:
     @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=40), min_size=1, max_size=6), st.integers(0, 255))
     @settings(deadline=None, max_examples=80)
     def test_from_turn_to_turn(self, scripted: Any, scripted_head: Any, ends: list[list[int]], salt: int) -> None:
-        """Whatever is said next: a beginning of the text, or something behind it, or all new."""
+        """Whatever is said next: a beginning of the text, or something after it, or all new."""
 
         def model(tokens: AnySequence[int]) -> list[float]:
             return tangled(tokens, salt)
@@ -269,7 +269,7 @@ class TestCachesStayInStep:
         decoding.check()
 
     def test_ways_with_other_numbers_of_heads_take_turns(self, scripted: Any, scripted_head: Any) -> None:
-        """They share the caches; a text of one begins anew when the other was there in between."""
+        """They share the caches; each starts over after the other one was used."""
         decoding = Decoding(scripted, scripted_head, endless, [guessing(2), guessing(3)])
         other = Decoding(scripted, scripted_head, endless, [])
         other.trunk, other.heads = decoding.trunk, decoding.heads[:1]

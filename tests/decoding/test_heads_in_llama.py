@@ -61,7 +61,7 @@ def test_a_tree_goes_on_from_what_is_cached(tiny_gguf: Callable[..., Path]) -> N
 
 
 def test_a_padded_head_reads_only_what_it_is_given(tiny_gguf: Callable[..., Path]) -> None:
-    """Whatever junk stood behind the rows, and up to the last position, where there is no room for junk."""
+    """Whatever junk followed the rows, and up to the last position, where there is no room for junk."""
     path = tiny_gguf("f16", heads=2)
     rng = np.random.default_rng(0)
     with nptool.load(path, threads=1, context_length=64) as model:
@@ -84,7 +84,7 @@ def test_a_padded_head_reads_only_what_it_is_given(tiny_gguf: Callable[..., Path
 
 def flat(model: TextModel) -> None:
     """Let wide steps seem to cost what narrow ones do, so that they are chosen; classes stay the machine's."""
-    found = model.calibration
+    found = model.store.calibration
     times = tuple(tuple(1e-3 * (1 + width / 1000) for width in found.widths) for _ in found.contexts)
     model.store.calibration = replace(found, seconds=times)
 
@@ -123,7 +123,7 @@ def test_chosen_methods_and_widths_give_the_text_of_their_class(
 def test_a_text_that_drafts_nothing_goes_without_heads(tiny_gguf: Callable[..., Path], method: str) -> None:
     """But for a conversation, in which a later turn may use them."""
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
-        found = model.calibration
+        found = model.store.calibration
         times = tuple(tuple(1e-3 * width**2 for width in found.widths) for _ in found.contexts)
         model.store.calibration = replace(found, seconds=times, classes=((1,), found.widths[1:]))
         config = DecodeConfig(method, max_tokens=20, adapt=True)
@@ -153,11 +153,11 @@ def test_a_conversation_may_change_its_method(tiny_gguf: Callable[..., Path]) ->
 
 
 def test_several_methods_need_a_choice() -> None:
-    with pytest.raises(UsageError, match="one of jacobi, heads is chosen for each text, which steps of n rows do not"):
+    with pytest.raises(UsageError, match="choosing among jacobi, heads needs adaptive widths"):
         DecodeConfig("jacobi", others=("heads",))
 
 
-def test_the_time_of_a_draft_is_measured_and_leaves_nothing_behind(tiny_gguf: Callable[..., Path]) -> None:
+def test_the_time_of_a_draft_is_measured_and_leaves_nothing(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
         before = answer(model, "heads", 4, Sampling())
         assert model.contexts.time_draft(4) > model.contexts.time_draft(1) == 0.0

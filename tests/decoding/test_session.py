@@ -13,7 +13,7 @@ from nptool.data.records import Message
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.session import Session
 from nptool.decoding.text_model import TextModel
-from nptool.errors import ContextError, GgufError
+from nptool.errors import ContextError, GgufError, UsageError
 
 # Answers of the random model seldom tokenize back to the tokens they were made of; these of "a" and "b" bytes do.
 ONLY_LETTERS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
@@ -86,7 +86,32 @@ def test_an_answer_cut_short_is_kept_as_far_as_it_went(tiny_gguf: Callable[..., 
         assert len(session.messages) == 4
 
 
-def test_reset_begins_anew(tiny_gguf: Callable[..., Path]) -> None:
+def test_asking_again_ends_the_answer_before(tiny_gguf: Callable[..., Path]) -> None:
+    with nptool.load(tiny_gguf(), threads=1) as model:
+        session = Session(model, DecodeConfig(max_tokens=20))
+        first = session.ask("hello")
+        shown = "".join(next(first).text for _ in range(5))
+        second = session.ask("go on")
+        answer = next(second).text
+        with pytest.raises(UsageError, match="this answer ended early because the model was asked for another one"):
+            next(first)
+        answer += "".join(token.text for token in second)
+    said = [message.content for message in session.messages]
+    assert said == ["hello", shown, "go on", answer]
+    assert (session.turns, session.total.tokens) == (2, 25)
+
+
+def test_a_reset_in_the_middle_of_an_answer(tiny_gguf: Callable[..., Path]) -> None:
+    with nptool.load(tiny_gguf(), threads=1) as model:
+        session = Session(model, DecodeConfig(max_tokens=20), system="s")
+        tokens = session.ask("hello")
+        next(tokens)
+        session.reset()
+        assert list(tokens) == []
+        assert session.messages == (Message("system", "s"),)
+
+
+def test_reset_forgets_the_conversation(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf(), threads=1) as model:
         session = talk(model, DecodeConfig(max_tokens=5), "one", "two", system="be kind")
         session.reset()

@@ -66,7 +66,7 @@ def test_states_are_those_of_a_naive_implementation(scripted: Any, n: int, lengt
     assert [block.states_SN.tolist() for block in recorder.blocks(length)] == naive_blocks(n, length)
 
 
-def test_nothing_behind_the_answer_is_shown(scripted: Any) -> None:
+def test_nothing_after_the_answer_is_shown(scripted: Any) -> None:
     recorder = Recorder(JacobiBlock(4, np.array([FILL], dtype=np.int32), seed=0))
     recorder.propose(99)
     recorder.observe(np.array([1, 2, 3, 4]), accepted=0)

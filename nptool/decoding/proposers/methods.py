@@ -90,11 +90,6 @@ METHODS = {
 }
 
 
-def way_to_decode(method: Method, heads: DraftHeads | None) -> Method:
-    """The method to run: `method`, or AR if its heads are not loaded."""
-    return METHODS[AUTOREGRESSIVE] if method.heads and heads is None else method
-
-
 def find_method(name: str) -> Method:
     """
     Raises:
