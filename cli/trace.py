@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from nptool.cli.decoding_options import Raw, Temperature, decode_config, model_p
 from nptool.cli.options import AsJson, ContextLength, FlashAttention, GpuLayers, MaxTokens, ModelGguf, Seed, Threads
 from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
 from nptool.files import atomic_file
+from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
     from nptool.cli.prompt_options import AskedPrompt
@@ -73,14 +73,17 @@ def trace(
     from nptool.decoding.trace import trace_answer
 
     machine = (gpu_layers, context_length, threads, flash_attention)
-    with ExitStack() as stack:
-        # All models are opened first, so that a broken file is found before anything is decoded.
-        paths = [model_path(model), *([] if base is None else [base])]
-        models = [stack.enter_context(open_model(path, *machine)) for path in paths]
-        asked = find_prompt(paths[0], prompt, prompt_file, raw, seed)
+    if base is not None:
+        # Before the first answer is decoded. The two models are never in memory together.
+        check_gguf(base)
+    with open_model(model_path(model), *machine) as traced:
+        asked = find_prompt(traced.path, prompt, prompt_file, raw, seed)
         if asked.remark:
             say(asked.remark)
-        traces = [trace_answer(each, each.encode(asked.content, raw=asked.raw), config) for each in reversed(models)]
+        traces = [trace_answer(traced, traced.encode(asked.content, raw=asked.raw), config)]
+    if base is not None:
+        with open_model(base, *machine) as traced:
+            traces.insert(0, trace_answer(traced, traced.encode(asked.content, raw=asked.raw), config))
     if html is not None:
         _write_page(html, asked, traces)
     if as_json:

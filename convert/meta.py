@@ -19,7 +19,7 @@ import numpy as np
 
 from nptool.checkpoints import INDEX, disk_full
 from nptool.convert.families.llama import ARCHITECTURE
-from nptool.convert.layers.rope import pair_order
+from nptool.convert.layers import rope
 from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, UNEMBEDDING, check_names, check_shapes
 from nptool.convert.tokenizer_files import SENTENCE_PIECE_MODEL
 from nptool.errors import CheckpointError, DataError
@@ -155,7 +155,7 @@ def _layer(weights: Mapping[str, Tensor], block: str, prefix: str, config: dict[
     for ours, theirs in LAYER_NAMES.items():
         tensor = weights[f"{block}.{ours}.weight"]
         if ours in ROTATED:
-            tensor = tensor[torch.from_numpy(np.argsort(pair_order(len(tensor), config["head_dim"])))]
+            tensor = tensor[torch.from_numpy(np.argsort(rope.pair_order(len(tensor), config["head_dim"])))]
         tensors[f"{prefix}{theirs}.weight"] = tensor
     return tensors
 
