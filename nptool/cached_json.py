@@ -1,7 +1,6 @@
 """JSON values in the user's cache folder, each in a file of its own.
 
-A file that is missing, damaged or not from `store` has no value, which is no error: whoever stored it can find it out
-again.
+A file that is missing, damaged or foreign counts as no value: only what can be measured again is kept here.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ from nptool.training.heads.losses import IGNORE, heads_loss
 F32_TOLERANCE = 1e-3
 """Of the logits' spread."""
 TRUNK_TOLERANCE = 5e-3
-"""The same behind a trunk of random weights, which amplifies its own rounding."""
+"""The same after a trunk of random weights, which amplifies its own rounding."""
 EXAMPLES = int(os.environ.get("NPTOOL_EXAMPLES", "20"))
 """Random configurations; more by hand: NPTOOL_EXAMPLES=500."""
 LLAMA, MISTRAL, QWEN2, QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))

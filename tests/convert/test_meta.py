@@ -120,7 +120,7 @@ def make_meta(tokenizer_files: Callable[[str], Path], tmp_path: Path) -> Callabl
 
 
 def logits_of(path: Path, ids: list[int]) -> list[np.ndarray[Any, Any]]:
-    """Logits (T, V) of the model in llama.cpp, and (V) of each head behind the last token."""
+    """Logits (T, V) of the model in llama.cpp, and (V) of each head after the last token."""
     parts = find_parts(path)
     options: Any = {"width": 64, "batch": 64, "flash_attention": False, "kv_type": "f32"}
     with Model.load(path) as model, Context(model, 128, **options) as context:
@@ -175,7 +175,7 @@ def test_the_command(
 
 
 def refusal(directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says; nothing is left behind."""
+    """What the command says; nothing else is left."""
     out = directory.parent / "out" / "model.gguf"
     assert run(["convert", str(directory), "-o", str(out)], debug=False) == 2
     assert not out.parent.exists() or not list(out.parent.iterdir())

@@ -19,6 +19,8 @@ from nptool.decoding.loop.timing import SETTLED
 
 TRIAL_SHARE = 0.015
 """Share of the time that trials may lose."""
+SLACK = 0.8
+"""What the steps of another plan may take, as a share of what is believed: the machine may have changed."""
 TEXT = 64
 """Tokens that an answer is expected to have when it is planned."""
 MARGIN, BOUND = 1.02, 0.16
@@ -106,7 +108,9 @@ class Chooser:
         trials = [
             plan
             for plan, promise in options.items()
-            if promise.hope > rate * MARGIN and TEXT * (promise.seconds - 1 / rate) <= self._allowance
+            if plan is not best
+            and promise.hope > rate * MARGIN
+            and TEXT * (promise.seconds - 1 / rate) <= self._allowance
         ]
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
@@ -172,7 +176,7 @@ class Chooser:
         drafting = [width for width in plan.members if width > 1 or not bound] or plan.members
         return _Promise(
             rate=max(promise.rate for promise in found.values()),
-            hope=max(promise.hope for promise in found.values()),
+            hope=max(promise.hope for promise in found.values()) / SLACK,
             seconds=min(found[width].seconds / feared[width] for width in drafting),
             margin=MARGIN + BOUND * doubt if bound else 1.0,
         )

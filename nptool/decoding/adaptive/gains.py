@@ -86,7 +86,8 @@ class Gains:
             self.long = dict(self.recent)
         # The expectation moves to what was learnt as the steps that showed it fade.
         self.exponent = learnt + (self.exponent - learnt) * kept
-        self.weight = TRIAL_STEPS + max(0.0, self.weight - TRIAL_STEPS) * kept
+        if self.recent:
+            self.weight = TRIAL_STEPS + max(0.0, self.weight - TRIAL_STEPS) * kept
 
     def _told_by(self, step: Step) -> Sequence[int]:
         """Widths that a step tells of; the last drafts of a window that has just become wider are padding."""

@@ -29,7 +29,7 @@ MEASURED = SHORT / 2
 class World:
     """A machine and a model: a step of w rows takes `costs` and brings tokens with mean w**a, a window warmed up.
 
-    Up to 16 rows; behind them it bends as the embedded default's does: 1.2 and 1.3 times as much with 32 and 64.
+    Up to 16 rows; beyond them it bends as the embedded default's does: 1.2 and 1.3 times as much with 32 and 64.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def handed_on(chooser: Chooser, calibration: Calibration, *priors: Prior) -> Cho
 
 
 def one_by_one(world: World, prior: Prior, processes: int, *, exact: bool = True) -> list[float]:
-    """One for each process, which makes a single text and hands on what it has learnt."""
+    """One for each process, which makes a single text and passes on what it has learnt."""
     chooser, found = chooser_of(world.calibration, prior), []
     for _ in range(processes):
         found.append(world.text(adaptive(chooser, exact=exact)))
@@ -349,7 +349,7 @@ class TestFromProcessToProcess:
     def test_all_together_are_hardly_slower_than_autoregressive_decoding(
         self, costs: dict[int, float], prior: Prior, exact: bool
     ) -> None:
-        """Where nothing pays. What trials may lose is counted over all of them, not anew in each."""
+        """Where nothing pays. What trials may lose is counted over all of them, not again in each."""
         found = one_by_one(World(lambda _: costs, lambda _: 0.02, costs), prior, 30, exact=exact)
         assert mean(found[1:]) > 0.97
         assert mean(found) > 0.95

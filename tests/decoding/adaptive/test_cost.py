@@ -18,7 +18,7 @@ from nptool.llama.gguf_check import read_header
 
 
 class Machine:
-    """A batch of w rows behind c tokens takes 1 + w / 10 + c / 1000 s; the last bits of a row tell its kernel."""
+    """A batch of w rows after c tokens takes 1 + w / 10 + c / 1000 s; the last bits of a row tell its kernel."""
 
     width = 64
     batch_limit = 512
@@ -66,7 +66,7 @@ def test_times_are_medians_and_between_them_linear() -> None:
     assert found.complete
     for width in (1, 5, 16, 20, 64):
         for length in (128, 300, 640, 900):
-            # A little behind the text, since the batches of a width move on over some tokens.
+            # A little after the text, since the batches of a width move on over some tokens.
             assert found.at(width, length) == pytest.approx(1 + width / 10 + length / 1000, rel=0.01)
     assert found.at(1, 5) == found.at(1, 128)
     assert found.spent == machine.seconds
@@ -79,7 +79,7 @@ def test_times_are_medians_and_between_them_linear() -> None:
         (alike, (GRID,)),
         (lambda rows, row, position: float(rows == 1), ((1,), GRID[1:])),
         (lambda rows, row, position: float(rows // 16), ((1, 2, 3, 4, 6, 8, 9, 12, 15), (16, 24), (32,), (48,), (64,))),
-        # Only behind a long text, and only in some rows.
+        # Only after a long text, and only in some rows.
         (lambda rows, row, position: float(rows == 1 and position == 645), ((1,), GRID[1:])),
         # 4 and 6 rows depend on their place, so nothing can be said of them.
         (
