@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nptool.data.chat_template import ChatTemplate
 from nptool.data.records import Message
 from nptool.decoding.adaptive.cost import BUDGET, Calibration, calibrate, fitting
 from nptool.decoding.adaptive.store import Store
@@ -24,7 +25,6 @@ from nptool.decoding.contexts import Contexts
 from nptool.decoding.decoder import Decoder
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, JACOBI_BLOCK
-from nptool.decoding.template import ChatTemplate
 from nptool.errors import UsageError
 from nptool.llama.attention import prefers_fused
 from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nptool.cache_folder import OVERRIDE, cache_folder
 from nptool.decoding.adaptive.cost import GRID, Calibration, calibrate, fitting
-from nptool.llama.digest import file_digest
-from nptool.llama.gguf_check import read_header
 
 
 class Machine:
@@ -114,32 +110,3 @@ def test_a_small_context_is_used_as_far_as_it_goes() -> None:
     assert found.contexts == (32,)
     assert found.complete
     assert fitting(Machine(alike, capacity=400)) == (128, 392)
-
-
-@pytest.mark.parametrize(
-    ("variables", "platform", "expected"),
-    [
-        ({OVERRIDE: "/x", "XDG_CACHE_HOME": "/y"}, "linux", "/x"),
-        ({"XDG_CACHE_HOME": "/y"}, "darwin", "/y/nptool"),
-        ({"HOME": "/h"}, "linux", "/h/.cache/nptool"),
-        ({"HOME": "/h"}, "darwin", "/h/Library/Caches/nptool"),
-        ({"HOME": "/h", "LOCALAPPDATA": "/l"}, "win32", "/l/nptool/cache"),
-    ],
-)
-def test_the_folder_is_the_systems(
-    variables: dict[str, str], platform: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in (OVERRIDE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("sys.platform", platform)
-    assert cache_folder() == Path(expected)
-
-
-def test_a_digest_tells_files_apart(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
-    one, other = tiny_gguf("f16"), tiny_gguf("f16", seed=1)
-    copy = tmp_path / "copy.gguf"
-    copy.write_bytes(one.read_bytes())
-    assert file_digest(read_header(one)) == file_digest(read_header(copy))
-    assert file_digest(read_header(one)) != file_digest(read_header(other))
