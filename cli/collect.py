@@ -38,7 +38,10 @@ def collect(
     batch_size: Annotated[int | None, typer.Option(help=f"sequences in a batch [{DEFAULTS.batch_size}]")] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="seed of everything random; prompt i (from 0) is sampled as by `generate --seed SEED+i` [0]"),
+        typer.Option(
+            help="seed of everything random; the i-th prompt kept, from 0, is sampled as by `generate --seed SEED+i` "
+            "without filters (--top-k 0 --top-p 1 --min-p 0) [0]"
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temp", "--temperature", help="sampling temperature; 0 is greedy [0]")

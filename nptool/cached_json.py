@@ -34,7 +34,7 @@ class CachedJson:
             saved = read_json(self.path)
             if saved["digest"] != _digest([self._key, saved["value"]]):
                 raise ValueError("its digest is another one")
-        except (NptoolError, OSError, ValueError, TypeError, KeyError) as error:
+        except (NptoolError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             logger.warning("%s is damaged and will be written again (%s)", self.path, error)
             return None
         return saved["value"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -11,6 +12,10 @@ from nptool.cached_json import CachedJson
 from nptool.decoding.adaptive.chooser import Chooser
 from nptool.decoding.adaptive.cost import Calibration
 
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of the file; raised when the meaning of a value changes."""
 DISTURBED = 0.5
 """Share of their calibrated time below which steps show that something else ran during the calibration."""
 
@@ -30,13 +35,13 @@ class Store:
     @cached_property
     def file(self) -> CachedJson:
         """The calibration, and what `Chooser.to_json` gave."""
-        return CachedJson("decoding", self._identify())
+        return CachedJson("decoding", self._identify() | {"format": FORMAT})
 
     @cached_property
     def calibration(self) -> Calibration:
         """What steps cost: measured at the first use of the model on this machine."""
-        saved = self.file.load()
-        return self.calibrate() if saved is None else Calibration.from_json(saved[0])
+        saved = self._load()
+        return self.calibrate() if saved is None else saved[0]
 
     def calibrate(self) -> Calibration:
         """Measure what steps cost, and keep it for the next use."""
@@ -70,5 +75,17 @@ class Store:
 
     def _learnt(self) -> Any:
         """What is kept beside this calibration; () if another one is kept, or none."""
-        saved = self.file.load()
-        return () if saved is None or Calibration.from_json(saved[0]) != self.calibration else saved[1]
+        saved = self._load()
+        return () if saved is None or saved[0] != self.calibration else saved[1]
+
+    def _load(self) -> tuple[Calibration, Any] | None:
+        """What is kept, if it has the layout of this version."""
+        if (saved := self.file.load()) is None:
+            return None
+        try:
+            calibration, learnt = Calibration.from_json(saved[0]), saved[1]
+            Chooser(calibration, learnt)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            logger.warning("%s has another layout and will be written again (%r)", self.file.path, error)
+            return None
+        return calibration, learnt

@@ -95,13 +95,40 @@ class TestFile:
         assert store().calibration == SMALL
 
     @pytest.mark.parametrize(
-        "text", ["", "{", "[]", "null", "3", '{"value": 1}', '{"digest": "", "value": {}}', "\ud800"]
+        "text", ["", "{", "[]", "null", "3", "[" * 100_000, '{"value": 1}', '{"digest": "", "value": {}}', "\ud800"]
     )
     def test_a_foreign_one_is_not_used(self, folder: Path, text: str) -> None:
         first = store(lambda: SMALL)
         assert first.calibration == SMALL
         first.file.path.write_bytes(text.encode("utf-8", "surrogatepass"))
         assert store(lambda: replace(SMALL, spent=9.0)).calibration.spent == 9.0
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda value: value[0].update(extra=1),
+            lambda value: value[0].pop("classes"),
+            lambda value: value[1].pop("pace"),
+            lambda value: value[1]["gains"].update(heads=[0.5, 2.0]),
+            lambda value: value.pop(),
+            lambda value: value.clear(),
+        ],
+    )
+    def test_a_file_of_another_layout_is_measured_again(
+        self, folder: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Any], object]
+    ) -> None:
+        """Whole, with a digest that is right: of a version whose fields differ."""
+        first = store(lambda: SMALL)
+        use(first)
+        first.keep()
+        value = first.file.load()
+        change(value)
+        first.file.store(value)
+        again = store(lambda: replace(SMALL, spent=9.0))
+        assert again.calibration.spent == 9.0
+        assert again.chooser().to_json()["gains"] == {}
+        assert caplog.records[0].getMessage().startswith(f"{first.file.path} has another layout and will be written")
+        assert store().calibration.spent == 9.0
 
     def test_a_folder_that_cannot_be_written_is_no_error(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "file").write_text("")
