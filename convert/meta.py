@@ -1,6 +1,6 @@
 """Meta's multi-token checkpoints, rewritten in Hugging Face's layout with heads beside the model.
 
-Format: the code released with facebook/multi-token-prediction, of which a copy is public:
+Format: a public copy of the code released with facebook/multi-token-prediction:
 https://github.com/wooshikwon/wmtp/blob/68a6d68e6bf7ed7ba9d9195845b9f40756f140f2/models_backup/7b_1t_4/llama/model.py.
 `layers` are the trunk and head 1, `extra_heads` the other heads; all share `norm` and `output`, and `n_layers` counts
 trunk and heads. Queries and keys have the row order of `rope.pair_order`. One tokenizer serves all checkpoints, in the

@@ -140,7 +140,7 @@ def test_where_wide_steps_do_not_pay_the_class_is_that_of_width_1() -> None:
 
 
 def test_one_row_is_timed_after_the_prompt_and_leaves_nothing(scripted: Any) -> None:
-    """Three times eight batches of it, each of which took, by the scripted engine, a millisecond."""
+    """Three times eight batches of one row; each takes a millisecond in the scripted engine."""
     chooser = chooser_of(0.9)
     engine = scripted(by_position)
     text = Text(engine)
