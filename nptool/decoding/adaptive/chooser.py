@@ -115,9 +115,9 @@ class Chooser:
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
         timed = 1 not in chosen.members and 1 not in self.costs.shape
-        if 1 not in chosen.members and plain > rate * MARGIN and 3 * SETTLED / plain <= self._allowance:
+        if 1 not in chosen.members and plain / SLACK > rate and SETTLED / plain <= self._allowance:
             # One row may have become faster. Timing it costs less than a text.
-            self._allowance -= 3 * SETTLED / plain
+            self._allowance -= SETTLED / plain
             timed = True
         return chosen._replace(best_rate=None if chosen is best else rate, time_plain=timed)
 
@@ -133,7 +133,9 @@ class Chooser:
         trials = [
             width
             for width, promise in found.items()
-            if promise.hope > rate * MARGIN and TRIAL_STEPS * (promise.seconds - 1 / rate) <= self._allowance
+            if width != best
+            and promise.hope > rate * MARGIN
+            and TRIAL_STEPS * (promise.seconds - 1 / rate) <= self._allowance
         ]
         chosen = max(trials, key=lambda width: found[width].hope, default=best)
         return (best, None) if chosen == best else (chosen, rate)

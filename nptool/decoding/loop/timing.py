@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,5 +45,5 @@ def time_plain(engine: Engine, sequence: Sequence, widths: Widths) -> None:
     """Time one row after a prefilled prompt if `widths` want it."""
     if widths.wants_plain_time:
         cached = sequence.tokens[: sequence.cached]
-        # The median of three discards a batch that other processes slowed down.
-        widths.time_plain(len(cached), median(seconds for _, seconds in time_in_turns(engine, cached, (1,), 3)))
+        (_, seconds), *_ = time_in_turns(engine, cached, (1,), 1)
+        widths.time_plain(len(cached), seconds)

@@ -181,11 +181,15 @@ def test_it_notices_that_drafts_begin_to_be_right() -> None:
 
 
 def test_it_notices_that_drafts_cease_to_be_right() -> None:
-    world = World(lambda _: F32, lambda tokens: 0.7 if tokens < 10 * TEXT else 0.02, F32)
-    found = speedups(world, 0.45, 20)
-    assert mean(found[:10]) > 1.5
-    assert found[10] > 0.7
-    assert mean(found[11:]) > 0.97
+    found = []
+    for seed in range(20):
+        world = World(lambda _: F32, lambda tokens: 0.7 if tokens < 10 * TEXT else 0.02, F32)
+        world.random = random.Random(seed)
+        found.append(speedups(world, 0.45, 20))
+    while_right, first, later = zip(*((mean(one[:10]), one[10], mean(one[11:])) for one in found), strict=True)
+    assert mean([*while_right]) > 1.8
+    assert mean([*first]) > 0.6
+    assert mean([*later]) > 0.97
 
 
 def test_it_follows_costs_that_change_half_way() -> None:

@@ -149,7 +149,7 @@ def test_one_row_is_timed_after_the_prompt_and_leaves_nothing(scripted: Any) -> 
     before = list(engine.cache)
     for _ in range(2):
         time_plain(engine, text, adaptive(chooser, exact=True))
-        assert engine.widths == [1] * 24
+        assert engine.widths == [1] * 8
         assert engine.cache == before == text.tokens[:-1].tolist()
     assert chooser.costs.seconds(1, 2) == pytest.approx(1e-3)
 
