@@ -1,4 +1,4 @@
-"""Line charts as one self-contained SVG without scripts, in light and dark colours."""
+"""Line charts as one self-contained SVG without scripts, in light and dark colors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 24, 72, 56
 """Margins in pixels, for titles, legend and tick labels."""
 MOST_TICKS = 7
 # Colour-blind safe on white and on black (Okabe and Ito, 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = """
 svg { color-scheme: light dark; font: 13px system-ui, sans-serif; }
 .page { fill: #fff; } text { fill: #1c1e21; } .soft { fill: #6b7076; } .grid { stroke: #dddfe2; }
@@ -92,11 +92,11 @@ def _chart(chart: Chart) -> str:
     # The legend is right-aligned, on the line of the y axis's title.
     ends = WIDTH - RIGHT
     for place, (name, line) in reversed(list(enumerate(chart.series.items()))):
-        colour = COLOURS[place % len(COLOURS)]
-        parts += _line(line, x_axis, y_axis, colour)
+        color = COLORS[place % len(COLORS)]
+        parts += _line(line, x_axis, y_axis, color)
         if len(chart.series) > 1:
             parts.append(
-                f'<text x="{ends}" y="{TOP - 14}" text-anchor="end"><tspan style="fill: {colour}">●</tspan> '
+                f'<text x="{ends}" y="{TOP - 14}" text-anchor="end"><tspan style="fill: {color}">●</tspan> '
                 f"{escape(name)}</text>"
             )
             ends -= 8 * len(name) + 32
@@ -115,15 +115,15 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
     return parts
 
 
-def _line(points: Points, x_axis: _Axis, y_axis: _Axis, colour: str) -> list[str]:
+def _line(points: Points, x_axis: _Axis, y_axis: _Axis, color: str) -> list[str]:
     """The line, and a dot for each point with its values as a tooltip."""
     places = [(f"{x_axis.at(x):.1f}", f"{y_axis.at(y):.1f}") for x, y in points]
     path = " ".join(f"{x},{y}" for x, y in places)
     dots = (
-        f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"><title>{values[0]:g}: {values[1]:.3g}</title></circle>'
+        f'<circle cx="{x}" cy="{y}" r="3.5" fill="{color}"><title>{values[0]:g}: {values[1]:.3g}</title></circle>'
         for (x, y), values in zip(places, points, strict=True)
     )
-    return [f'<polyline class="line" stroke="{colour}" points="{path}"/>', *dots]
+    return [f'<polyline class="line" stroke="{color}" points="{path}"/>', *dots]
 
 
 def _x_axis(values: Sequence[float], doubling: bool) -> _Axis:

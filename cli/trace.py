@@ -15,8 +15,8 @@ from nptool.files import atomic_file
 from nptool.llama.gguf_check import check_gguf
 
 if TYPE_CHECKING:
+    from nptool.bench.trace import Trace
     from nptool.cli.prompt_options import AskedPrompt
-    from nptool.decoding.trace import Trace
 
 JACOBI = Annotated[
     bool,
@@ -70,7 +70,7 @@ def trace(
         repeat_penalty=1.0,
         seed=seed,
     )
-    from nptool.decoding.trace import trace_answer
+    from nptool.bench.trace import trace_answer
 
     machine = (gpu_layers, context_length, threads, flash_attention)
     if base is not None:

@@ -1,4 +1,4 @@
-"""How `nptool trace` prints: a row for each iteration, with a coloured sign and the text of each token."""
+"""How `nptool trace` prints: a row for each iteration, with a colored sign and the text of each token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nptool.bench.trace import BlockTrace, Trace
 from nptool.convergence import Mark
-from nptool.decoding.trace import BlockTrace, Trace
 
-# Signs tell the marks apart without colours.
+# Signs tell the marks apart without colors.
 SIGNS = {Mark.WRONG: ".", Mark.RIGHT: "+", Mark.FAST_FORWARDED: ">", Mark.STATIONARY: "="}
 STYLES = {
     Mark.WRONG: "red",

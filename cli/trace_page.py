@@ -1,13 +1,13 @@
-"""The page of `nptool trace --html`: one self-contained file without scripts, in light and dark colours."""
+"""The page of `nptool trace --html`: one self-contained file without scripts, in light and dark colors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from nptool.bench.trace import BlockTrace, Trace
 from nptool.cli.trace_output import NAMES, describe_row, token_text
 from nptool.convergence import Mark
-from nptool.decoding.trace import BlockTrace, Trace
 
 CLASSES = {Mark.WRONG: "w", Mark.RIGHT: "r", Mark.FAST_FORWARDED: "f", Mark.STATIONARY: "s"}
 MEANINGS = {

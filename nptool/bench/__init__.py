@@ -1,1 +1,1 @@
-"""Decoding methods measured against each other on one GGUF. Never imports training."""
+"""Decoding methods measured against each other on one GGUF, and the states of an answer. Never imports training."""

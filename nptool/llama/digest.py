@@ -9,7 +9,7 @@ import llama_cpp
 
 from nptool.llama.context import Context
 from nptool.llama.gguf_check import Header
-from nptool.llama.library import initialise
+from nptool.llama.library import initialize
 from nptool.provenance import machine
 
 # Bytes of a sample, and number of samples spread over the tensor data.
@@ -33,7 +33,7 @@ def file_digest(header: Header) -> str:
 
 def identity(context: Context, gpu_layers: int) -> dict[str, Any]:
     """Everything that the time and the bits of a step depend on, as JSON values."""
-    initialise()
+    initialize()
     return {
         "model": file_digest(context.model.header),
         "llama_cpp": llama_cpp.__version__,

@@ -1,4 +1,4 @@
-"""llama.cpp's shared library: initialised once, its log sent to Python's logging, its last errors kept.
+"""llama.cpp's shared library: initialized once, its log sent to Python's logging, its last errors kept.
 
 Only the low-level ctypes interface of llama_cpp is used.
 """
@@ -53,7 +53,7 @@ _callback = llama_cpp.llama_log_callback(_receive)
 
 
 @cache
-def initialise() -> None:
+def initialize() -> None:
     """Start llama.cpp's backends and take over its log, on the first call."""
     llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
@@ -80,5 +80,5 @@ def cause(lines: list[str]) -> str:
 
 def supports_gpu() -> bool:
     """Whether this build of llama.cpp can put layers on a GPU."""
-    initialise()
+    initialize()
     return bool(llama_cpp.llama_supports_gpu_offload())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nptool.errors import DataError, GgufError
 from nptool.llama.c_stream import c_stream
 from nptool.llama.gguf_check import Header, check_gguf
-from nptool.llama.library import Closable, cause, error_lines, initialise, supports_gpu
+from nptool.llama.library import Closable, cause, error_lines, initialize, supports_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _token(token: int) -> int | None:
 
 
 def _parameters(gpu_layers: int) -> Any:
-    initialise()
+    initialize()
     if gpu_layers and not supports_gpu():
         logger.warning("this build of llama.cpp has no GPU support: -ngl has no effect")
     parameters = llama_cpp.llama_model_default_params()

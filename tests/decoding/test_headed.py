@@ -17,7 +17,7 @@ from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Autoregressive
+from nptool.decoding.loop.steps import Autoregressive, FixedWidth
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.proposers.chain import HeadsChain
 
@@ -75,7 +75,7 @@ class Decoding:
         self.sequence.open(prompt)
         self.sequence.prefill()
         chain = kind(self.engine, self.sequence, sampling)
-        options = {"limit": limit, "end_tokens": {END}, "width": width}
+        options = {"limit": limit, "end_tokens": {END}, "widths": FixedWidth(width)}
         steps = decode(self.engine, self.sequence, chain, sampling, self.tally, **options)
         return [tokens.tolist() for tokens in steps]
 

@@ -1,8 +1,8 @@
-"""Which method and class of widths a text is decoded by, and how wide its next steps are.
+"""Chooses the method and the class of widths for a text, and then the width of its next steps.
 
-The best width has the largest y(w) / t(w); autoregressive decoding is w = 1. What is not tried is not known: now and
-then a width, or for a whole text a class or a method, is tried because an optimistic estimate says so, as long as all
-such trials have lost no more than a small share of the time. Deterministic, without a clock.
+The best width has the largest y(w) / t(w); autoregressive decoding is w = 1. Where an optimistic estimate is better, a
+width, or for a whole text a class or a method, is tried, as long as all trials together have lost no more than a small
+share of the time. Deterministic: reads no clock.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SLACK = 0.8
 TEXT = 64
 """Tokens that an answer is expected to have when it is planned."""
 MARGIN, BOUND = 1.02, 0.16
-"""How many times as much another width must promise than the one in use, and how much more by the doubt of the exponent
-where the text cannot leave it."""
+"""How many times as much as the one in use another width must promise, and by how much more, per unit of doubt about
+the exponent, a class that the text cannot leave."""
 
 
 class Plan(NamedTuple):
@@ -50,14 +50,14 @@ class _Promise(NamedTuple):
     seconds: float
     """Of a step; of a plan, for each token if drafts are as bad as they may be."""
     margin: float = 1.0
-    """How many times as much as another plan it must promise."""
+    """By which `rate` is divided when plans are compared."""
 
 
 class Chooser:
     """What is known of one model on one machine, from text to text."""
 
     def __init__(self, calibration: Calibration, learnt: dict[str, Any] | None = None) -> None:
-        """Args: `learnt` is `to_json` of another process."""
+        """Args: `learnt` is what `to_json` of an earlier process gave."""
         self.costs = Costs(calibration)
         self.gains: dict[str, Gains] = {}
         self.drafting: dict[str, float] = {}
@@ -68,8 +68,14 @@ class Chooser:
         self._most = LONG * calibration.seconds[0][0]
         self._allowance = TRIAL_SHARE * self._most
         """Seconds that trials may lose now, at most LONG steps of one row."""
+        self._timing = self._most
+        """The same for timing one row apart, which trials of widths would leave nothing for."""
         if learnt:
-            self._resume(learnt)
+            self.costs.shape = {int(width): factor for width, factor in learnt["shape"].items()}
+            self.costs.pace, self.drafting = learnt["pace"], learnt["drafting"]
+            self._allowance, self._timing = learnt["allowance"]
+            for name, (exponent, weight, long) in learnt["gains"].items():
+                self._known[name] = exponent, weight, {int(width): tuple(shown) for width, shown in long.items()}
 
     def add(self, method: str, gains: Gains) -> None:
         """Let a method be used; what was learnt of it takes the place of `gains`."""
@@ -114,19 +120,15 @@ class Chooser:
         ]
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
-        timed = 1 not in chosen.members and 1 not in self.costs.shape
-        if 1 not in chosen.members and plain / SLACK > rate and SETTLED / plain <= self._allowance:
-            # One row may have become faster. Timing it costs less than a text.
-            self._allowance -= SETTLED / plain
-            timed = True
+        # One row may have become faster. Timing it costs less than a text.
+        again = plain / SLACK > rate and SETTLED / plain <= self._timing
+        timed = 1 not in chosen.members and (again or 1 not in self.costs.shape)
+        if timed and again:
+            self._timing -= SETTLED / plain
         return chosen._replace(best_rate=None if chosen is best else rate, time_plain=timed)
 
     def choose(self, method: str, widths: Sequence[int], length: int, current: int) -> tuple[int, float | None]:
-        """The width of the next steps after `length` tokens and, where it is a trial, the rate of the best known one.
-
-        Args:
-            current: the width in use, which is kept at a tie.
-        """
+        """The width of the next steps and, for a trial, the rate of the best known one. `current` wins a tie."""
         found = self._promises(method, widths, length, self.gains[method].recent)
         best = max(found, key=lambda width: found[width].rate * (MARGIN if width == current else 1.0))
         rate = found[best].rate
@@ -150,8 +152,11 @@ class Chooser:
         spent = sum(step.seconds for step in steps)
         lost = 0.0 if best_rate is None else spent - (sum(step.accepted for step in steps) + len(steps)) / best_rate
         self._allowance = min(self._allowance + TRIAL_SHARE * spent - lost, self._most)
-        for rows, run in groupby(steps, key=lambda step: step.rows):
-            self.costs.learn(rows, [(step.length, step.seconds - step.drafting) for step in run])
+        self._timing = min(self._timing + TRIAL_SHARE * spent, self._most)
+        for rows, group in groupby(steps, key=lambda step: step.rows):
+            run = [*group]
+            seconds = median(step.seconds - step.drafting for step in run)
+            self.costs.learn(rows, run[len(run) // 2].length, seconds)
         if drafting := [step.drafting for step in steps if step.drafting and step.drafted]:
             self.drafting[method] = median(drafting)
         self.gains[method].learn(steps)
@@ -160,14 +165,7 @@ class Chooser:
         """What another process may go on from."""
         gains = {name: [found.exponent, found.weight, found.long] for name, found in self.gains.items()}
         costs = {"shape": self.costs.shape, "pace": self.costs.pace, "drafting": self.drafting}
-        return {**costs, "allowance": self._allowance, "gains": {**self._known, **gains}}
-
-    def _resume(self, learnt: dict[str, Any]) -> None:
-        self.costs.shape = {int(width): factor for width, factor in learnt["shape"].items()}
-        self.costs.pace, self.drafting = learnt["pace"], learnt["drafting"]
-        self._allowance = learnt["allowance"]
-        for name, (exponent, weight, long) in learnt["gains"].items():
-            self._known[name] = exponent, weight, {int(width): tuple(shown) for width, shown in long.items()}
+        return {**costs, "allowance": [self._allowance, self._timing], "gains": {**self._known, **gains}}
 
     def _promise(self, plan: Plan, length: int, *, bound: bool) -> _Promise:
         """What a text promises; `bound` if it cannot fall back on plain autoregressive decoding."""

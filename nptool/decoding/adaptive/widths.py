@@ -1,9 +1,8 @@
 """The widths of one text by a chooser's plan.
 
-- *exact*: every batch is padded to a width of one class, chosen before the first step, so the text is bit for bit that
-  of autoregressive decoding at any width of the class. In a class without width 1 the fall-back is its cheapest width.
-- *free*: nothing is padded, a step may have any width, and the text may leave that of autoregressive decoding at a near
-  tie.
+Exact: every batch is padded to a width of one class, chosen before the first step, so the text is bit for bit that of
+autoregressive decoding at any width of the class. Otherwise nothing is padded, a step may have any width, and the text
+may differ from autoregressive decoding where two tokens are nearly equally likely.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ class AdaptiveWidth:
         self._chooser, self._plan = chooser, plan
         self._best_rate = plan.best_rate
         self._width = self._left = 0
-        # A first segment half as long: a text of another kind than the last ones is recognized sooner.
+        # A shorter first segment shows sooner that this text is of another kind than the last ones.
         self._segment = int(SHORT / 2)
         self._steps: list[Step] = []
 
     def time_plain(self, length: int, seconds: float) -> None:
         """What one row takes after `length` tokens: for the plans of later texts."""
-        self._chooser.costs.learn(1, [(length, seconds)])
+        self._chooser.costs.learn(1, length, seconds)
 
     def choose(self, length: int, room: int, least: int = 1) -> int:
         """Rows of the next step: the segment's width, or as few as the room asks for."""
@@ -37,13 +36,11 @@ class AdaptiveWidth:
             self._decide(length)
         self._left -= 1
         wanted = max(least, min(self._width, room + 1))
-        if wanted == self._width:
-            return wanted
         return next(width for width in self._plan.members if width >= wanted)
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
+    def observe(self, step: Step) -> None:
         """Keep the step until the end of the segment."""
-        self._steps.append(Step(length, rows, drafted, accepted, seconds, drafting))
+        self._steps.append(step)
 
     def finish(self) -> None:
         """Learn from the steps since the last choice."""
@@ -52,8 +49,6 @@ class AdaptiveWidth:
 
     def _decide(self, length: int) -> None:
         self.finish()
-        method, members = self._plan.method, self._plan.members
-        self._width, trial_rate = self._chooser.choose(method, members, length, self._width)
+        self._width, trial_rate = self._chooser.choose(self._plan.method, self._plan.members, length, self._width)
         self._left, self._segment = (self._segment, int(SHORT)) if trial_rate is None else (TRIAL_STEPS, self._segment)
-        if self._plan.best_rate is None:
-            self._best_rate = trial_rate
+        self._best_rate = self._plan.best_rate or trial_rate

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nptool.decoding.loop.engine import Engine
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import FixedWidth, Proposer, Widths
+from nptool.decoding.loop.steps import Proposer, Step, Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.verification import Verify, verify_line
 
@@ -31,41 +31,38 @@ def decode(
     *,
     limit: int,
     end_tokens: Collection[int],
-    width: int | None = None,
-    widths: Widths | None = None,
+    widths: Widths,
     verify: Verify = verify_line,
 ) -> Iterator[NDArray[np.integer]]:
     """Continue an opened and prefilled sequence until an end token or until it has `limit` tokens.
 
     Args:
         limit: tokens of the sequence including the prompt; at most the engine's capacity.
-        width: rows of every batch; None is one row more than the draft has.
-        widths: chooses the rows of each batch; replaces `width`.
+        widths: chooses the rows of each batch.
         verify: `verify_tree` if `proposer` drafts trees.
 
     Yields:
         The tokens that each forward pass added, an end token included.
     """
-    chooser: Widths = widths or FixedWidth(width)
     ends = frozenset(end_tokens)
     resumed = perf_counter()
     while (length := sequence.length) < limit:
         before, drafting = engine.seconds, proposer.seconds
         room = limit - length - 1
-        chosen = chooser.choose(length, room, sequence.pending + 1)
+        chosen = widths.choose(length, room, sequence.pending + 1)
         draft = proposer.propose(min(room, chosen - 1))
-        step = verify(engine, sequence, draft, sampling, chosen if chooser.padded else None)
-        tokens = step.picks[: step.accepted + 1]
+        found = verify(engine, sequence, draft, sampling, chosen if widths.padded else None)
+        tokens = found.picks[: found.accepted + 1]
         added = tokens.tolist()
         end = None if ends.isdisjoint(added) else next(place for place, token in enumerate(added) if token in ends)
-        drafted, right = step.drafted, step.accepted
+        drafted, right = found.drafted, found.accepted
         if end is not None:
             tokens = tokens[: end + 1]
             if len(tokens) <= right:
                 # Drafts after the end token are not part of the sequence: they count neither as drafted nor as right.
                 drafted = right = len(tokens)
-        sequence.extend(tokens, step.rows, step.path)
-        proposer.observe(step.picks, step.accepted)
+        sequence.extend(tokens, found.rows, found.path)
+        proposer.observe(found.picks, found.accepted)
         tally.passes += 1
         tally.tokens += len(tokens)
         tally.passes_by_draft[drafted] += 1
@@ -73,10 +70,10 @@ def decode(
         tally.engine_seconds += engine.seconds - before
         drafting = proposer.seconds - drafting
         tally.heads_seconds += drafting
-        tally.widths[step.rows] += 1
+        tally.widths[found.rows] += 1
         spent = perf_counter() - resumed
         tally.decode_seconds += spent
-        chooser.observe(length, step.rows, step.drafted, len(tokens) - 1, spent, drafting)
+        widths.observe(Step(length, found.rows, found.drafted, len(tokens) - 1, spent, drafting))
         yield tokens
         resumed = perf_counter()
         if end is not None:

@@ -97,8 +97,8 @@ class Widths(Protocol):
             least: rows that the step has without any draft.
         """
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
-        """Take a step into account; the arguments are the fields of `Step`."""
+    def observe(self, step: Step) -> None:
+        """Take a step into account."""
         return
 
     def finish(self) -> None:

@@ -1,8 +1,10 @@
-"""Timing of batches outside the loop: for calibration, for `bench`, and of one row before a sequence of wide steps."""
+"""Batches outside the loop, timed and compared: to calibrate, for `bench`, and one row before a text of wide steps."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from collections.abc import Sequence as AnySequence
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,11 @@ from nptool.decoding.loop.steps import Widths
 SETTLED, SETTLING_SECONDS = 8, 0.01
 """Batches of one width, or seconds of them, until its time is that of decoding. The first ones are slower: the graph is
 rebuilt, and a small model's weights are loaded into the processor's cache."""
+POSITIONS = 8
+"""Positions at which the rows of all widths are compared."""
+
+Rows = dict[int, dict[int, set[bytes]]]
+"""Width and position to digests of the logits: one, if the row does not depend on its place in the batch."""
 
 
 def prefill(engine: Engine, tokens: NDArray[np.int32]) -> None:
@@ -47,3 +54,44 @@ def time_plain(engine: Engine, sequence: Sequence, widths: Widths) -> None:
         cached = sequence.tokens[: sequence.cached]
         (_, seconds), *_ = time_in_turns(engine, cached, (1,), 1)
         widths.time_plain(len(cached), seconds)
+
+
+def measure_rows(
+    engine: Engine,
+    tokens: NDArray[np.int32],
+    length: int,
+    widths: AnySequence[int],
+    end: float,
+    clock: Callable[[], float],
+    widen: bool = True,
+) -> tuple[dict[int, list[float]], Rows]:
+    """Seconds of each width's batches after `length` tokens, as far as there is time if `widen`, and their rows."""
+    prefill(engine, tokens[:length])
+    times, rows, widest = dict[int, list[float]](), Rows(), 0
+    for width in widths:
+        if widen and widest and clock() + len(starts_of(width)) * min(times[widest]) * width / widest > end:
+            break
+        times[width], rows[width], widest = [], {}, width
+        for start in range(length, length + starts_of(width).stop, starts_of(width).step):
+            engine.rollback(start)
+            before = engine.seconds
+            logits_RV = engine.evaluate(tokens[start : start + width], start)
+            times[width].append(engine.seconds - before)
+            for row, logits_V in enumerate(logits_RV):
+                digest = blake2b(logits_V.tobytes(), digest_size=16).digest()
+                rows[width].setdefault(start + row, set()).add(digest)
+        engine.rollback(length)
+        # The first batch of a width builds a new graph.
+        times[width].pop(0)
+    settled: dict[int, list[float]] = {}
+    for width, seconds in time_in_turns(engine, tokens[:length], list(times), 3):
+        settled.setdefault(width, []).append(seconds)
+        if clock() >= end:
+            break
+    return settled if len(settled) == len(times) else times, rows
+
+
+def starts_of(width: int) -> range:
+    """Where batches of one width begin: they overlap, and all widths see the same positions."""
+    advance = max(1, min(width, POSITIONS) // 2)
+    return range(0, max(3, 1 - (width - POSITIONS) // advance) * advance, advance)

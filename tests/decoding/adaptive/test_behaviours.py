@@ -13,7 +13,7 @@ from nptool.decoding.adaptive.chooser import Chooser
 from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.adaptive.gains import SHORT, TRIAL_STEPS, Gains
 from nptool.decoding.adaptive.widths import AdaptiveWidth
-from nptool.decoding.loop.steps import Drafts
+from nptool.decoding.loop.steps import Drafts, Step
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 # t(w) / t(1) of 110M parameters on two cores, and of a processor to which 64 rows are like one.
@@ -76,7 +76,7 @@ class World:
             count, seconds = self.step(rows, room + 1)
             drafted = drafting if rows > 1 else 0.0
             seconds += drafted
-            widths.observe(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, drafted)
+            widths.observe(Step(TEXT + length, rows, min(rows - 1, room), count - 1, seconds, drafted))
             length, spent, single = length + count, spent + seconds, single + count * single_cost
         widths.finish()
         return single / spent
@@ -134,8 +134,8 @@ def test_one_row_that_was_timed_in_a_bad_moment_is_timed_again_and_no_text_is_tr
     """Wide steps seem to pay until then, and no text is plain before; afterwards all are."""
     world = World(lambda _: F32, lambda _: 0.1, F32)
     chooser = chooser_of(world.calibration, Prior(0.1))
-    chooser.costs.learn(2, [(TEXT, F32[2])])
-    chooser.costs.learn(1, [(TEXT, 3.0)])
+    chooser.costs.learn(2, TEXT, F32[2])
+    chooser.costs.learn(1, TEXT, 3.0)
     plain, timed = [], []
     for _ in range(60):
         widths = adaptive(chooser, exact=True)
@@ -231,7 +231,7 @@ def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
     widths, used = adaptive(chooser, exact=True, widest=4), []
     for step in range(40):
         rows = widths.choose(TEXT + step, 99)
-        widths.observe(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows], 0.0)
+        widths.observe(Step(TEXT + step, rows, rows - 1, min(rows - 1, 2), costs[rows], 0.0))
         used.append(rows)
     assert used[0] == 4
     assert set(used[-20:]) == {3}
@@ -246,7 +246,7 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     for step in range(1500):
         rows = widths.choose(TEXT + step, 99)
         drafting = 0.0 if rows == 1 else 4.0 if step < 100 else 0.1
-        widths.observe(TEXT + step, rows, rows - 1, rows - 1, costs[rows] + drafting, drafting)
+        widths.observe(Step(TEXT + step, rows, rows - 1, rows - 1, costs[rows] + drafting, drafting))
         used.append(rows)
     assert used[0] == 4
     assert set(used[50:100]) == {1}
@@ -260,7 +260,7 @@ def test_one_long_text_does_not_fall_back_on_a_wrong_expectation() -> None:
     for length in range(1500):
         rows = widths.choose(TEXT + length, 999)
         count, seconds = world.step(rows, 999)
-        widths.observe(TEXT + length, rows, rows - 1, count - 1, seconds, 0.0)
+        widths.observe(Step(TEXT + length, rows, rows - 1, count - 1, seconds, 0.0))
     assert world.used[-1000:].count(1) > 900
 
 

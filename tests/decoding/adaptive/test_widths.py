@@ -22,7 +22,7 @@ from nptool.decoding.answer import Answer
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence as Text
-from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Proposer, Widths
+from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Proposer, Step, Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.timing import time_plain
 from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
@@ -108,7 +108,7 @@ class Scripted:
     def choose(self, length: int, room: int, least: int = 1) -> int:
         return self._widths.pop(0) if len(self._widths) > 1 else self._widths[0]
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None: ...
+    def observe(self, step: Step) -> None: ...
 
     def finish(self) -> None: ...
 

@@ -100,9 +100,8 @@ def run(
     sequence.open(prompt)
     sequence.prefill()
     tally = Tally(width=proposer.width)
-    steps = decode(
-        engine, sequence, proposer, sampling or Sampling(), tally, limit=limit, end_tokens={END}, width=width
-    )
+    options = {"limit": limit, "end_tokens": {END}, "widths": FixedWidth(width)}
+    steps = decode(engine, sequence, proposer, sampling or Sampling(), tally, **options)
     passes = [tokens.tolist() for tokens in steps]
     assert engine.cache == sequence.tokens[:-1].tolist(), "the cache must hold all but the last token"
     assert tally.passes == len(passes)

@@ -21,7 +21,7 @@ from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Autoregressive, Drafts, Widths
+from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.verification import Shape, verify_tree
 from nptool.decoding.proposers.tree import MAX_PATHS, HeadsTree, expected_tokens, grow
@@ -217,8 +217,7 @@ class Decoding:
             self.tally,
             limit=limit,
             end_tokens={END},
-            width=width if padded else None,
-            widths=widths,
+            widths=widths or FixedWidth(width if padded else None),
             verify=verify_tree,
         )
         self.passes = [tokens.tolist() for tokens in steps]

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import nptool
+from nptool.bench.trace import NO_GUESS, Recorder, trace_answer
 from nptool.convergence import Mark
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence as Text
+from nptool.decoding.loop.steps import FixedWidth
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.proposers.jacobi import JacobiBlock
-from nptool.decoding.trace import NO_GUESS, Recorder, trace_answer
 
 PROMPT = [1, 2, 3]
 FILL = 6
@@ -61,7 +62,7 @@ def test_states_are_those_of_a_naive_implementation(scripted: Any, n: int, lengt
     text.prefill()
     recorder = Recorder(JacobiBlock(n, np.array([FILL], dtype=np.int32), seed=0))
     limit = len(PROMPT) + length
-    for _ in decode(engine, text, recorder, Sampling(), Tally(n), limit=limit, end_tokens=(), width=n):
+    for _ in decode(engine, text, recorder, Sampling(), Tally(n), limit=limit, end_tokens=(), widths=FixedWidth(n)):
         pass
     assert [block.states_SN.tolist() for block in recorder.blocks(length)] == naive_blocks(n, length)
 
