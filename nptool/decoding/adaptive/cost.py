@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from statistics import median_low
 from time import perf_counter
@@ -48,10 +49,18 @@ class Calibration:
 
     def at(self, width: int, length: int) -> float:
         """t(w) after `length` tokens: linear in both, and never below that of the first context."""
+        near, slope = self._lines.get(width) or self._line(width)
+        return near + slope * max(0, length - self.contexts[0])
+
+    @cached_property
+    def _lines(self) -> dict[int, tuple[float, float]]:
+        return {width: self._line(width) for width in self.widths}
+
+    def _line(self, width: int) -> tuple[float, float]:
+        """t(w) at the first context, and what every further token adds."""
         beyond = max(1.0, width / self.widths[-1])
         near, far = (beyond * float(np.interp(width, self.widths, self.seconds[row])) for row in (0, -1))
-        share = (length - self.contexts[0]) / max(1, self.contexts[-1] - self.contexts[0])
-        return near + max(0.0, share) * max(0.0, far - near)
+        return near, max(0.0, far - near) / max(1, self.contexts[-1] - self.contexts[0])
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
