@@ -143,11 +143,7 @@ class Chooser:
         return (best, None) if chosen == best else (chosen, rate)
 
     def learn(self, method: str, steps: Sequence[Step], best_rate: float | None) -> None:
-        """Take the steps of one segment into account.
-
-        Args:
-            best_rate: tokens per second that the best known width would have brought, where these were a trial.
-        """
+        """Take a segment's steps into account. Those of a trial could have brought `best_rate` tokens per second."""
         self.used = self.used or bool(steps)
         spent = sum(step.seconds for step in steps)
         lost = 0.0 if best_rate is None else spent - (sum(step.accepted for step in steps) + len(steps)) / best_rate
@@ -185,8 +181,9 @@ class Chooser:
         gains, found = self.gains[method], {}
         exponent, doubt = gains.curve(shown)
         tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
+        drafting = self.drafting.get(method, 0.0)
         for width in widths:
-            now, calibrated = self.costs.seconds(width, length), self.costs.calibration.at(width, length)
-            seconds = now + self.drafting.get(method, 0.0) if width > 1 else now
-            found[width] = _Promise(tokens[width] / seconds, hoped[width] / min(now, calibrated), seconds)
+            calibrated, changed = self.costs.calibration.at(width, length), self.costs.factor(width)
+            seconds = calibrated * changed + (drafting if width > 1 else 0.0)
+            found[width] = _Promise(tokens[width] / seconds, hoped[width] / calibrated / min(1.0, changed), seconds)
         return found

@@ -81,9 +81,9 @@ class Costs:
         self.pace = 1.0
         self._width: int | None = None
 
-    def seconds(self, width: int, length: int) -> float:
-        """t(w) after `length` tokens."""
-        return self.calibration.at(width, length) * self.shape.get(width, 1.0) * self.pace
+    def factor(self, width: int) -> float:
+        """t(w) now over the calibrated one."""
+        return self.shape.get(width, 1.0) * self.pace
 
     def learn(self, width: int, length: int, seconds: float) -> None:
         """Take steps of one width into account that took `seconds` each, after `length` tokens."""

@@ -53,14 +53,12 @@ class Gains:
 
     def tokens(self, widths: Iterable[int], shown: Shown, exponent: float) -> dict[int, float]:
         """y(w): what the width itself has shown and, where that is little, the curve from the next narrower one on."""
-        found, curve, tokens = dict[int, float](), 1.0, 1.0
-        for width in sorted({*widths, *shown}):
-            if width > 1:
-                (steps, brought), before = shown.get(width, (0.0, 0.0)), curve
-                curve = power_with_bend(self._reach(width), exponent)
-                estimate = (brought + TRIAL_STEPS * tokens * curve / before) / (steps + TRIAL_STEPS)
-                tokens = max(1.0, min(float(width), estimate))
-            found[width] = tokens
+        found, curve, tokens = {1: 1.0}, 1.0, 1.0
+        for width in sorted({*widths, *shown} - {1}):
+            (steps, brought), before = shown.get(width, (0.0, 0.0)), curve
+            curve = power_with_bend(self._reach(width), exponent)
+            estimate = (brought + TRIAL_STEPS * tokens * curve / before) / (steps + TRIAL_STEPS)
+            found[width] = tokens = 1.0 if estimate < 1.0 else min(float(width), estimate)
         return found
 
     def begin(self) -> None:

@@ -24,11 +24,7 @@ class Store:
     """The calibration of one model, and its choosers."""
 
     def __init__(self, identify: Callable[[], dict[str, Any]], measure: Callable[[], Calibration]) -> None:
-        """
-        Args:
-            identify: gives what a calibration depends on: model, machine, way to compute; for JSON.
-            measure: calibrates.
-        """
+        """Args: `identify` gives, for JSON, what a calibration depends on (model, machine, way to compute)."""
         self._identify, self._measure = identify, measure
         self._choosers: dict[str, Chooser] = {}
 
@@ -50,11 +46,7 @@ class Store:
         return self.calibration
 
     def chooser(self, purpose: str = "") -> Chooser:
-        """What decoding has shown, from text to text.
-
-        Args:
-            purpose: keeps one use apart from all others; its chooser begins with nothing, and is not kept.
-        """
+        """What decoding has shown, from text to text. One with a `purpose` begins with nothing, and is not kept."""
         if purpose not in self._choosers:
             self._choosers[purpose] = Chooser(self.calibration, None if purpose else self._learnt())
         return self._choosers[purpose]
