@@ -93,7 +93,9 @@ def autoregressive(scripted: Any, model: Logits, prompt: AnySequence[int], sampl
     sequence.open(prompt)
     sequence.prefill()
     tally = Tally(width=1)
-    steps = decode(engine, sequence, Autoregressive(), sampling, tally, limit=limit, end_tokens={END})
+    steps = decode(
+        engine, sequence, Autoregressive(), sampling, tally, limit=limit, end_tokens={END}, widths=FixedWidth(None)
+    )
     return [token for tokens in steps for token in tokens.tolist()]
 
 

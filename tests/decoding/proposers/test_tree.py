@@ -21,7 +21,7 @@ from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Widths
+from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Step, Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.verification import Shape, verify_tree
 from nptool.decoding.proposers.tree import MAX_PATHS, HeadsTree, expected_tokens, grow
@@ -142,7 +142,9 @@ class TestSize:
         used = []
         for step in range(200):
             rows = widths.choose(100 + step, 99)
-            widths.observe(100 + step, rows, min(rows - 1, 3), 0, seconds[rows] + 0.1 * (rows > 1), 0.1 * (rows > 1))
+            widths.observe(
+                Step(100 + step, rows, min(rows - 1, 3), 0, seconds[rows] + 0.1 * (rows > 1), 0.1 * (rows > 1))
+            )
             used.append(rows)
         assert used[0] == 16
         assert used[-100:].count(1) > 80
@@ -237,7 +239,8 @@ def autoregressive(scripted: Any, salt: int, prompt: AnySequence[int], sampling:
     sequence = Sequence(engine)
     sequence.open(prompt)
     sequence.prefill()
-    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), limit=limit, end_tokens={END})
+    options: Any = {"limit": limit, "end_tokens": {END}, "widths": FixedWidth(None)}
+    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), **options)
     return [token for tokens in steps for token in tokens.tolist()]
 
 
