@@ -41,12 +41,13 @@ class ConvertedHeads:
 
     count: int
     """n: heads in all, the model's own included."""
+    kind: str
     file_type: str
     parameters: int
     """Of all heads together; each repeats the unembedding."""
     bytes: int
     logits: tuple[LogitComparison, ...] | None
-    """One for each head; None if they were not verified."""
+    """One for each head, or for the layer that they share; None if they were not verified."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,12 @@ class _Job:
         model_bytes, logits = path.stat().st_size, None
         others = append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress)
         if self.reference is not None:
-            step = f"verifying {self.heads.info.count - 1} heads"
+            step = f"verifying {len(self.heads.tensors)} heads"
             self.progress(step, 0, 1)
             logits = verify_heads(path, self.reference, self.spec.sizes.context, kind)
             self.progress(step, 1, 1)
-        parameters = sum(tensor.size for tensors in self.heads.tensors for tensor in tensors)
-        size = path.stat().st_size - model_bytes
-        return ConvertedHeads(self.heads.info.count, kind.name, parameters, size, logits), others
+        info, size = self.heads.info, path.stat().st_size - model_bytes
+        return ConvertedHeads(info.count, info.kind, kind.name, self.heads.parameters, size, logits), others
 
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {

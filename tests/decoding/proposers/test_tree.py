@@ -27,6 +27,7 @@ from nptool.decoding.loop.verification import Shape, verify_tree
 from nptool.decoding.proposers.tree import MAX_PATHS, HeadsTree, expected_tokens, grow
 from nptool.errors import ContextError
 from nptool.llama import branches
+from nptool.llama.head import SeparateHeads
 
 VOCABULARY, END = 8, 7
 PROMPT = [1, 2, 3]
@@ -178,7 +179,7 @@ class Decoding:
         kind = self.foreseen if foreseeing else self.guessed
         self.heads = [scripted_head(kind(number)) for number in range(2, count + 1)]
         shares = tuple((0.6, 0.3, 0.1) for _ in self.heads)
-        self.engine = HeadedEngine(self.trunk, self.heads, shares)
+        self.engine = HeadedEngine(self.trunk, SeparateHeads(self.heads), 1 + len(self.heads), shares)
         self.sequence = Sequence(self.engine)
         self.tally = Tally(width=16)
 
@@ -227,7 +228,7 @@ class Decoding:
 
     def check(self) -> None:
         """The heads' caches hold all tokens but the last, the trunk's a prefix of them."""
-        self.engine.draft_logits()
+        self.engine.draft_logits(len(self.heads))
         known = self.sequence.tokens[:-1].tolist()
         assert [head.cache for head in self.heads] == [known] * len(self.heads)
         assert self.trunk.cache == known[: self.sequence.cached]
