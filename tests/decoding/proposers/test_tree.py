@@ -250,7 +250,7 @@ samplings = st.sampled_from(
 )
 
 
-@given(st.integers(1, 5), st.integers(1, 16), st.integers(0, 255), samplings, st.booleans(), st.booleans())
+@given(st.integers(2, 5), st.integers(1, 16), st.integers(0, 255), samplings, st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=150)
 def test_trees_are_lossless(
     scripted: Any,
