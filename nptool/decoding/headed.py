@@ -117,13 +117,22 @@ class HeadedEngine:
             self._read_rows(z_TD[:-1])
             self._held = [z_TD[-1:]]
 
-    def time_draft(self) -> float:
-        """Median seconds of a draft of all heads after one new token. The caches must be empty, and are afterwards."""
+    def time_draft(self) -> tuple[float, float]:
+        """Seconds of a draft: whatever the rows of the step, and for each.
+
+        From drafts of one head and of all, each after as many new tokens as such a step accepts at most. The caches must
+        be empty, and are afterwards.
+        """
+        narrow, wide = (self._time_draft(rows) for rows in (2, self.count))
+        each = max(0.0, wide - narrow) / max(1, self.count - 2)
+        return max(0.0, wide - each * self.count), each
+
+    def _time_draft(self, rows: int) -> float:
         times = []
         for _ in range(_TIMED_DRAFTS):
-            self.evaluate(np.zeros(1, dtype=np.int32), 0)
+            self.evaluate(np.zeros(rows, dtype=np.int32), 0)
             before = self.heads_seconds
-            self.draft_logits(self.count)
+            self.draft_logits(rows - 1)
             times.append(self.heads_seconds - before)
             self.rollback(0)
         # The first draft builds graphs.
@@ -133,7 +142,8 @@ class HeadedEngine:
         """Bring the heads' caches up to the trunk's, and let the first `drafting` heads draft after it."""
         self._hold()
         if self._read < self._end:
-            self._read_rows(*self._joined(), drafting)
+            (z_TD,) = self._joined()
+            self._read_rows(z_TD, drafting)
             self._held = []
 
     def _read_rows(self, z_TD: NDArray[np.float32], drafting: int = 0) -> None:

@@ -138,7 +138,7 @@ class TestSize:
         reach = partial(expected_tokens, SHARES)
         chooser = Chooser(calibration)
         chooser.add("tree", Gains(1.0, 8.0, drafts=Drafts.BRANCHING, reach=reach))
-        chooser.drafting["tree"] = 0.1
+        chooser.drafting["tree"] = 0.1, 0.0
         widths = AdaptiveWidth(chooser, chooser.plan({"tree": 16}, 100, exact=True), exact=True)
         used = []
         for step in range(200):
