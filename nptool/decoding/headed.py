@@ -120,8 +120,8 @@ class HeadedEngine:
     def time_draft(self) -> tuple[float, float]:
         """Seconds of a draft: whatever the rows of the step, and for each.
 
-        From drafts of one head and of all, each after as many new tokens as such a step accepts at most. The caches must
-        be empty, and are afterwards.
+        From drafts of one head and of all, each after as many new tokens as such a step accepts at most. The caches
+        must be empty, and are afterwards.
         """
         narrow, wide = (self._time_draft(rows) for rows in (2, self.count))
         each = max(0.0, wide - narrow) / max(1, self.count - 2)
