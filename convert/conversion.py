@@ -18,13 +18,15 @@ from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_t
 from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
 from nptool.convert.layers.model_spec import Config, Metadata, ModelSpec
+from nptool.convert.nextn import copy_block, read_carried
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors
 from nptool.convert.tokenizer_files import read_tokenizer_files
-from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads
+from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads, verify_nextn
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
+from nptool.heads import NEXTN, read_heads_info
 from nptool.progress import Progress, silent
 from nptool.runs import run_of
 
@@ -50,6 +52,16 @@ class ConvertedHeads:
 
 
 @dataclass(frozen=True)
+class ConvertedBlock:
+    """The NextN block in the finished GGUF."""
+
+    draft: Path
+    """The block alone, for llama.cpp's `--spec-draft-model`; runtimes find it by its name `mtp-...`."""
+    logits: LogitComparison | None
+    """None if it was not verified."""
+
+
+@dataclass(frozen=True)
 class Conversion:
     """The finished GGUF."""
 
@@ -65,6 +77,7 @@ class Conversion:
     verification: Verification | None
     remarks: tuple[str, ...]
     heads: ConvertedHeads | None = None
+    nextn: ConvertedBlock | None = None
 
 
 def convert(
@@ -75,6 +88,7 @@ def convert(
     heads_type_name: str | None = None,
     verified: bool = True,
     pre: str | None = None,
+    nextn: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -85,6 +99,7 @@ def convert(
         type_name: one of FILE_TYPES.
         heads_type_name: type of the extra heads, one that is written directly; None is q8_0.
         pre: llama.cpp's pre-tokenizer; None finds it from the tokenizer's rules.
+        nextn: write the model with its NextN block in an architecture with which llama.cpp itself speculates.
 
     Raises:
         UsageError: unknown type, unusable output, too little memory to verify.
@@ -93,43 +108,66 @@ def convert(
         DiskFullError: the disk filled up.
     """
     start = time.monotonic()
+    if nextn and heads_type_name is not None:
+        raise UsageError("--heads-type is of heads after the model, and --nextn writes a block inside it; omit one")
     chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
     with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
-        job = _prepare(checkpoint, pre, verified, progress)
-        path = out or default_output(checkpoint, chosen)
+        job = _prepare(checkpoint, pre, verified, nextn, progress)
+        path = out or default_output(checkpoint, NEXTN if nextn else chosen.name)
         with staged_file(path) as staged:
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
+            block = job.write_draft(staged, path, chosen)
             size = staged.stat().st_size
     return Conversion(
         source=checkpoint.name,
         path=path,
-        architecture=job.spec.graph,
+        architecture=job.written.graph,
         file_type=chosen.name,
         parameters=sum(tensor.size for tensor in job.tensors),
         bytes=size,
         seconds=time.monotonic() - start,
         block_size=checkpoint.note.block_size if checkpoint.note else None,
         verification=verification,
-        remarks=(*job.spec.remarks, *other_types(others, chosen), *other_types(other_heads, heads_kind)),
+        remarks=(
+            *job.spec.remarks,
+            *job.left_out(),
+            *other_types(others, chosen),
+            *other_types(other_heads, heads_kind),
+        ),
         heads=heads,
+        nextn=block,
     )
 
 
-def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
-    """The run's GGUF for a run's model, else a file here named after checkpoint and type."""
+def default_output(checkpoint: Checkpoint, suffix: str) -> Path:
+    """Beside a run's model `model.gguf`, or `model-nextn.gguf`; else a file here, named after checkpoint and `suffix`.
+
+    Args:
+        suffix: the type, or `nextn`.
+    """
     run = run_of(checkpoint.directory)
     if run is not None and run.model.resolve() == checkpoint.directory.resolve():
         # `parent` of "." and ".." is not the folder above.
         named = checkpoint.directory.name not in {"", ".."}
-        return (checkpoint.directory.parent if named else run.path) / run.gguf.name
-    return Path(f"{checkpoint.last_name}-{chosen.name}.gguf")
+        folder = checkpoint.directory.parent if named else run.path
+        return folder / (f"{run.gguf.stem}-nextn.gguf" if suffix == NEXTN else run.gguf.name)
+    return Path(f"{checkpoint.last_name}-{suffix}.gguf")
 
 
-def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: Progress) -> _Job:
-    spec = read_model_spec(Config(checkpoint.config, checkpoint.name))
-    tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
-    heads = read_heads(checkpoint, spec, tensors)
+def draft_output(path: Path) -> Path:
+    """The block alone of a carrier at `path`: mtp-NAME.gguf beside NAME-nextn.gguf."""
+    return path.with_name(f"mtp-{path.stem.removesuffix(f'-{NEXTN}')}.gguf")
+
+
+def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, nextn: bool, progress: Progress) -> _Job:
+    spec = written = read_model_spec(Config(checkpoint.config, checkpoint.name))
+    if nextn:
+        carried = read_carried(checkpoint, spec)
+        written, tensors, heads = carried.spec, list(carried.tensors), None
+    else:
+        tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
+        heads = read_heads(checkpoint, spec, tensors)
     files = read_tokenizer_files(checkpoint.directory, checkpoint.config)
     vocabulary = read_vocabulary(files, spec.sizes.vocabulary, pre)
     reference = None
@@ -139,7 +177,7 @@ def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: 
         # One head at a time is in memory.
         _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
         reference = Reference(checkpoint.directory)
-    return _Job(checkpoint, spec, vocabulary, tensors, heads, reference, progress)
+    return _Job(checkpoint, spec, written, vocabulary, tensors, heads, reference, progress)
 
 
 @dataclass(frozen=True)
@@ -148,6 +186,9 @@ class _Job:
 
     checkpoint: Checkpoint
     spec: ModelSpec
+    """Of the plain model."""
+    written: ModelSpec
+    """Of what is written: the same, or the model with its NextN block."""
     vocabulary: Vocabulary
     tensors: Sequence[Tensor]
     heads: Heads | None
@@ -184,13 +225,35 @@ class _Job:
         size = path.stat().st_size - model_bytes
         return ConvertedHeads(self.heads.info.count, kind.name, parameters, size, logits), others
 
+    def left_out(self) -> list[str]:
+        """A remark if the checkpoint has a NextN block that is not written."""
+        info = read_heads_info(self.checkpoint.directory)
+        if self.written is not self.spec or info is None or info.kind != NEXTN:
+            return []
+        return ["the checkpoint's NextN block is not in this file; `nptool convert --nextn` writes a file with it"]
+
+    def write_draft(self, path: Path, final: Path, chosen: FileType) -> ConvertedBlock | None:
+        """Verify the NextN block in the file at `path`, which will be `final`, and write it alone too."""
+        if self.written is self.spec:
+            return None
+        logits = None
+        if self.reference is not None:
+            step = "verifying the NextN block"
+            self.progress(step, 0, 1)
+            logits = verify_nextn(path, self.reference, chosen)
+            self.progress(step, 1, 1)
+        draft = draft_output(final)
+        with staged_file(draft) as staged:
+            copy_block(path, staged)
+        return ConvertedBlock(draft, logits)
+
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {
             "general.name": self.checkpoint.display_name,
             **(self.checkpoint.note.metadata() if self.checkpoint.note else {}),
             **(self.heads.metadata if self.heads else {}),
         }
-        return write_gguf(path, self.spec, self.vocabulary, self.tensors, chosen, extra, self.progress)
+        return write_gguf(path, self.written, self.vocabulary, self.tensors, chosen, extra, self.progress)
 
     def _verify(self, path: Path, chosen: FileType) -> Verification | None:
         if self.reference is None:

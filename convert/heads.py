@@ -25,6 +25,7 @@ from nptool.heads import (
     COUNT_KEY,
     HEADS_WEIGHTS,
     INDEX_KEY,
+    NEXTN,
     TRUNK_DIGEST_KEY,
     TRUNK_LAYER_KEY,
     HeadsInfo,
@@ -65,7 +66,7 @@ class Heads:
 
 
 def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> Heads | None:
-    """The checkpoint's heads, or None if it has none.
+    """The checkpoint's heads, or None if it has none, or a NextN block, which is written otherwise.
 
     Args:
         model: the tensors of the model's own GGUF.
@@ -74,9 +75,9 @@ def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> 
         CheckpointError: the heads are damaged, missing, or do not fit the model beside them.
     """
     info = read_heads_info(checkpoint.directory)
-    if info is None:
+    if info is None or info.kind == NEXTN:
         return None
-    _check_info(info, checkpoint, spec)
+    check_info(info, checkpoint, spec)
     path = checkpoint.directory / HEADS_WEIGHTS
     check_whole(path)
     stored = read_index([path])
@@ -135,7 +136,8 @@ def _head_tensors(
     return gguf_tensors(spec, parts, source)
 
 
-def _check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+def check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """Raise CheckpointError if heads.json describes heads of another model."""
     if info.count < 2:
         raise CheckpointError(f"{checkpoint.name}: heads.json says {info.count} heads; expected 2 or more; {AGAIN}")
     pairs = {

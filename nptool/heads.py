@@ -21,6 +21,8 @@ from nptool.files import read_json, write_json
 HEADS_FILE = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
 FORMAT = 1
+SEPARATE, NEXTN = "separate", "nextn"
+"""Kinds of heads: one layer for each head on z, or one NextN block that drafts a token at a time (arXiv 2509.18362)."""
 PLAIN_AGAIN = f"remove {HEADS_FILE} and {HEADS_WEIGHTS} to have the plain model, which new heads can be trained on"
 """How to go on when the heads cannot be used."""
 
@@ -59,6 +61,8 @@ class HeadsInfo:
     trunk_digest: str
     """`trunk_digest` of the checkpoint that the heads were trained on."""
     accuracy: Accuracy = ()
+    kind: str = SEPARATE
+    """With `nextn`, heads 2..n are the depths that the block was trained for."""
 
 
 def head_tensor(head: int, name: str) -> str:
@@ -69,6 +73,11 @@ def head_tensor(head: int, name: str) -> str:
         name: transformers' name after `model.layers.<i>.`.
     """
     return f"heads.{head}.{name}"
+
+
+def nextn_tensor(name: str) -> str:
+    """Name of a NextN block's tensor in `heads.safetensors`: `layer.<name as in head_tensor>`, `eh_proj.weight`, ..."""
+    return f"nextn.{name}"
 
 
 def write_heads_info(directory: Path, info: HeadsInfo) -> None:
@@ -116,6 +125,12 @@ def _read(path: Path) -> HeadsInfo:
         raise CheckpointError(
             f"{path} has format {saved.get('format')!r}, this nptool knows {FORMAT}; use the nptool that wrote it, "
             f"or {PLAIN_AGAIN}"
+        )
+    saved.setdefault("kind", SEPARATE)
+    if saved["kind"] not in (SEPARATE, NEXTN):
+        raise CheckpointError(
+            f"{path} has heads of kind {saved['kind']!r}, this nptool knows {SEPARATE} and {NEXTN}; use the nptool "
+            f"that wrote it, or {PLAIN_AGAIN}"
         )
     hints = get_type_hints(HeadsInfo)
     for name, kind in hints.items():
