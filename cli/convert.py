@@ -13,6 +13,7 @@ from nptool.cli.console import progress_bars
 from nptool.cli.options import AsJson
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES
 from nptool.errors import DataError
+from nptool.heads import SEPARATE
 from nptool.runs import latest_run
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def _print_heads(heads: ConvertedHeads) -> None:
         f"{heads.parameters / 1e6:.1f}M parameters"
     )
     for number, logits in enumerate(heads.logits or (), start=2):
-        print(f"head {number}: {_difference(logits)}")
+        name = f"head {number}" if heads.kind == SEPARATE else "their layer"
+        print(f"{name}: {_difference(logits)}")
 
 
 def _difference(logits: LogitComparison) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from nptool.cli.options import AsJson, ConfigFile, DryRun
 from nptool.cli.training_output import print_estimates, print_heads_result
 from nptool.processes import is_main_process
 from nptool.settings import resolve
-from nptool.training.heads.config import HeadsConfig, heads_defaults
+from nptool.training.heads.config import COUNT, HeadsConfig, heads_defaults
 
 DEFAULTS = HeadsConfig
 
@@ -25,8 +25,23 @@ def train_heads(
         str | None,
         typer.Option("-m", "--model", metavar="DIR|ID", help="model to add heads to [that of the trajectories]"),
     ] = None,
+    kind: Annotated[
+        Literal["shared", "separate", "nextn"] | None,
+        typer.Option(
+            help="one layer for all extra heads, a layer for each, or a block that llama.cpp itself drafts with "
+            f"[{DEFAULTS.kind}]"
+        ),
+    ] = None,
     heads: Annotated[
-        int | None, typer.Option(help=f"number of heads, including the model's own last layer [{DEFAULTS.heads}]")
+        int | None,
+        typer.Option(
+            help="number of heads, including the model's own last layer ["
+            + ", ".join(f"{kind} {count}" for kind, count in COUNT.items())
+            + "]"
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help=f"rank of what tells the depths of a shared layer apart [{DEFAULTS.rank}]")
     ] = None,
     joint: Annotated[
         bool | None, typer.Option("--joint/--no-joint", help="then train trunk and heads together [no]")

@@ -66,6 +66,9 @@ def print_heads_result(result: dict[str, Any], as_json: bool) -> None:
     }
     if result["loss_before"] is not None:
         rows["head 1 before"] = f"loss {result['loss_before']:.4f}"
+    if result["tokens_per_forward"] is not None:
+        accepted = ", ".join(f"{share:.0%}" for share in result["acceptance"])
+        rows["drafts, held out"] = f"{result['tokens_per_forward']:.2f} tokens per forward; accepted: {accepted}"
     print_table("result", rows)
     if result["loss"] is not None:
         _print_heads(result["loss"], result["top1"], result["top5"])

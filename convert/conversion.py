@@ -18,15 +18,15 @@ from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_t
 from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
 from nptool.convert.layers.model_spec import Config, Metadata, ModelSpec
-from nptool.convert.nextn import copy_block, read_carried
+from nptool.convert.nextn import ConvertedBlock, block_left_out, read_carried, write_draft
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors
 from nptool.convert.tokenizer_files import read_tokenizer_files
-from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads, verify_nextn
+from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
-from nptool.heads import NEXTN, read_heads_info
+from nptool.heads import NEXTN
 from nptool.progress import Progress, silent
 from nptool.runs import run_of
 
@@ -43,22 +43,13 @@ class ConvertedHeads:
 
     count: int
     """n: heads in all, the model's own included."""
+    kind: str
     file_type: str
     parameters: int
     """Of all heads together; each repeats the unembedding."""
     bytes: int
     logits: tuple[LogitComparison, ...] | None
-    """One for each head; None if they were not verified."""
-
-
-@dataclass(frozen=True)
-class ConvertedBlock:
-    """The NextN block in the finished GGUF."""
-
-    draft: Path
-    """The block alone, for llama.cpp's `--spec-draft-model`; runtimes find it by its name `mtp-...`."""
-    logits: LogitComparison | None
-    """None if it was not verified."""
+    """One for each head, or for the layer that they share; None if they were not verified."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +108,9 @@ def convert(
         with staged_file(path) as staged:
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
-            block = job.write_draft(staged, path, chosen)
+            block = write_draft(staged, path, job.reference, chosen, progress) if nextn else None
             size = staged.stat().st_size
+        left_out = [] if nextn else block_left_out(checkpoint.directory)
     return Conversion(
         source=checkpoint.name,
         path=path,
@@ -131,7 +123,7 @@ def convert(
         verification=verification,
         remarks=(
             *job.spec.remarks,
-            *job.left_out(),
+            *left_out,
             *other_types(others, chosen),
             *other_types(other_heads, heads_kind),
         ),
@@ -153,11 +145,6 @@ def default_output(checkpoint: Checkpoint, suffix: str) -> Path:
         folder = checkpoint.directory.parent if named else run.path
         return folder / (f"{run.gguf.stem}-nextn.gguf" if suffix == NEXTN else run.gguf.name)
     return Path(f"{checkpoint.last_name}-{suffix}.gguf")
-
-
-def draft_output(path: Path) -> Path:
-    """The block alone of a carrier at `path`: mtp-NAME.gguf beside NAME-nextn.gguf."""
-    return path.with_name(f"mtp-{path.stem.removesuffix(f'-{NEXTN}')}.gguf")
 
 
 def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, nextn: bool, progress: Progress) -> _Job:
@@ -217,35 +204,12 @@ class _Job:
         model_bytes, logits = path.stat().st_size, None
         others = append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress)
         if self.reference is not None:
-            step = f"verifying {self.heads.info.count - 1} heads"
+            step = f"verifying {len(self.heads.tensors)} heads"
             self.progress(step, 0, 1)
             logits = verify_heads(path, self.reference, self.spec.sizes.context, kind)
             self.progress(step, 1, 1)
-        parameters = sum(tensor.size for tensors in self.heads.tensors for tensor in tensors)
-        size = path.stat().st_size - model_bytes
-        return ConvertedHeads(self.heads.info.count, kind.name, parameters, size, logits), others
-
-    def left_out(self) -> list[str]:
-        """A remark if the checkpoint has a NextN block that is not written."""
-        info = read_heads_info(self.checkpoint.directory)
-        if self.written is not self.spec or info is None or info.kind != NEXTN:
-            return []
-        return ["the checkpoint's NextN block is not in this file; `nptool convert --nextn` writes a file with it"]
-
-    def write_draft(self, path: Path, final: Path, chosen: FileType) -> ConvertedBlock | None:
-        """Verify the NextN block in the file at `path`, which will be `final`, and write it alone too."""
-        if self.written is self.spec:
-            return None
-        logits = None
-        if self.reference is not None:
-            step = "verifying the NextN block"
-            self.progress(step, 0, 1)
-            logits = verify_nextn(path, self.reference, chosen)
-            self.progress(step, 1, 1)
-        draft = draft_output(final)
-        with staged_file(draft) as staged:
-            copy_block(path, staged)
-        return ConvertedBlock(draft, logits)
+        info, size = self.heads.info, path.stat().st_size - model_bytes
+        return ConvertedHeads(info.count, info.kind, kind.name, self.heads.parameters, size, logits), others
 
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {

@@ -1,19 +1,24 @@
 """The extra heads of a checkpoint: checked, and appended to the model's GGUF.
 
-Each head becomes a complete GGUF of one layer whose input is the trunk's output: the layer, the final norm, and the
-unembedding in the place of the embedding, so that a head stores nothing twice.
+Each head, or the layer that all share, becomes a complete GGUF of one layer whose input is the trunk's output: the
+layer, the final norm, and the unembedding in the place of the embedding, so that a head stores nothing twice. What
+tells the depths of a shared layer apart is a GGUF of its own, as llama.cpp refuses tensors that it does not know.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
-from nptool.convert.file_types import FileType, file_type
+from nptool.convert.file_types import FILE_TYPES, FileType, file_type
 from nptool.convert.gguf_file import MATRIX_TYPES, write_gguf
 from nptool.convert.layers.model_spec import Metadata, ModelSpec
 from nptool.convert.layers.weights import StoredTensor, read_index
@@ -25,11 +30,18 @@ from nptool.heads import (
     COUNT_KEY,
     HEADS_WEIGHTS,
     INDEX_KEY,
+    KIND_KEY,
     NEXTN,
+    SEPARATE,
+    SHARED,
+    SHARED_LIMIT,
     TRUNK_DIGEST_KEY,
     TRUNK_LAYER_KEY,
     HeadsInfo,
+    depth_shapes,
+    depth_tensor,
     head_tensor,
+    layer_tensor,
     read_heads_info,
 )
 from nptool.llama.gguf_parts import part_start
@@ -49,7 +61,13 @@ class Heads:
     spec: ModelSpec
     """Of one head."""
     tensors: tuple[tuple[Tensor, ...], ...]
-    """`tensors[0]` is head 2."""
+    """`tensors[0]` is head 2, or the layer that all heads share."""
+    depths: tuple[Tensor, ...] = ()
+    """What tells the heads of a shared layer apart."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.size for tensors in (*self.tensors, self.depths) for tensor in tensors)
 
     @property
     def metadata(self) -> Metadata:
@@ -59,6 +77,8 @@ class Heads:
             TRUNK_LAYER_KEY: self.info.trunk_layer,
             TRUNK_DIGEST_KEY: self.info.trunk_digest,
         }
+        if self.info.kind != SEPARATE:
+            entries[KIND_KEY] = self.info.kind
         if self.info.accuracy:
             entries[ACCURACY_KEY] = [share for row in self.info.accuracy for share in row]
             entries[ACCURACY_RANKS_KEY] = len(self.info.accuracy[0])
@@ -81,14 +101,17 @@ def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> 
     path = checkpoint.directory / HEADS_WEIGHTS
     check_whole(path)
     stored = read_index([path])
-    numbers = range(2, info.count + 1)
-    expected = {head_tensor(number, part.source): part.shape for number in numbers for part in spec.layer}
-    check_names(str(path), f"{spec.architecture} with {info.count} heads", expected, stored, lambda *_: AGAIN)
-    check_shapes(str(path), "the model beside it", expected, stored, ANOTHER)
+    shared = info.kind == SHARED
+    layers = [layer_tensor] if shared else [partial(head_tensor, number) for number in range(2, info.count + 1)]
+    expected = {name(part.source): part.shape for name in layers for part in spec.layer}
+    depths = depth_shapes(info) if shared else {}
+    owner = f"{spec.architecture} with {info.count} {info.kind} heads"
+    check_names(str(path), owner, expected | depths, stored, lambda *_: AGAIN)
+    check_shapes(str(path), "the model beside it", expected | depths, stored, ANOTHER)
     head = replace(spec, sizes=replace(spec.sizes, layers=1, tied=True))
     of_model = {tensor.stored.name: tensor.stored for tensor in model if tensor.stored is not None}
-    tensors = tuple(tuple(_head_tensors(number, head, stored, of_model, checkpoint.name)) for number in numbers)
-    return Heads(info, head, tensors)
+    tensors = tuple(tuple(_head_tensors(name, head, stored, of_model, checkpoint.name)) for name in layers)
+    return Heads(info, head, tensors, tuple(_depth_tensors(info, stored)) if shared else ())
 
 
 def heads_type(name: str | None) -> FileType:
@@ -106,13 +129,16 @@ def append_heads(path: Path, heads: Heads, file_type: FileType, name: str, progr
     """Write the heads after the model called `name` in the GGUF at `path`; returns as `write_gguf` does."""
     others: dict[str, str] = {}
     alone = path.with_name(f"{path.name}.head")
-    for number, tensors in enumerate(heads.tensors, start=2):
+    parts = [(tensors, file_type) for tensors in heads.tensors]
+    if heads.depths:
+        parts.append((heads.depths, FILE_TYPES["f32"]))
+    for number, (tensors, kind) in enumerate(parts, start=2):
         extra: Metadata = {
-            "general.name": f"{name} head {number}",
+            "general.name": f"{name} head {number}" if heads.info.kind == SEPARATE else f"{name} heads",
             INDEX_KEY: number,
             TRUNK_DIGEST_KEY: heads.info.trunk_digest,
         }
-        others |= write_gguf(alone, heads.spec, None, tensors, file_type, extra, in_part(f"head {number}", progress))
+        others |= write_gguf(alone, heads.spec, None, tensors, kind, extra, in_part(f"head {number}", progress))
         append_part(path, alone)
     return others
 
@@ -127,19 +153,39 @@ def append_part(path: Path, part: Path) -> None:
 
 
 def _head_tensors(
-    number: int, spec: ModelSpec, stored: Mapping[str, StoredTensor], model: Mapping[str, StoredTensor], source: str
+    name: Callable[[str], str],
+    spec: ModelSpec,
+    stored: Mapping[str, StoredTensor],
+    model: Mapping[str, StoredTensor],
+    source: str,
 ) -> Iterator[Tensor]:
     """Those of a model of one layer whose embedding is the unembedding."""
-    parts = {f"{LAYER_PREFIX}0.{part.source}": stored[head_tensor(number, part.source)] for part in spec.layer}
+    parts = {f"{LAYER_PREFIX}0.{part.source}": stored[name(part.source)] for part in spec.layer}
     parts[EMBEDDING] = model.get(UNEMBEDDING) or model[EMBEDDING]
     parts[spec.final_norm.source] = model[spec.final_norm.source]
     return gguf_tensors(spec, parts, source)
+
+
+def _depth_tensors(info: HeadsInfo, stored: Mapping[str, StoredTensor]) -> Iterator[Tensor]:
+    """e (K, D), a (K, R, D) and b (K, D, R) of all heads, which are small."""
+    for part in ("e", "a", "b") if info.rank else ("e",):
+        values = np.stack([_values(stored[depth_tensor(head, part)]) for head in range(2, info.count + 1)])
+        yield Tensor(part, values.shape, None, values=values)
+
+
+def _values(tensor: StoredTensor) -> NDArray[np.float32]:
+    return np.concatenate([*tensor.chunks()]).reshape(tensor.shape)
 
 
 def check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """Raise CheckpointError if heads.json describes heads of another model."""
     if info.count < 2:
         raise CheckpointError(f"{checkpoint.name}: heads.json says {info.count} heads; expected 2 or more; {AGAIN}")
+    if info.kind == SHARED and (info.count > SHARED_LIMIT or info.rank < 0):
+        raise CheckpointError(
+            f"{checkpoint.name}: heads.json says {info.count} shared heads of rank {info.rank}; expected at most "
+            f"{SHARED_LIMIT} and a rank of 0 or more; {AGAIN}"
+        )
     pairs = {
         "model_type": (info.model_type, checkpoint.config.get("model_type")),
         "hidden_size": (info.hidden_size, spec.sizes.hidden),

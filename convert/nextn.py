@@ -11,18 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gguf
 
 from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
+from nptool.convert.file_types import FileType
 from nptool.convert.heads import AGAIN, ANOTHER, check_info
 from nptool.convert.layers.model_spec import Metadata, ModelSpec
 from nptool.convert.layers.weights import StoredTensor, read_index
+from nptool.convert.staging import staged_file
 from nptool.convert.tensors import EMBEDDING, LAYER_PREFIX, Tensor, check_names, check_shapes, gguf_tensors
+from nptool.convert.verification import LogitComparison, verify_nextn
 from nptool.errors import CheckpointError
 from nptool.heads import HEADS_WEIGHTS, NEXTN, nextn_tensor, read_heads_info
 from nptool.nextn import STEP35, Carrier, carrier_of
+from nptool.progress import Progress
+
+if TYPE_CHECKING:
+    from nptool.convert.reference import Reference
 
 UNEMBEDDING = "output.weight"
 WINDOW = 1 << 20
@@ -45,6 +53,16 @@ class Carried:
     spec: ModelSpec
     """Of the whole; the block is the last layer."""
     tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ConvertedBlock:
+    """The NextN block in the finished GGUF."""
+
+    draft: Path
+    """The block alone, for llama.cpp's `--spec-draft-model`; runtimes find it by its name `mtp-...`."""
+    logits: LogitComparison | None
+    """None if it was not verified."""
 
 
 def read_carried(checkpoint: Checkpoint, spec: ModelSpec) -> Carried:
@@ -80,7 +98,35 @@ def read_carried(checkpoint: Checkpoint, spec: ModelSpec) -> Carried:
     return Carried(carried, tuple(_tensors(carried, checkpoint, stored)))
 
 
-def copy_block(source: Path, target: Path) -> None:
+def block_left_out(directory: Path) -> list[str]:
+    """A remark on a plain file if the checkpoint has a NextN block."""
+    info = read_heads_info(directory)
+    if info is None or info.kind != NEXTN:
+        return []
+    return ["the checkpoint's NextN block is not in this file; `nptool convert --nextn` writes a file with it"]
+
+
+def write_draft(
+    path: Path, final: Path, reference: Reference | None, file_type: FileType, progress: Progress
+) -> ConvertedBlock:
+    """Verify the NextN block in the file at `path`, which will be `final`, and write it alone beside `final`.
+
+    Raises:
+        GgufError: see `verify_nextn`.
+    """
+    logits = None
+    if reference is not None:
+        step = "verifying the NextN block"
+        progress(step, 0, 1)
+        logits = verify_nextn(path, reference, file_type)
+        progress(step, 1, 1)
+    draft = final.with_name(f"mtp-{final.stem.removesuffix(f'-{NEXTN}')}.gguf")
+    with staged_file(draft) as staged:
+        _copy_block(path, staged)
+    return ConvertedBlock(draft, logits)
+
+
+def _copy_block(source: Path, target: Path) -> None:
     """Write the block alone, with what it shares with the model, as llama.cpp's draft for the carrier at `source`."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, str(reader.fields["general.architecture"].contents()))

@@ -20,7 +20,7 @@ from nptool.convert.layers.model_spec import Seam
 from nptool.convert.samples import Sample
 from nptool.convert.tensors import LAYER_PREFIX
 from nptool.convert.tokenizer_files import TOKENIZER_JSON
-from nptool.heads import HEADS_WEIGHTS, head_tensor, nextn_tensor
+from nptool.heads import HEADS_WEIGHTS, head_tensor, layer_tensor, nextn_tensor
 from nptool.nextn import block_config, carrier_of
 
 if TYPE_CHECKING:
@@ -90,14 +90,15 @@ class Reference:
         return self._values(seams, lambda: self.model(input_ids=torch.tensor([list(ids)]), use_cache=False))
 
     @contextmanager
-    def head(self, number: int) -> Iterator[None]:
-        """Replace head 1, the last layer, by head 2..n: the model's logits are then the head's."""
+    def head(self, number: int | None) -> Iterator[None]:
+        """Replace head 1, the last layer, by head 2..n, whose logits the model's then are; None is a shared layer."""
         from safetensors import safe_open
 
         layers: Any = self.model.model.layers
         own = {name: weight.clone() for name, weight in layers[-1].state_dict().items()}
         with safe_open(self._directory / HEADS_WEIGHTS, "pt") as stored:
-            weights = {name: stored.get_tensor(head_tensor(number, name)) for name in own}
+            names = {name: layer_tensor(name) if number is None else head_tensor(number, name) for name in own}
+            weights = {name: stored.get_tensor(file_name) for name, file_name in names.items()}
         layers[-1].load_state_dict(weights)
         try:
             yield

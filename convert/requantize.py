@@ -74,12 +74,14 @@ def quantize(
         others: dict[str, str] = {}
         for part in parts.heads:
             others |= _append_head(part, staged, wanted if kept is None else None, progress)
+        if parts.depths is not None:
+            _append_head(parts.depths, staged, None, progress)
         size = staged.stat().st_size
     return Quantization(
         source=str(source),
         path=target,
         file_type=chosen.name,
-        heads=len(parts.heads),
+        heads=parts.count - 1 if parts.heads else 0,
         heads_type=(kept or wanted.name) if parts.heads else None,
         source_bytes=source_bytes,
         bytes=size,

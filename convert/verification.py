@@ -21,6 +21,7 @@ from nptool.convert.tokenizer_files import DEFAULT_TEMPLATE
 from nptool.convert.vocabulary import Vocabulary
 from nptool.data.rendering import end_token_ids
 from nptool.errors import GgufError
+from nptool.heads import SHARED
 from nptool.llama.gguf_parts import find_parts
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def verify(
 
 
 def verify_heads(path: Path, reference: Reference, context: int, file_type: FileType) -> tuple[LogitComparison, ...]:
-    """Compare heads 2..n of the GGUF at `path` with `reference`, both on transformers' trunk output.
+    """Compare the heads' layers of the GGUF at `path` with `reference`, both on transformers' trunk output.
 
     Raises:
         GgufError: a head cannot be loaded, or differs.
@@ -120,14 +121,16 @@ def verify_heads(path: Path, reference: Reference, context: int, file_type: File
 
     compared = []
     tolerance = F32_HEAD_TOLERANCE if file_type.name == "f32" else file_type.tolerance
-    for number, part in enumerate(find_parts(path).heads, start=2):
+    parts = find_parts(path)
+    for number, part in enumerate(parts.heads, start=2):
         with Model.load_part(part.header) as head:
             sample = _sample(head, reference, context)
             found = sample_logits(head, sample, reference.trunk_output(sample))
-        with reference.head(number):
+        with reference.head(None if parts.kind == SHARED else number):
             logits = LogitComparison.of(found, reference.logits(sample))
         if not logits.within(tolerance):
-            what = f"head {number} of the converted model differs from the checkpoint"
+            name = "the layer of the heads" if parts.kind == SHARED else f"head {number}"
+            what = f"{name} of the converted model differs from the checkpoint"
             raise _difference(what, logits, tolerance, file_type)
         compared.append(logits)
     return tuple(compared)

@@ -1,9 +1,10 @@
 """Extra heads of a multi-head model: their names, their description on disk, and their GGUF keys.
 
-A multi-head model (arXiv 2404.19737) is a trunk, n parallel heads of one transformer layer each, one final norm and one
-unembedding. Head 1 is the model's own last layer, so the ordinary checkpoint holds trunk and head 1; heads 2..n are in
-`heads.safetensors` beside it, described by `heads.json`. All heads read z, the input of the last layer (T, D).
-Training, conversion and decoding share this module; it loads neither torch nor llama.cpp.
+A multi-head model (arXiv 2404.19737) is a trunk, n parallel heads, one final norm and one unembedding. Head 1 is the
+model's own last layer, so the ordinary checkpoint holds trunk and head 1; heads 2..n are in `heads.safetensors` beside
+it, described by `heads.json`: a layer for each ("separate"), or one layer and what tells the depths apart ("shared",
+see `nptool.training.heads.shared`). All heads read z, the input of the last layer (T, D). Training, conversion and
+decoding share this module; it loads neither torch nor llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from nptool.checkpoints import check_whole
 from nptool.errors import CheckpointError, DataError
@@ -20,9 +21,15 @@ from nptool.files import read_json, write_json
 
 HEADS_FILE = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
-FORMAT = 1
-SEPARATE, NEXTN = "separate", "nextn"
-"""Kinds of heads: one layer for each head on z, or one NextN block that drafts a token at a time (arXiv 2509.18362)."""
+FORMAT, SEPARATE_ONLY = 2, 1
+"""Of `heads.json`: the one that is written, and an older one without `kind` and `rank`."""
+SEPARATE: Final = "separate"
+SHARED: Final = "shared"
+NEXTN: Final = "nextn"
+KINDS = SEPARATE, SHARED, NEXTN
+"""Kinds of heads: a layer for each, one layer for all, or a block that drafts a token at a time (`nptool.nextn`)."""
+SHARED_LIMIT = 16
+"""Most heads of a shared layer."""
 PLAIN_AGAIN = f"remove {HEADS_FILE} and {HEADS_WEIGHTS} to have the plain model, which new heads can be trained on"
 """How to go on when the heads cannot be used."""
 
@@ -30,8 +37,10 @@ COUNT_KEY = "nptool.heads.count"
 """GGUF of the model: number of heads, head 1 included (uint32)."""
 TRUNK_LAYER_KEY = "nptool.heads.trunk_layer"
 """GGUF of the model: the layer whose input is z (uint32)."""
+KIND_KEY = "nptool.heads.kind"
+"""GGUF of the model: the kind of its heads (string); separate ones if it is missing."""
 INDEX_KEY = "nptool.heads.index"
-"""GGUF of a head: its number, 2..n (uint32)."""
+"""GGUF of a head: its number, 2..n (uint32); 2 for a shared layer, 3 for its depths."""
 TRUNK_DIGEST_KEY = "nptool.heads.trunk_digest"
 """GGUF of the model and of each head: `trunk_digest` of their checkpoint (string)."""
 ACCURACY_KEY = "nptool.heads.accuracy"
@@ -62,7 +71,8 @@ class HeadsInfo:
     """`trunk_digest` of the checkpoint that the heads were trained on."""
     accuracy: Accuracy = ()
     kind: str = SEPARATE
-    """With `nextn`, heads 2..n are the depths that the block was trained for."""
+    rank: int = 0
+    """Of A and B; 0 for other kinds."""
 
 
 def head_tensor(head: int, name: str) -> str:
@@ -73,6 +83,23 @@ def head_tensor(head: int, name: str) -> str:
         name: transformers' name after `model.layers.<i>.`.
     """
     return f"heads.{head}.{name}"
+
+
+def layer_tensor(name: str) -> str:
+    """Name of a tensor of a shared layer in `heads.safetensors`; `name` as in `head_tensor`."""
+    return f"layer.{name}"
+
+
+def depth_tensor(head: int, name: str) -> str:
+    """Name of a head's e (D), a (R, D) or b (D, R) in `heads.safetensors`."""
+    return f"depths.{head}.{name}"
+
+
+def depth_shapes(info: HeadsInfo) -> dict[str, tuple[int, ...]]:
+    """Names in `heads.safetensors` and shapes of what tells the heads of a shared layer apart."""
+    hidden, rank = info.hidden_size, info.rank
+    parts = {"e": (hidden,), "a": (rank, hidden), "b": (hidden, rank)}
+    return {depth_tensor(head, name): shape for head in range(2, info.count + 1) for name, shape in parts.items()}
 
 
 def nextn_tensor(name: str) -> str:
@@ -121,16 +148,12 @@ def _read(path: Path) -> HeadsInfo:
         raise CheckpointError(f"{error}; {PLAIN_AGAIN}") from error
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object; {PLAIN_AGAIN}")
-    if saved.get("format") != FORMAT:
+    if saved.get("format") == SEPARATE_ONLY:
+        saved |= {"kind": SEPARATE, "rank": 0}
+    elif saved.get("format") != FORMAT or saved.get("kind") not in KINDS:
         raise CheckpointError(
-            f"{path} has format {saved.get('format')!r}, this nptool knows {FORMAT}; use the nptool that wrote it, "
-            f"or {PLAIN_AGAIN}"
-        )
-    saved.setdefault("kind", SEPARATE)
-    if saved["kind"] not in (SEPARATE, NEXTN):
-        raise CheckpointError(
-            f"{path} has heads of kind {saved['kind']!r}, this nptool knows {SEPARATE} and {NEXTN}; use the nptool "
-            f"that wrote it, or {PLAIN_AGAIN}"
+            f"{path} has format {saved.get('format')!r} and kind {saved.get('kind')!r}, this nptool knows format "
+            f"{FORMAT} with {', '.join(KINDS)}; use the nptool that wrote it, or {PLAIN_AGAIN}"
         )
     hints = get_type_hints(HeadsInfo)
     for name, kind in hints.items():

@@ -15,7 +15,13 @@ import pytest
 from nptool.cache_folder import OVERRIDE
 
 # Fixtures of several folders; those of one folder are in its conftest.py.
-pytest_plugins = ["fixtures.base_models", "fixtures.checkpoints", "fixtures.gguf_files", "fixtures.trajectories"]
+pytest_plugins = [
+    "fixtures.base_models",
+    "fixtures.checkpoints",
+    "fixtures.gguf_files",
+    "fixtures.scripted",
+    "fixtures.trajectories",
+]
 
 # Set before torch and llama.cpp are loaded; processes that tests start inherit it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

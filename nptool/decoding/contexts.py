@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from nptool.decoding.headed import HeadedEngine, Opened
+from nptool.decoding.loop.engine import HeadsEngine
 from nptool.decoding.loop.sequence import Sequence
 from nptool.errors import UsageError
 from nptool.llama.context import DEFAULT_WIDTH, Context
 from nptool.llama.gguf_parts import Parts, find_parts, require_heads
-from nptool.llama.head import Head
+from nptool.llama.head import Head, SeparateHeads
 from nptool.llama.model import Model
+from nptool.llama.shared_heads import SharedHeads
 
 
 class Contexts:
@@ -31,6 +33,8 @@ class Contexts:
         self.gpu_layers = gpu_layers
         self._trunk: Context | None = None
         self._heads: list[Head] = []
+        """Separate heads that are open; any number of the first ones can be used."""
+        self._shared: SharedHeads | None = None
         self._opened: dict[int | None, Opened] = {}
         self.newest: Opened | None = None
         """What was opened last, and whose sequence the caches hold."""
@@ -74,8 +78,9 @@ class Contexts:
             GgufError, UsageError: see `count_heads`.
             ContextError: there is no memory for the caches.
         """
-        if heads is not None:
-            heads = self.count_heads(heads)
+        heads = None if heads is None else self.count_heads(heads)
+        # Head 1 is the model's own.
+        heads = None if heads == 1 else heads
         trunk = self.trunk(width)
         if heads not in self._opened:
             self._opened[heads] = self._open(trunk, heads)
@@ -117,6 +122,9 @@ class Contexts:
         for head in self._heads:
             head.close()
         self._heads.clear()
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         if self._trunk is not None:
             self._trunk.close()
             self._trunk = None
@@ -124,13 +132,21 @@ class Contexts:
     def _open(self, trunk: Context, heads: int | None) -> Opened:
         if heads is None:
             return Opened(trunk, Sequence(trunk), None)
-        if self.parts.trunk_layer is not None:
-            trunk.choose_layer(self.parts.trunk_layer)
-        for part in self.parts.heads[len(self._heads) : heads - 1]:
-            self._heads.append(Head(part.header, trunk, gpu_layers=self.gpu_layers))
-        shares = self.parts.shares
-        engine = HeadedEngine(trunk, self._heads[: heads - 1], shares[: heads - 1] if shares else None)
+        parts, shares = self.parts, self.parts.shares
+        assert parts.trunk_layer is not None, "a file with heads names their layer"
+        trunk.choose_layer(parts.trunk_layer)
+        engine = HeadedEngine(trunk, self._open_heads(trunk, heads), heads, shares and shares[: heads - 1])
         return Opened(engine, Sequence(engine), engine)
+
+    def _open_heads(self, trunk: Context, heads: int) -> HeadsEngine:
+        parts, layers = self.parts, self.gpu_layers
+        if parts.depths is not None:
+            if self._shared is None:
+                self._shared = SharedHeads(parts.heads[0], parts.depths, parts.count - 1, trunk, gpu_layers=layers)
+            return self._shared
+        for part in parts.heads[len(self._heads) : heads - 1]:
+            self._heads.append(Head(part.header, trunk, gpu_layers=layers))
+        return SeparateHeads(self._heads[: heads - 1])
 
 
 def _warm_up(engine: Context, width: int) -> None:

@@ -6,14 +6,13 @@ the rejected rows are known, so no rejected draft reaches a head, and the heads'
 
 from __future__ import annotations
 
-from collections.abc import Sequence as AnySequence
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.engine import Engine, HeadEngine, Trunk
+from nptool.decoding.loop.engine import Engine, HeadsEngine, Trunk
 from nptool.decoding.loop.sequence import Sequence
 from nptool.decoding.proposers.tree import Shares
 
@@ -21,19 +20,19 @@ _TIMED_DRAFTS = 4
 
 
 class HeadedEngine:
-    def __init__(self, trunk: Trunk, heads: AnySequence[HeadEngine], shares: Shares | None = None) -> None:
+    def __init__(self, trunk: Trunk, heads: HeadsEngine, count: int, shares: Shares | None = None) -> None:
         """
         Args:
-            heads: heads 2..n in this order. Their caches and the trunk's must be empty, or be rolled back before use.
+            count: n, how many heads are used, the trunk's own included.
+            heads: their caches and the trunk's must be empty, or be rolled back before use.
             shares: how often the first, second, ... choice of each was right on held-out text.
         """
         self.shares = shares
         self.capacity, self.width, self.batch_limit = trunk.capacity, trunk.width, trunk.batch_limit
         self.vocabulary_size = trunk.vocabulary_size
-        self.count = 1 + len(heads)
-        """n: number of heads, the trunk's own included."""
+        self.count = count
+        """n."""
         self._trunk, self._heads = trunk, heads
-        self._logits_KV = np.empty((len(heads), trunk.vocabulary_size), dtype=np.float32)
         self._end = 0
         """Positions in the trunk's cache."""
         self._read = 0
@@ -45,8 +44,9 @@ class HeadedEngine:
         self._start = 0
         """Position of the first row of `_z_TD`."""
         self._z_TD = np.empty((0, 0), dtype=np.float32)
-        self._newest = 0
-        """The heads' logits follow the position before this one."""
+        self._drafted = 0
+        """Positions that the heads' last logits follow."""
+        self._logits_KV = np.empty((0, 0), dtype=np.float32)
         self._uneven = False
         """An interruption may have left some heads at different positions."""
 
@@ -58,7 +58,7 @@ class HeadedEngine:
     @property
     def heads_seconds(self) -> float:
         """Time spent inside the heads so far."""
-        return sum(head.seconds for head in self._heads)
+        return self._heads.seconds
 
     def evaluate(
         self,
@@ -76,17 +76,15 @@ class HeadedEngine:
             self._hold()
         else:
             self._catch_up()
-        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=bool(self._heads), parents=parents)
-        if self._heads:
-            self._z_TD = self._trunk.layer_input()
+        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=True, parents=parents)
+        self._z_TD = self._trunk.layer_input()
         self._start, self._end = start, start + len(tokens)
         return logits_RV
 
     def keep(self, path: list[int]) -> int:
         """See `Engine`. The heads will read the whole path, even where the trunk must evaluate its end again."""
         kept = self._trunk.keep(path)
-        if self._heads:
-            self._z_TD = self._z_TD[path]
+        self._z_TD = self._z_TD[path]
         self._end = self._start + len(path)
         return kept
 
@@ -101,18 +99,15 @@ class HeadedEngine:
             # Even where they have not read that far: other engines may use the same heads.
             self._uneven = True
             self._read = self._held_end = position
+            self._drafted = 0
 
-    def draft_logits(self) -> NDArray[np.float32] | None:
-        """Logits (n-1, V) of heads 2..n after the last pass.
+    def draft_logits(self, most: int) -> NDArray[np.float32] | None:
+        """Logits of heads 2, 3, ... after the last pass: at most `most` rows, and n-1.
 
         None with an empty cache or right after a rollback, when no pass led to the end of the sequence.
         """
-        self._catch_up()
-        if not self._end or self._newest != self._end:
-            return None
-        for row_V, head in zip(self._logits_KV, self._heads, strict=True):
-            row_V[:] = head.logits()
-        return self._logits_KV
+        self._catch_up(min(most, self.count - 1))
+        return self._logits_KV if self._end and self._drafted == self._end else None
 
     def time_draft(self) -> float:
         """Median seconds of a draft of all heads after one new token. The caches must be empty, and are afterwards."""
@@ -120,35 +115,35 @@ class HeadedEngine:
         for _ in range(_TIMED_DRAFTS):
             self.evaluate(np.zeros(1, dtype=np.int32), 0)
             before = self.heads_seconds
-            self.draft_logits()
+            self.draft_logits(self.count)
             times.append(self.heads_seconds - before)
             self.rollback(0)
         # The first draft builds graphs.
         return median(times[1:])
 
-    def _catch_up(self) -> None:
-        """Bring the heads' caches up to the trunk's."""
+    def _catch_up(self, drafting: int = 0) -> None:
+        """Bring the heads' caches up to the trunk's, and let the first `drafting` heads draft after it."""
         if self._uneven:
-            for head in self._heads:
-                head.rollback(self._read)
+            self._heads.rollback(self._read)
             self._uneven = False
         self._hold()
         if self._read == self._end:
             return
-        self._held = self._joined()
+        (z_TD,), limit = self._joined(), self._heads.batch_limit
         self._uneven = True
-        for head in self._heads:
-            for place in range(self._read, self._end, self.batch_limit):
-                first = place - self._read
-                # A step with heads accepts at most `count` tokens. Batches of that many rows share one graph.
-                head.evaluate(self._held[0][first : first + self.batch_limit], place, width=self.count)
-        self._read = self._newest = self._end
+        for place in range(self._read, self._end, limit):
+            rows_TD = z_TD[place - self._read :][:limit]
+            if drafting and place + limit >= self._end:
+                self._logits_KV, self._drafted = self._heads.draft(rows_TD, place, drafting), self._end
+            else:
+                self._heads.read(rows_TD, place)
+        self._read = self._end
         self._held = []
         self._uneven = False
 
     def _hold(self) -> None:
         """Append the accepted z of the last batch to what the heads have not read yet."""
-        if self._heads and self._held_end < self._end:
+        if self._held_end < self._end:
             self._held.append(self._z_TD[self._held_end - self._start : self._end - self._start].copy())
             self._held_end = self._end
 

@@ -52,6 +52,8 @@ class Header:
     """First byte after the last tensor; another GGUF may follow, aligned."""
     offset: int = 0
     """First byte of this GGUF in the file."""
+    starts: dict[str, int] = field(default_factory=dict, repr=False)
+    """First byte in the file of each tensor."""
 
     @property
     def architecture(self) -> str:
@@ -178,20 +180,21 @@ def _parse(path: Path, reader: _Reader) -> Header:
     for _ in range(entry_count):
         key = reader.string()
         metadata[key] = reader.value(reader.scalar("I"))
-    tensors, ends = {}, [0]
+    tensors, starts, ends = {}, {}, [0]
     for _ in range(tensor_count):
         name, rank = reader.string(), reader.scalar("I")
         if rank > LARGEST_RANK:
             raise GgufError(f"{path} is damaged: tensor {name!r} has {rank} dimensions")
         shape = tuple(reader.scalar("Q") for _ in range(rank))
         kind, offset = reader.scalar("I"), reader.scalar("Q")
-        tensors[name] = (shape, kind)
+        tensors[name], starts[name] = (shape, kind), offset
         ends.append(offset + tensor_bytes(path, name, shape, kind))
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise GgufError(f"{path} is damaged: its alignment is {alignment!r}")
     start = reader.begin + -(-(reader.offset - reader.begin) // alignment) * alignment
-    header = Header(path, version, metadata, tensors, start, start + max(ends), reader.begin)
+    places = {name: start + offset for name, offset in starts.items()}
+    header = Header(path, version, metadata, tensors, start, start + max(ends), reader.begin, places)
     if header.data_end > len(reader.data):
         raise GgufError(
             f"{path} is truncated: its tensors need {header.data_end} bytes, the file has {len(reader.data)}; "

@@ -1,7 +1,9 @@
 """Find the parts of a GGUF file with extra heads.
 
 The model's own GGUF comes first, so that any runtime loads the file as the plain model; its metadata has the number of
-heads. Each head is a complete GGUF after it. Imports neither llama_cpp nor torch.
+heads. Each separate head is a complete GGUF after it; of shared heads one with their layer, and one with the tensors
+that tell the depths apart: e (D, K), a (D, R, K) and b (R, D, K), the length of a row first, in F32. Imports neither
+llama_cpp nor torch.
 """
 
 from __future__ import annotations
@@ -10,7 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nptool.errors import GgufError
-from nptool.heads import COUNT_KEY, INDEX_KEY, TRUNK_DIGEST_KEY, TRUNK_LAYER_KEY, Accuracy, accuracy_in
+from nptool.heads import (
+    COUNT_KEY,
+    INDEX_KEY,
+    KIND_KEY,
+    SEPARATE,
+    SHARED,
+    TRUNK_DIGEST_KEY,
+    TRUNK_LAYER_KEY,
+    Accuracy,
+    accuracy_in,
+)
 from nptool.llama.gguf_check import MAGIC, Header, read_header
 
 PART_ALIGNMENT = 32
@@ -34,11 +46,18 @@ class Parts:
 
     base: Part
     heads: tuple[Part, ...]
-    """Heads 2..n in this order; empty if the file has none."""
+    """Heads 2..n in this order, or the layer that they share; empty if the file has none."""
     count: int
     """n according to the model's metadata: number of heads, its own included; 1 without extra heads."""
     trunk_layer: int | None
     """Layer of the model whose input the heads read; None without extra heads."""
+    depths: Part | None = None
+    """What tells the depths of shared heads apart."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the heads."""
+        return SEPARATE if self.depths is None else SHARED
 
     @property
     def shares(self) -> Accuracy | None:
@@ -72,19 +91,25 @@ def find_parts(source: str | Path | Header) -> Parts:
         raise GgufError(
             f"{path} is damaged: {COUNT_KEY} is {count!r} and {TRUNK_LAYER_KEY} {trunk!r}; convert it again"
         )
-    heads: list[Part] = []
+    kind = base.header.metadata.get(KIND_KEY, SEPARATE)
+    if kind not in (SEPARATE, SHARED):
+        raise GgufError(f"{path} has heads of the kind {kind!r}, which this nptool does not know; use a newer one")
     with path.open("rb") as stream:
         stream.seek(header.data_end)
         # Anything but padding.
         followed = bool(stream.read(PART_ALIGNMENT + len(MAGIC)).strip(b"\0"))
-    if followed:
-        for number in range(2, count + 1):
-            heads.append(_head(header, heads[-1] if heads else base, number, count))
-    return Parts(base, tuple(heads), count, trunk)
+    names = [f"head {number} of {count}" for number in range(2, count + 1)]
+    if kind == SHARED:
+        names = ["the layer of its heads", "the depths of its heads"]
+    found: list[Part] = []
+    for number, name in enumerate(names if followed else (), start=2):
+        found.append(_head(header, found[-1] if found else base, number, name))
+    shared = kind == SHARED and followed
+    return Parts(base, tuple(found[:1] if shared else found), count, trunk, found[1] if shared else None)
 
 
 def require_heads(parts: Parts) -> tuple[Part, ...]:
-    """Heads 2..n.
+    """Heads 2..n, or the layer that they share.
 
     Raises:
         GgufError: the file has no extra heads, or has lost them.
@@ -111,25 +136,22 @@ def _part(header: Header) -> Part:
     return Part(header.offset, header.data_end - header.offset, header)
 
 
-def _head(base: Header, before: Part, number: int, count: int) -> Part:
+def _head(base: Header, before: Part, number: int, name: str) -> Part:
     path, offset = base.path, part_start(before.header.data_end)
     if path.stat().st_size < offset + len(MAGIC):
-        raise GgufError(
-            f"{path} is truncated: the model has {count} heads and the file ends before head {number}; "
-            "copy or convert it again"
-        )
+        raise GgufError(f"{path} is truncated: it ends before {name}, which its model has; copy or convert it again")
     try:
         header = read_header(path, offset)
     except GgufError as error:
-        raise GgufError(f"head {number} of {count}: {error}") from error
+        raise GgufError(f"{name}: {error}") from error
     index = header.metadata.get(INDEX_KEY)
     if index != number or header.architecture != base.architecture or _sizes(header) != _sizes(base):
-        raise GgufError(f"{path} is damaged: what follows is not head {number} of this model; convert it again")
+        raise GgufError(f"{path} is damaged: what follows the model is not {name}; convert it again")
     own, theirs = (part.metadata.get(TRUNK_DIGEST_KEY) for part in (base, header))
     if own != theirs:
         raise GgufError(
-            f"{path}: head {number} was trained on another model (digest {theirs}) than the one before it ({own}); "
-            "convert the checkpoint that has both"
+            f"{path}: {name} was trained on another model (digest {theirs}) than the one before it ({own}); convert "
+            "the checkpoint that has both"
         )
     return _part(header)
 

@@ -30,7 +30,7 @@ class PartSummary:
     """The model, or one of its heads."""
 
     part: str
-    """`model`, `head 2`, ..."""
+    """`model`, `head 2`, ...; of shared heads `layer of the heads` and `depths of the heads`."""
     offset: int
     """First byte in the file."""
     bytes: int
@@ -69,7 +69,11 @@ def summarize(path: str | Path) -> FileSummary:
     """
     parts = find_parts(path)
     metadata = parts.base.header.metadata
-    labels = [MODEL, *(f"head {number}" for number in range(2, 2 + len(parts.heads)))]
+    found = [(MODEL, parts.base)]
+    if parts.depths is not None:
+        found += [("layer of the heads", parts.heads[0]), ("depths of the heads", parts.depths)]
+    else:
+        found += [(f"head {number}", part) for number, part in enumerate(parts.heads, start=2)]
     return FileSummary(
         path=str(path),
         bytes=Path(path).stat().st_size,
@@ -79,9 +83,7 @@ def summarize(path: str | Path) -> FileSummary:
         heads=parts.count,
         trunk_layer=parts.trunk_layer,
         accuracy=parts.shares or (),
-        parts=tuple(
-            _summarize_part(label, part) for label, part in zip(labels, (parts.base, *parts.heads), strict=True)
-        ),
+        parts=tuple(_summarize_part(label, part) for label, part in found),
         remarks=(f"{path} {lost_heads(parts)}",) if parts.lost else (),
     )
 

@@ -1,11 +1,13 @@
-"""One extra head in llama.cpp: a one-layer model with its own KV cache that reads z instead of tokens.
+"""Extra heads in llama.cpp, one layer each: a one-layer model with its own KV cache that reads z instead of tokens.
 
-Implements `nptool.decoding.loop.engine.HeadEngine`.
+`SeparateHeads` implements `nptool.decoding.loop.engine.HeadsEngine`. Shapes: T positions, D hidden, K extra heads, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -33,11 +35,10 @@ class Head(NativeContext):
             ContextError: there is no memory for its cache.
         """
         model = Model.load_part(header, ALL_LAYERS if gpu_layers else 0)
-        self.size = int(llama_cpp.llama_model_n_embd_inp(model.pointer))
-        """Values of one row of z."""
         self._cells = trunk.capacity + trunk.width
         try:
-            self._check_sizes(model, trunk.model)
+            self.size = check_sizes(model, trunk.model)
+            """Values of one row of z."""
             super().__init__(model, trunk.settings, cells=self._cells, batch=trunk.batch_limit, outputs=1)
         except NptoolError:
             model.close()
@@ -106,17 +107,6 @@ class Head(NativeContext):
         super().close()
         self.model.close()
 
-    def _check_sizes(self, model: Model, trunk: Model) -> None:
-        for name, value, wanted in (
-            ("values for each position", self.size, trunk.hidden_size),
-            ("tokens in its vocabulary", model.vocabulary_size, trunk.vocabulary_size),
-        ):
-            if value != wanted:
-                raise GgufError(
-                    f"{model.path}: the head at byte {model.header.offset} has {value} {name} and the model "
-                    f"{wanted}; convert it again"
-                )
-
     def _make_batch(self) -> Any:
         """A batch over numpy arrays."""
         limit, row_type = self.batch_limit, ctypes.POINTER(ctypes.c_int32)
@@ -132,3 +122,51 @@ class Head(NativeContext):
             seq_id=self._rows,
             logits=self._flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+
+
+class SeparateHeads:
+    """Heads 2..n: K heads that read the same positions."""
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self.batch_limit = min(head.batch_limit for head in heads)
+        self._heads = heads
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside llama.cpp so far."""
+        return sum(head.seconds for head in self._heads)
+
+    def read(self, z_TD: NDArray[np.float32], start: int) -> None:
+        """See `Head.evaluate`."""
+        for head in self._heads:
+            # A step accepts at most n tokens. Batches of that many rows share one graph.
+            head.evaluate(z_TD, start, width=len(self._heads) + 1)
+
+    def draft(self, z_TD: NDArray[np.float32], start: int, count: int) -> NDArray[np.float32]:
+        """The same, and logits (count, V) of the first heads after the last position; valid until the next call."""
+        self.read(z_TD, start)
+        return np.stack([head.logits() for head in self._heads[:count]])
+
+    def rollback(self, position: int) -> None:
+        """Remove everything from `position` on."""
+        for head in self._heads:
+            head.rollback(position)
+
+
+def check_sizes(model: Model, trunk: Model) -> int:
+    """Values of one row of z.
+
+    Raises:
+        GgufError: the head `model` does not fit the trunk.
+    """
+    size = int(llama_cpp.llama_model_n_embd_inp(model.pointer))
+    for name, value, wanted in (
+        ("values for each position", size, trunk.hidden_size),
+        ("tokens in its vocabulary", model.vocabulary_size, trunk.vocabulary_size),
+    ):
+        if value != wanted:
+            raise GgufError(
+                f"{model.path}: the head at byte {model.header.offset} has {value} {name} and the model {wanted}; "
+                "convert it again"
+            )
+    return size

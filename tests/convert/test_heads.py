@@ -290,7 +290,8 @@ def train_a_step(directory: Path, target: Path, *, joint: bool) -> Path:
     heads_loss(model, ids_BT, positions_N, labels_NK, (labels_NK != IGNORE).sum(0)).loss.backward()
     trunk = plain.run_trunk(ids_BT)
     losses = []
-    for number, head in enumerate(plain.heads):
+    layers: Any = [plain.last, *plain.extra.layers]
+    for number, head in enumerate(layers):
         hidden_BTD = plain.norm(head(trunk.z_BTD, **trunk.arguments))
         logits_NV = torch.nn.functional.linear(hidden_BTD.flatten(0, 1)[positions_N], plain.unembedding_VD)
         # With few tokens and many heads, the last ones may have none to say.
@@ -307,8 +308,8 @@ def train_a_step(directory: Path, target: Path, *, joint: bool) -> Path:
                 assert (mine.grad - theirs.grad).abs().max() <= 1e-3 * scale + 1e-7
                 mine -= 1e-3 / (scale + 1e-9) * mine.grad
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-    assert all(joint or name.startswith("heads.") for name in moved)
-    assert any(name.startswith("heads.1.") for name in moved)
+    assert all(joint or name.startswith("extra.") for name in moved)
+    assert any(name.startswith("extra.layers.0.") for name in moved)
     save_heads(model, load_tokenizer(directory), target)
     return target
 

@@ -1,29 +1,21 @@
 """A model with a NextN block becomes a file with which llama.cpp itself speculates.
 
-References: the plain GGUF, the block written out in torch from the papers' equations, and plain greedy decoding. The
-loop that drafts is the one of llama.cpp's `common/speculative.cpp`, driven through llama_cpp's binding.
+References: the plain GGUF, the block written out in torch one operation after the other, and plain greedy decoding.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from llama_cpp.llama_cpp_ext import (
-    llama_get_embeddings_nextn,
-    llama_get_embeddings_nextn_ith,
-    llama_set_embeddings_nextn,
-)
-from numpy.typing import NDArray
+from fixtures.stock_speculation import DRAFTS, Array, greedy, opened, speculate
 from safetensors.torch import load_file, save_file
 
 from nptool.checkpoints import load_model
@@ -31,7 +23,7 @@ from nptool.convert.conversion import convert
 from nptool.errors import CheckpointError, UsageError
 from nptool.heads import HEADS_WEIGHTS, read_heads_info, trunk_digest, write_heads_info
 from nptool.llama.gguf_check import read_header
-from nptool.llama.model import Model
+from nptool.training.heads.checkpoint import load_heads
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
 LLAMA3_ROPE = {
@@ -55,8 +47,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen 3, yarn": (QWEN3, "qwen2", {"head_dim": 32, "rope_parameters": YARN_ROPE}),
 }
 TOKENS = 48
-DRAFTS = 3
-Array = NDArray[np.float32]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,8 +91,8 @@ def test_stock_speculation_gives_the_plain_text(
         with opened(done.nextn.draft if apart else done.path, block=True) as block:
             text, drafted = speculate(model, block, prompt, 40)
         assert text == plain
-        expected = naive_drafts(directory, (prompt + plain)[: len(prompt) + 1])
-    assert drafted[0] == expected
+    read = (prompt + plain)[: len(prompt) + 1]
+    assert drafted[0] == naive_drafts(directory, read) == trained_drafts(directory, [*read, *drafted[0]])
     assert {len(drafts) for drafts in drafted} == {DRAFTS}
 
 
@@ -170,84 +160,6 @@ def test_foreign_blocks_are_not_imported(name: str, make_checkpoint: Callable[..
     save_file(weights | {name: torch.zeros(4, 8)}, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="weights of multi-token prediction, which nptool does not import"):
         convert(directory, tmp_path / "model.gguf")
-
-
-@dataclass
-class Running:
-    """A context of llama.cpp: the model's, or its NextN block's."""
-
-    model: Model
-    pointer: Any
-
-    def read(self, ids: list[int], start: int, hidden_TD: Array | None = None) -> Array:
-        """Logits (T, V) of tokens at `start`, `start` + 1, ...; a block reads hidden states with them."""
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), 0, start, -1)
-        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
-        if hidden_TD is not None:
-            rows = np.ascontiguousarray(hidden_TD, np.float32)
-            batch.embd = rows.ctypes.data_as(type(batch.embd))
-        batch.n_tokens = len(ids)
-        for row, token in enumerate(ids):
-            batch.token[row], batch.pos[row], batch.logits[row] = token, start + row, 1
-            batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-        assert llama_cpp.llama_decode(self.pointer, batch) == 0
-        batch.embd = None
-        llama_cpp.llama_batch_free(batch)
-        logits = llama_cpp.llama_get_logits(self.pointer)
-        return np.ctypeslib.as_array(logits, (len(ids), self.model.vocabulary_size)).copy()
-
-    def hidden(self, rows: int) -> Array:
-        """Hidden states (T, D) that the last `read` handed on."""
-        found = llama_get_embeddings_nextn(self.pointer)
-        return np.ctypeslib.as_array(found, (rows, self.model.hidden_size)).copy()
-
-
-@contextmanager
-def opened(path: Path, *, block: bool = False) -> Iterator[Running]:
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 256
-    parameters.n_threads = parameters.n_threads_batch = 1
-    parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
-    parameters.ctx_type = llama_cpp.LLAMA_CONTEXT_TYPE_MTP if block else llama_cpp.LLAMA_CONTEXT_TYPE_DEFAULT
-    with Model.load(path, nextn=block) as model:
-        pointer = llama_cpp.llama_init_from_model(model.pointer, parameters)
-        assert pointer
-        llama_set_embeddings_nextn(pointer, True, block)
-        yield Running(model, pointer)
-        llama_cpp.llama_free(pointer)
-
-
-def greedy(model: Running, prompt: list[int], tokens: int) -> list[int]:
-    ids = [*prompt]
-    logits = model.read(ids, 0)
-    for _ in range(tokens):
-        ids.append(int(logits[-1].argmax()))
-        logits = model.read(ids[-1:], len(ids) - 1)
-    return ids[len(prompt) :]
-
-
-def speculate(model: Running, block: Running, prompt: list[int], tokens: int) -> tuple[list[int], list[list[int]]]:
-    """llama.cpp's `draft-mtp`: the text, and the drafts of every step."""
-    ids = [*prompt]
-    logits = model.read(ids, 0)
-    hidden = model.hidden(len(ids))
-    block.read(ids, 0, np.vstack([np.zeros_like(hidden[:1]), hidden[:-1]]))
-    ids.append(int(logits[-1].argmax()))
-    pending, steps = hidden[-1:], []
-    while len(ids) < len(prompt) + tokens:
-        start, row, drafts = len(ids) - 1, pending, [ids[-1]]
-        for place in range(DRAFTS):
-            drafts.append(int(block.read(drafts[-1:], start + place, row)[0].argmax()))
-            row = np.ctypeslib.as_array(llama_get_embeddings_nextn_ith(block.pointer, 0), (1, row.shape[1])).copy()
-        said = model.read(drafts, start).argmax(-1).tolist()
-        hidden = model.hidden(len(drafts))
-        block.read(drafts, start, np.vstack([pending, hidden[:-1]]))
-        kept = next((place for place in range(DRAFTS) if drafts[place + 1] != said[place]), DRAFTS)
-        ids += said[: kept + 1]
-        pending = hidden[kept : kept + 1]
-        steps.append(drafts[1:])
-    return ids[len(prompt) : len(prompt) + tokens], steps
 
 
 def naive_hidden(directory: Path, ids: list[int]) -> Array:
@@ -320,6 +232,15 @@ def naive_drafts(directory: Path, ids: list[int]) -> list[int]:
         ids = [*ids, int(logits[-1].argmax())]
         states = np.vstack([states, handed_on[-1:]])
     return ids[-DRAFTS:]
+
+
+@torch.no_grad()
+def trained_drafts(directory: Path, ids: list[int]) -> list[int]:
+    """What training takes for the last three drafts in `ids`, given those before."""
+    model = load_heads(directory)
+    trunk, position = model.run_trunk(torch.tensor([ids])), torch.tensor([len(ids) - 2 - DRAFTS])
+    states = [model.hidden_states(depth, trunk, position) for depth in range(1, DRAFTS + 1)]
+    return [int(F.linear(state, model.unembedding_VD).argmax()) for state in states]
 
 
 def silence(directory: Path) -> None:

@@ -20,6 +20,7 @@ from nptool.decoding.loop.sequence import Sequence
 from nptool.decoding.loop.steps import Autoregressive, FixedWidth
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.proposers.chain import HeadsChain
+from nptool.llama.head import SeparateHeads
 
 VOCABULARY = 8
 END = 7
@@ -57,7 +58,7 @@ class Decoding:
     def __init__(self, scripted: Any, scripted_head: Any, model: Logits, heads: AnySequence[Logits]) -> None:
         self.trunk = scripted(model)
         self.heads = [scripted_head(logits) for logits in heads]
-        self.engine = HeadedEngine(self.trunk, self.heads)
+        self.engine = HeadedEngine(self.trunk, SeparateHeads(self.heads), 1 + len(self.heads))
         self.sequence = Sequence(self.engine)
         self.tally = Tally(width=self.engine.count)
 
@@ -81,7 +82,7 @@ class Decoding:
 
     def check(self) -> None:
         """Trunk and heads hold all tokens of the text but its last."""
-        self.engine.draft_logits()
+        self.engine.draft_logits(len(self.heads))
         known = self.sequence.tokens[:-1].tolist()
         assert self.trunk.cache == known
         assert [head.cache for head in self.heads] == [known] * len(self.heads)
@@ -93,7 +94,9 @@ def autoregressive(scripted: Any, model: Logits, prompt: AnySequence[int], sampl
     sequence.open(prompt)
     sequence.prefill()
     tally = Tally(width=1)
-    steps = decode(engine, sequence, Autoregressive(), sampling, tally, limit=limit, end_tokens={END})
+    steps = decode(
+        engine, sequence, Autoregressive(), sampling, tally, limit=limit, end_tokens={END}, widths=FixedWidth(None)
+    )
     return [token for tokens in steps for token in tokens.tolist()]
 
 
@@ -271,9 +274,9 @@ class TestCachesStayInStep:
     def test_ways_with_other_numbers_of_heads_take_turns(self, scripted: Any, scripted_head: Any) -> None:
         """They share the caches; each starts over after the other one was used."""
         decoding = Decoding(scripted, scripted_head, endless, [guessing(2), guessing(3)])
-        other = Decoding(scripted, scripted_head, endless, [])
+        other = Decoding(scripted, scripted_head, endless, [guessing(2)])
         other.trunk, other.heads = decoding.trunk, decoding.heads[:1]
-        other.engine = HeadedEngine(other.trunk, other.heads)
+        other.engine = HeadedEngine(other.trunk, SeparateHeads(other.heads), 2)
         other.sequence = Sequence(other.engine)
         for turn in (decoding, other, other, decoding, other):
             turn.sequence.truncate(0)

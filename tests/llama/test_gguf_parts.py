@@ -106,14 +106,14 @@ def test_every_truncation_of_the_tail_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"index": 9}, {"architecture": "qwen3"}])
 def test_what_is_no_head_of_this_model(changes: dict[str, Any], tmp_path: Path) -> None:
     write_parts(tmp_path / "model.gguf", 2, **changes)
-    with pytest.raises(GgufError, match="is damaged: what follows is not head 2 of this model; convert it again"):
+    with pytest.raises(GgufError, match="is damaged: what follows the model is not head 2 of 2; convert it again"):
         find_parts(tmp_path / "model.gguf")
 
 
 def test_heads_of_another_model(tmp_path: Path) -> None:
     write_parts(tmp_path / "model.gguf", 2, digest="b")
     with pytest.raises(
-        GgufError, match=r"head 2 was trained on another model \(digest b\) than the one before it \(a\)"
+        GgufError, match=r"head 2 of 2 was trained on another model \(digest b\) than the one before it \(a\)"
     ):
         find_parts(tmp_path / "model.gguf")
 

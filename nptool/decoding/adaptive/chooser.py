@@ -181,9 +181,8 @@ class Chooser:
         gains, found = self.gains[method], {}
         exponent, doubt = gains.curve(shown)
         tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
-        drafting = self.drafting.get(method, 0.0)
         for width in widths:
-            calibrated, changed = self.costs.calibration.at(width, length), self.costs.factor(width)
-            seconds = calibrated * changed + (drafting if width > 1 else 0.0)
-            found[width] = _Promise(tokens[width] / seconds, hoped[width] / calibrated / min(1.0, changed), seconds)
+            now, calibrated = self.costs.seconds(width, length), self.costs.calibration.at(width, length)
+            seconds = now + (self.drafting.get(method, 0.0) if width > 1 else 0.0)
+            found[width] = _Promise(tokens[width] / seconds, hoped[width] / min(now, calibrated), seconds)
         return found

@@ -81,9 +81,10 @@ class Costs:
         self.pace = 1.0
         self._width: int | None = None
 
-    def factor(self, width: int) -> float:
-        """t(w) now over the calibrated one."""
-        return self.shape.get(width, 1.0) * self.pace
+    def seconds(self, width: int, length: int) -> float:
+        """t(w) after `length` tokens. One row never takes longer than several: its own times may be of a bad moment."""
+        widths = (width, *self.shape) if width == 1 else (width,)
+        return self.pace * min(self.calibration.at(rows, length) * self.shape.get(rows, 1.0) for rows in widths)
 
     def learn(self, width: int, length: int, seconds: float) -> None:
         """Take steps of one width into account that took `seconds` each, after `length` tokens."""

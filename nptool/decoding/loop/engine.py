@@ -1,6 +1,6 @@
-"""Protocols of the models that decoding runs: `Engine`, and `Trunk` with `HeadEngine` for decoding with extra heads.
+"""Protocols of the models that decoding runs: `Engine`, and `Trunk` with `HeadsEngine` for decoding with extra heads.
 
-Implemented by `nptool.llama.context.Context` and `nptool.llama.head.Head`, and by scripted fakes in the tests.
+Implemented by `Context`, `SeparateHeads` and `SharedHeads` of `nptool.llama`, and by scripted fakes in the tests.
 Shapes: T tokens, D hidden, V vocabulary.
 """
 
@@ -76,15 +76,14 @@ class Trunk(Engine, Protocol):
         """z (T, D) of the last batch, evaluated with `show`; valid until the next `evaluate`."""
 
 
-class HeadEngine(Cached, Protocol):
-    """One extra head: a layer with its own KV cache that reads z, the final norm and the unembedding."""
+class HeadsEngine(Cached, Protocol):
+    """Heads 2..n, which read z, with caches of their own."""
 
-    def evaluate(self, z_TD: NDArray[np.float32], start: int, *, width: int = 0) -> None:
-        """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
+    batch_limit: int
+    """Most positions that are read at once."""
 
-        Args:
-            width: least rows of the batch. Padding rows are removed from the cache again.
-        """
+    def read(self, z_TD: NDArray[np.float32], start: int) -> None:
+        """Read z of positions start, start+1, ...; the caches must hold exactly the positions before."""
 
-    def logits(self) -> NDArray[np.float32]:
-        """Logits (V) at the last position read; valid until the next `evaluate`."""
+    def draft(self, z_TD: NDArray[np.float32], start: int, count: int) -> NDArray[np.float32]:
+        """The same, and logits (count, V) of the first heads after the last position; valid until the next call."""

@@ -29,8 +29,8 @@ class DraftHeads(Protocol):
     def heads_seconds(self) -> float:
         """Time spent inside the heads so far."""
 
-    def draft_logits(self) -> NDArray[np.float32] | None:
-        """Logits (n-1, V) of the tokens after the last one; None if the heads have not read the position before it."""
+    def draft_logits(self, most: int) -> NDArray[np.float32] | None:
+        """Logits of the tokens after the last one, at most `most` rows; None if there was no pass before it."""
 
 
 class HeadsProposer(Proposer[DraftT]):
@@ -55,7 +55,7 @@ class HeadsChain(HeadsProposer[Line]):
         super().__init__(heads.count, heads, sequence, sampling)
 
     def propose(self, room: int) -> Line:
-        logits_KV = self._heads.draft_logits() if room > 0 and self.width > 1 else None
+        logits_KV = self._heads.draft_logits(room) if room > 0 and self.width > 1 else None
         if logits_KV is None:
             return NO_DRAFT
         position, known = self._sequence.length, self._sequence.tokens

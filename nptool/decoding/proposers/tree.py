@@ -85,7 +85,7 @@ class HeadsTree(HeadsProposer[Draft]):
         """Pending tokens and the tree have at most `room` tokens together."""
         rows = min(self.width - 1, room) - self._sequence.pending
         possible = room > 0 and rows > 0 and self._heads.count > 1
-        logits_KV = self._heads.draft_logits() if possible else None
+        logits_KV = self._heads.draft_logits(room) if possible else None
         if logits_KV is None:
             return Draft(np.empty(0, dtype=np.int32), Shape((), (), ()))
         shape = grow(self._shares[:room], rows)

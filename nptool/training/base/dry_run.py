@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
+from nptool.heads import SEPARATE, read_heads_info
 from nptool.training.arguments import uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import load_corpus
 from nptool.training.base.model import llama_config
 from nptool.training.base.train import check_context, count_heads, new_tokenizer, tokenizer_source
-from nptool.training.estimate import estimate_memory, report, shape_of
-from nptool.training.heads.head import with_heads
+from nptool.training.estimate import Shape, estimate_memory, report, shape_of
 from nptool.training.sequences import make_sequences
 from nptool.training.units import Unit, unit_texts
 
@@ -43,7 +44,11 @@ def dry_run(config: BaseConfig) -> dict[str, Any]:
     else:
         tokenizer = new_tokenizer(config, sample, chat=corpus.has_conversations)
     rows = make_sequences(sample, tokenizer, context=config.context, loss=config.loss, prompt_share=config.prompt_share)
-    shape = shape_of(llama_config(config, tokenizer)) if described is None else with_heads(shape_of(described), heads)
+    shape = (
+        shape_of(llama_config(config, tokenizer))
+        if described is None
+        else _with_heads(config, shape_of(described), heads)
+    )
     memory = estimate_memory(
         shape,
         config.batch_tokens,
@@ -54,6 +59,13 @@ def dry_run(config: BaseConfig) -> dict[str, Any]:
     parameters = shape.parameters if described is None or heads > 1 else _count_parameters(described)
     sizes = {name: size for name, size in asdict(shape).items() if name != "head_size"}
     return report(config, memory, rows.lengths, share=share, resolved=sizes, parameters={"parameters": parameters})
+
+
+def _with_heads(config: BaseConfig, shape: Shape, heads: int) -> Shape:
+    """Sizes of the model to start from with its heads, as if they were layers of its own."""
+    info = read_heads_info(Path(config.model)) if config.model is not None and heads > 1 else None
+    shared = info is not None and info.kind != SEPARATE
+    return replace(shape, layers=shape.layers + (1 if shared else heads - 1))
 
 
 def _sample(units: Sequence[Unit]) -> tuple[Sequence[Unit], float]:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nptool.checkpoints import check_whole, load_model, save_model
 from nptool.errors import CheckpointError
 from nptool.files import atomic_directory
-from nptool.heads import HEADS_WEIGHTS, HeadsInfo, head_tensor, read_heads_info, trunk_digest, write_heads_info
-from nptool.training.heads.head import new_head
-from nptool.training.heads.model import MultiHead, check_layers
+from nptool.heads import HEADS_WEIGHTS, HeadsInfo, read_heads_info, trunk_digest, write_heads_info
+from nptool.training.heads.model import MultiHead, add_heads
 
 
 def save_heads(
@@ -36,9 +34,8 @@ def save_heads(
     from safetensors.torch import save_file
 
     tensors = {
-        head_tensor(number, name): weight.detach().float().cpu().contiguous()
-        for number, head in enumerate(model.extra, start=2)
-        for name, weight in head.state_dict().items()
+        model.extra.file_name(name): weight.detach().float().cpu().contiguous()
+        for name, weight in model.extra.state_dict().items()
     }
     with atomic_directory(path) as directory, model.plain_model() as base:
         torch.nn.Module.to(base, dtype)
@@ -54,6 +51,8 @@ def save_heads(
                 vocab_size=model.config.vocab_size,
                 trunk_digest=trunk_digest(directory),
                 accuracy=accuracy,
+                kind=model.extra.KIND,
+                rank=model.extra.rank,
             ),
         )
 
@@ -68,9 +67,10 @@ def load_heads(directory: Path) -> MultiHead:
     if info is None:
         raise CheckpointError(f"{directory} has no heads; train some with `nptool train heads -m {directory}`")
     base: Any = load_model(directory)
-    check_layers(base)
     check_heads(directory, info, base.config)
-    return MultiHead(base, _load_extra(directory, info, base.base_model.layers[-1])).eval()
+    model = add_heads(base, info.count, info.kind, info.rank)
+    _load_extra(directory / HEADS_WEIGHTS, model)
+    return model.eval()
 
 
 def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> None:
@@ -89,35 +89,25 @@ def check_heads(directory: Path, info: HeadsInfo, config: PretrainedConfig) -> N
     check_whole(directory / HEADS_WEIGHTS)
 
 
-def _load_extra(directory: Path, info: HeadsInfo, last_layer: torch.nn.Module) -> list[torch.nn.Module]:
+def _load_extra(path: Path, model: MultiHead) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = directory / HEADS_WEIGHTS
     try:
-        tensors = load_file(path)
+        found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
-    heads = []
-    for number in range(2, info.count + 1):
-        prefix = head_tensor(number, "")
-        own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-        head = new_head(last_layer)
-        _check_shapes(own, head.state_dict(), f"{path}: head {number}")
-        head.load_state_dict(own)
-        heads.append(head)
-    if tensors:
-        raise CheckpointError(f"{path} holds {min(tensors)}, which is none of the {info.count} heads of heads.json")
-    return heads
-
-
-def _check_shapes(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
+    expected = {model.extra.file_name(name): (name, tensor) for name, tensor in model.extra.state_dict().items()}
     if wrong := sorted(found.keys() ^ expected.keys()):
         kind = "lacks" if wrong[0] in expected else "has an unknown"
-        raise CheckpointError(f"{where} {kind} {wrong[0]}; the heads are of another architecture than the model")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
+        raise CheckpointError(
+            f"{path} {kind} {wrong[0]}; the heads are not the {model.count} {model.extra.KIND} ones of heads.json, or "
+            "of another architecture than the model"
+        )
+    for stored, (_, tensor) in expected.items():
+        if found[stored].shape != tensor.shape:
             raise CheckpointError(
-                f"{where}: {name} has shape {list(found[name].shape)}, the model's layers {list(tensor.shape)}; "
-                "the heads were trained on another model"
+                f"{path}: {stored} has shape {list(found[stored].shape)}, this model's heads {list(tensor.shape)}; the "
+                "heads were trained on another model"
             )
+    model.extra.load_state_dict({name: found[stored] for stored, (name, _) in expected.items()})

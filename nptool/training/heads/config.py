@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from nptool.errors import UsageError
 from nptool.files import read_json
-from nptool.heads import read_heads_info
+from nptool.heads import NEXTN, SEPARATE, SHARED, SHARED_LIMIT, read_heads_info
 from nptool.runs import Run, latest_run, run_of
 from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
 
-HEADS_LR = 1e-3
-"""Peak learning rate of heads on a frozen trunk: Medusa-1's (arXiv 2401.10774)."""
+HEADS_LR = {SHARED: 2e-3, SEPARATE: 1e-3, NEXTN: 2e-3}
+"""Peak learning rate on a frozen trunk; of separate heads Medusa-1's (arXiv 2401.10774)."""
 
+COUNT = {SHARED: 8, SEPARATE: 4, NEXTN: 4}
+"""n: of separate heads the best of 1 to 8 in 2404.19737, table 1."""
+
+RANK = 32
 JOINT_LR = 2e-5
 """Peak learning rate of the joint stage; the paper fine-tunes with 3e-5 to 5e-5."""
 
@@ -33,8 +37,12 @@ class HeadsConfig(ResponsesConfig):
 
     batch_tokens: int = 2048
     """Tokens in one forward pass on one device, including padding; small, since collections are small."""
-    heads: int = 4
-    """n: heads in all, including the model's own last layer; 4 is the best of 1 to 8 in 2404.19737, table 1."""
+    kind: Literal["shared", "separate", "nextn"] = SHARED
+    """One layer for all extra heads, a layer for each, or a block that llama.cpp itself speculates with."""
+    heads: int | None = None
+    """n: heads in all, including the model's own last layer; None is the default of the kind."""
+    rank: int = RANK
+    """Rank of the matrices that tell the depths of a shared layer apart."""
     joint: bool = False
     """Then train trunk and heads together at a low learning rate, with head 1 kept near the original model."""
     joint_lr: float = JOINT_LR
@@ -46,10 +54,17 @@ class HeadsConfig(ResponsesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads < 2:
+        if self.count < 2:
             raise UsageError(
                 f"--heads is {self.heads}; the model's own last layer is head 1, so a multi-head model has at least 2"
             )
+        if self.kind == SHARED and self.count > SHARED_LIMIT:
+            raise UsageError(f"--heads is {self.heads}; one shared layer has at most {SHARED_LIMIT} heads")
+        check_range(self, ("rank",), low=0)
+        if self.kind != SHARED and self.rank != RANK:
+            raise UsageError("--rank belongs to shared heads; add --kind shared")
+        if self.kind == NEXTN and self.joint:
+            raise UsageError("--joint trains the model with its heads, and a NextN block leaves it as it is; omit one")
         check_range(self, ("joint_lr",), low=0, open_low=True)
         check_range(self, ("guard",), low=0)
         if not self.joint:
@@ -58,11 +73,16 @@ class HeadsConfig(ResponsesConfig):
                     raise UsageError(f"--{name.replace('_', '-')} belongs to the joint stage; add --joint")
 
     @property
+    def count(self) -> int:
+        """n."""
+        return COUNT[self.kind] if self.heads is None else self.heads
+
+    @property
     def learning_rate(self) -> float:
-        """The peak learning rate: 1e-3 unless given; `joint_lr` in the joint stage."""
+        """The peak learning rate: that of the kind unless given; `joint_lr` in the joint stage."""
         if self.joint:
             return self.joint_lr
-        return self.lr if self.lr is not None else HEADS_LR
+        return self.lr if self.lr is not None else HEADS_LR[self.kind]
 
     @property
     def origin(self) -> str:
@@ -81,7 +101,9 @@ def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
     found = _sources(given)
     model = given.get("model", found.get("model"))
     info = read_heads_info(Path(model)) if model is not None and "heads" not in given else None
-    return found | ({} if info is None else {"heads": info.count})
+    if info is None or "kind" in given:
+        return found
+    return found | {"heads": info.count, "kind": info.kind} | ({"rank": info.rank} if info.kind == SHARED else {})
 
 
 def _sources(given: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nptool.collection.store import read_collected
 from nptool.training.arguments import uses_bfloat16
 from nptool.training.estimate import FLOAT32, Memory, Shape, estimate_memory, report, shape_of
 from nptool.training.heads.config import HeadsConfig
-from nptool.training.heads.head import with_heads
+from nptool.training.heads.head import extra_parameters
 from nptool.training.heads.losses import CHUNK_ELEMENTS
 from nptool.training.heads.preparation import check_count, find_responses, split_heldout
 from nptool.training.responses.data import Source, expected_lengths, load_trajectories, open_source, position_limit
@@ -29,7 +29,7 @@ def dry_run(config: HeadsConfig) -> dict[str, Any]:
     described, _ = open_source(source)
     check_count(config, source, described)
     shape = shape_of(described)
-    extra = with_heads(shape, config.heads).parameters - shape.parameters
+    extra = extra_parameters(shape, config.kind, config.count, config.rank)
     return report(
         config,
         _memory(config, shape, extra),

@@ -15,7 +15,7 @@ Legend: B batch, T tokens, D hidden, V vocabulary, N trained positions, M positi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +69,8 @@ def heads_loss(
         counts_K: targets that each head's mean is over: those of the whole optimizer step.
     """
     trunk = model.run_trunk(input_ids)
-    weights = [weight for weight in (*model.heads.parameters(), *model.shared()) if weight.requires_grad]
+    own = (*model.last.parameters(), *model.extra.parameters(), *model.shared())
+    weights = [weight for weight in own if weight.requires_grad]
     batch = _Batch(model, trunk, positions_N, labels_NK, counts_K, guard)
     loss, sums = _PerHead.apply(batch, weights, trunk.z_BTD, *weights)  # type: ignore[no-untyped-call]  # untyped in torch
     return HeadsLoss(loss, sums)
@@ -95,9 +96,10 @@ class _PerHead(torch.autograd.Function):
         gradients = _Gradients(z_BTD, parameters)
         exact = torch.promote_types(z_BTD.dtype, torch.float32)
         sums = z_BTD.new_zeros(batch.model.count + 1, dtype=exact)
-        shares_K = 1 / batch.counts_K.clamp(min=1).to(exact)
+        weights_K = torch.tensor([1.0, *batch.model.extra.loss_weights()], dtype=exact, device=z_BTD.device)
+        shares_K = weights_K / batch.counts_K.clamp(min=1).to(exact)
         for head in range(batch.model.count):
-            if gradients.wanted(batch.model.heads[head], batch.model):
+            if gradients.wanted(head, batch.model):
                 _one_head(batch, head, z_BTD, shares_K[head], gradients, sums)
         # Not by `save_for_backward`, which would keep them alive after backward returns them.
         ctx.gradients = gradients
@@ -123,9 +125,10 @@ class _Gradients:
         self._weights = weights
         self._sums: dict[int, Tensor] = {}
 
-    def wanted(self, head: nn.Module, model: MultiHead) -> bool:
+    def wanted(self, head: int, model: MultiHead) -> bool:
         """Whether a head's loss changes any trained parameter."""
-        return self._z_BTD is not None or any(weight.requires_grad for weight in (*head.parameters(), *model.shared()))
+        weights = (*model.weights(head), model.unembedding_VD)
+        return self._z_BTD is not None or any(weight.requires_grad for weight in weights)
 
     def backward(self, hidden_MD: Tensor, gradient_MD: Tensor, z_BTD: Tensor, weights: list[nn.Parameter]) -> None:
         """Backward pass of one head, from its hidden states to its weights and z."""
@@ -167,12 +170,12 @@ def _one_head(batch: _Batch, head: int, z_BTD: Tensor, share: Tensor, gradients:
     chosen_M = (batch.labels_NK[:, head] != IGNORE).nonzero()[:, 0]
     leaf_BTD = z_BTD.detach().requires_grad_(z_BTD.requires_grad)
     with torch.enable_grad():
-        trunk = TrunkOutput(leaf_BTD, batch.trunk.arguments)
+        trunk = replace(batch.trunk, z_BTD=leaf_BTD)
         hidden_MD = model.hidden_states(head, trunk, batch.positions_N[chosen_M])
     gradient_MD = torch.empty_like(hidden_MD)
     for rows_C in chunks(len(chosen_M), len(model.unembedding_VD)):
         gradient_MD[rows_C] = _chunk(batch, head, hidden_MD.detach()[rows_C], chosen_M[rows_C], share, gradients, sums)
-    gradients.backward(hidden_MD, gradient_MD, leaf_BTD, [*model.heads[head].parameters(), *model.norm.parameters()])
+    gradients.backward(hidden_MD, gradient_MD, leaf_BTD, model.weights(head))
 
 
 def chunks(rows: int, vocabulary: int) -> Iterator[slice]:

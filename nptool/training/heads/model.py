@@ -1,16 +1,15 @@
 """A causal language model taken apart into trunk, parallel heads, final norm and unembedding (arXiv 2404.19737).
 
-Every head reads z, the input of the last layer. Head 1 is the last layer itself; heads 2..n are described in
-`nptool.training.heads.head`. All share the model's final norm and unembedding. Works for every architecture whose
-layers are in `model.model.layers` (Llama, Mistral, Qwen2, Qwen3): a head gets the arguments that the model passes to
-its last layer, so masks and rotary positions are the model's own.
+Every head reads z, the input of the last layer. Head 1 is the last layer itself; heads 2..n are `ExtraHeads` of one of
+`KINDS`. All share the model's final norm and unembedding. Works for every architecture whose layers are in
+`model.model.layers` (Llama, Mistral, Qwen2, Qwen3).
 
 Legend: B batch, T tokens, D hidden, M positions of one head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nptool.errors import CheckpointError
-from nptool.training.heads.head import TrunkOutput, new_head, run_head
+from nptool.training.heads.head import ExtraHeads, SeparateHeads, TrunkOutput
+from nptool.training.heads.nextn import NextN
+from nptool.training.heads.shared import SharedHeads
+
+KINDS: dict[str, type[ExtraHeads]] = {kind.KIND: kind for kind in (SharedHeads, SeparateHeads, NextN)}
 
 
 class Tap(nn.Module):
@@ -27,10 +30,10 @@ class Tap(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.output: TrunkOutput | None = None
+        self.output: tuple[Tensor, dict[str, Any]] | None = None
 
     def forward(self, z_BTD: Tensor, **arguments: Any) -> Tensor:
-        self.output = TrunkOutput(z_BTD, arguments)
+        self.output = z_BTD, arguments
         return z_BTD
 
 
@@ -45,12 +48,12 @@ class MultiHead(nn.Module):
     _keys_to_ignore_on_save = None
     """Read by the Trainer when a checkpoint lacks weights, as one of a frozen trunk does."""
 
-    def __init__(self, base: Any, extra: Sequence[nn.Module]) -> None:
+    def __init__(self, base: Any, extra: ExtraHeads) -> None:
         super().__init__()
         self.config = base.config
         trunk = base.base_model
         self.tap = Tap()
-        self.heads = nn.ModuleList([trunk.layers[-1], *extra])
+        self.last, self.extra = trunk.layers[-1], extra
         trunk.layers[-1] = self.tap
         self.trunk = trunk
         # A tied unembedding is the trunk's embedding; registered twice, it would be saved twice.
@@ -62,12 +65,7 @@ class MultiHead(nn.Module):
     @property
     def count(self) -> int:
         """n: heads in all, head 1 included."""
-        return len(self.heads)
-
-    @property
-    def extra(self) -> nn.ModuleList:
-        """Heads 2..n."""
-        return self.heads[1:]
+        return 1 + self.extra.count
 
     @property
     def norm(self) -> nn.Module:
@@ -95,17 +93,30 @@ class MultiHead(nn.Module):
             self.trunk(input_ids=ids_BT, use_cache=False)
         output, self.tap.output = self.tap.output, None
         assert output is not None
-        return output
+        return TrunkOutput(*output, ids_BT)
 
     def hidden_states(self, head: int, trunk: TrunkOutput, positions_M: Tensor) -> Tensor:
-        """A head's hidden states after the final norm, shape (M, D).
+        """A head's hidden states after the norm, shape (M, D).
 
         Args:
-            head: index in `heads`, from 0.
-            positions_M: in the flattened batch.
+            head: its number - 1, so 0 is the last layer.
+            positions_M: ascending, in the flattened batch.
         """
-        hidden_MD: Tensor = self.norm(run_head(self.heads[head], trunk).flatten(0, 1)[positions_M])
+        if head:
+            output_MD = self.extra.hidden_states(head - 1, trunk, positions_M)
+        else:
+            output_MD = self.last(trunk.z_BTD, **trunk.arguments).flatten(0, 1)[positions_M]
+        hidden_MD: Tensor = self._norm_after(head)(output_MD)
         return hidden_MD
+
+    def weights(self, head: int) -> list[nn.Parameter]:
+        """Weights that a head's hidden states depend on, besides the trunk's."""
+        own = self.extra.weights(head - 1) if head else [*self.last.parameters()]
+        return [*own, *self._norm_after(head).parameters()]
+
+    def _norm_after(self, head: int) -> nn.Module:
+        own = self.extra.own_norm() if head else None
+        return self.norm if own is None else own
 
     def freeze_trunk(self) -> None:
         """Train heads 2..n only."""
@@ -117,7 +128,7 @@ class MultiHead(nn.Module):
         """The plain model (trunk and head 1), inside the `with` block."""
         base = self._base[0]
         layers: Any = self.trunk.layers
-        layers[-1] = self.heads[0]
+        layers[-1] = self.last
         try:
             yield base
         finally:
@@ -134,11 +145,10 @@ class MultiHead(nn.Module):
         return heads_loss(self, *arguments, **options)
 
 
-def add_heads(base: Any, count: int) -> MultiHead:
-    """`base` with new heads 2..`count`; raises as `check_layers`."""
+def add_heads(base: Any, count: int, kind: str, rank: int = 0) -> MultiHead:
+    """`base` with new heads 2..`count` of one of `KINDS`; raises as `check_layers`."""
     check_layers(base)
-    last = base.base_model.layers[-1]
-    return MultiHead(base, [new_head(last) for _ in range(count - 1)])
+    return MultiHead(base, KINDS[kind].make(base, count - 1, rank))
 
 
 def move_layers(base: Any, heads: int) -> MultiHead:
@@ -151,7 +161,7 @@ def move_layers(base: Any, heads: int) -> MultiHead:
     extra = list(layers[kept:])
     del layers[kept:]
     base.config.num_hidden_layers = kept
-    return MultiHead(base, extra)
+    return MultiHead(base, SeparateHeads(extra))
 
 
 def check_layers(base: Any) -> None:

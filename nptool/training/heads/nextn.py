@@ -12,13 +12,15 @@ Legend: B batch, T tokens, S keys, D hidden, M positions of one head.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from nptool.errors import CheckpointError
+from nptool.heads import NEXTN, nextn_tensor
 from nptool.nextn import block_config, carrier_of
+from nptool.training.heads.head import ExtraHeads, TrunkOutput
 
 DECAY = 0.6
 """Weight of a depth's loss relative to the one before: 0.51, 0.31, 0.18 for three, the paper's."""
@@ -26,15 +28,19 @@ ATTENTION = ("sdpa", "eager")
 """transformers' implementations that take a mask."""
 
 
-class NextN(nn.Module):
-    """The block of a model, which stays as it is.
+class NextN(ExtraHeads):
+    """The block of a model, which stays as it is: heads 2..n are the depths of the chain.
 
     Args:
         base: its last layer is copied.
+        count: n - 1.
     """
 
-    def __init__(self, base: Any) -> None:
+    KIND = NEXTN
+
+    def __init__(self, base: Any, count: int) -> None:
         super().__init__()
+        self._count = count
         config, trunk = base.config, base.base_model
         self.after_norm = carrier_of(config.model_type).after_norm
         if config._attn_implementation not in ATTENTION:
@@ -43,7 +49,8 @@ class NextN(nn.Module):
                 f"{config._attn_implementation}"
             )
         self._boolean = config._attn_implementation == "sdpa"
-        self.layer, self.norm = deepcopy(trunk.layers[-1]), deepcopy(trunk.norm)
+        self.layer = deepcopy(trunk.layers[-1])
+        self.norm: nn.Module = deepcopy(trunk.norm)
         self.enorm, self.hnorm = deepcopy(trunk.norm), deepcopy(trunk.norm)
         nn.init.ones_(self.enorm.weight)
         nn.init.ones_(self.hnorm.weight)
@@ -55,8 +62,36 @@ class NextN(nn.Module):
         # In a list, so that torch does not register the model's modules a second time.
         self._shared = [trunk.layers[-1], trunk.norm, base.get_input_embeddings()]
 
+    @classmethod
+    def make(cls, base: Any, count: int, rank: int) -> Self:
+        return cls(base, count)
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def hidden_states(self, number: int, trunk: TrunkOutput, positions_M: Tensor) -> Tensor:
+        with torch.no_grad():
+            last, norm, _ = self._shared
+            hidden_BTD = last(trunk.z_BTD, **trunk.arguments)
+            hidden_BTD = norm(hidden_BTD) if self.after_norm else hidden_BTD
+        return self.run_chain(number + 1, trunk.ids_BT, hidden_BTD).flatten(0, 1)[positions_M]
+
+    def weights(self, number: int) -> list[nn.Parameter]:
+        return [weight for name, weight in self.named_parameters() if not name.startswith("norm.")]
+
+    def own_norm(self) -> nn.Module:
+        return self.norm
+
+    def loss_weights(self) -> list[float]:
+        weights = [DECAY**depth for depth in range(self.count)]
+        return [weight / sum(weights) for weight in weights]
+
+    def file_name(self, name: str) -> str:
+        return nextn_tensor(name)
+
     def run_chain(self, depth: int, ids_BT: Tensor, hidden_BTD: Tensor) -> Tensor:
-        """Outputs (B, T, D) of `norm` at `depth`, 1 for the first, of the chains of all positions.
+        """Outputs (B, T, D) before `norm` at `depth`, 1 for the first, of the chains of all positions.
 
         The last `depth` positions, whose tokens are not known, have no meaning.
 
@@ -70,8 +105,7 @@ class NextN(nn.Module):
         state_BTD = self._step(1, embedding_BTD, before_BTD, keys).roll(-1, 1)
         for step in range(2, depth + 1):
             state_BTD = self._step(step, embedding_BTD.roll(-step, 1), self._handed_on(state_BTD), keys)
-        output_BTD: Tensor = self.norm(state_BTD)
-        return output_BTD
+        return state_BTD
 
     def _handed_on(self, state_BTD: Tensor) -> Tensor:
         return self.norm(state_BTD) if self.after_norm else state_BTD
@@ -114,9 +148,3 @@ class _Keys:
         self._keys.append(keys)
         self._values.append(values)
         return torch.cat(self._keys, 2), torch.cat(self._values, 2)
-
-
-def depth_weights(depths: int) -> list[float]:
-    """Weights of the depths' losses; their sum is 1."""
-    weights = [DECAY**depth for depth in range(depths)]
-    return [weight / sum(weights) for weight in weights]

@@ -42,17 +42,17 @@ def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig
     """Whether the model has heads already, which are then trained further.
 
     Raises:
-        UsageError: it has another number of them than `config.heads`.
+        UsageError: it has another number of them than the configuration, or another kind.
         CheckpointError: they do not fit the model.
     """
     directory = local_directory(source.model)
     info = read_heads_info(directory) if directory is not None else None
     if info is not None and directory is not None:
         check_heads(directory, info, described)
-    if info is not None and info.count != config.heads:
+    if info is not None and (info.count, info.kind) != (config.count, config.kind):
         raise UsageError(
-            f"{source.model} has {info.count} heads, --heads is {config.heads}; give --heads {info.count} to train "
-            "them further, or start from the plain model"
+            f"{source.model} has {info.count} {info.kind} heads, and {config.count} {config.kind} ones were asked for; "
+            f"give --heads {info.count} --kind {info.kind} to train them further, or start from the plain model"
         )
     return info is not None
 
@@ -69,7 +69,7 @@ def start_model(config: HeadsConfig, source: Source) -> MultiHead:
     if directory is not None and read_heads_info(directory) is not None:
         model = load_heads(directory)
     else:
-        model = add_heads(load_model(source.model), config.heads)
+        model = add_heads(load_model(source.model), config.count, config.kind, config.rank)
     if not config.joint:
         model.freeze_trunk()
     return model

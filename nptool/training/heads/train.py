@@ -40,7 +40,7 @@ from nptool.training.responses.data import (
     position_limit,
     responses_of,
 )
-from nptool.training.trainer import BatchList, pad_id, run_trainer
+from nptool.training.trainer import Batch, BatchList, pad_id, run_trainer
 
 ALONE = "heads-alone"
 """Run of the heads that a joint stage starts from, inside its own run."""
@@ -52,6 +52,7 @@ STEP, JOINT_STEP = "training the heads", "joint training"
 class HeadsResult(TrainingResult):
     """Figures are held out, one per head, and None without held-out data. `parameters` is of the plain model."""
 
+    heads_kind: str
     heads: int
     joint: bool
     trained_parameters: int
@@ -65,6 +66,10 @@ class HeadsResult(TrainingResult):
     top1: tuple[float, ...] | None = None
     top5: tuple[float, ...] | None = None
     """Share of tokens that are the head's first choice, or among its first five."""
+    tokens_per_forward: float | None = None
+    """Of the chain of all heads, greedily, on the held-out responses."""
+    acceptance: tuple[float, ...] | None = None
+    """Share of its steps whose first, second, ... draft is accepted."""
 
 
 def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | None = None) -> HeadsResult:
@@ -99,6 +104,8 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         args=training_arguments(config, run, steps),
         train_dataset=BatchList(len(plan), lambda index: heads_batch(train, plan[index], pad, model.count)),
     )
+    if not has_heads:
+        _start(model, heads_batch(train, plan[0], pad, model.count))
     measure = partial(evaluate_heads, model, batch_tokens=config.batch_tokens, progress=progress)
     before = measure(heldout, step="loss of head 1 before", heads=1) if heldout is not None else None
     seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP)
@@ -106,7 +113,8 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     after = measure(heldout, step="figures of the heads") if heldout is not None else None
     tokens = [int(train.lengths[batch].sum()) for batch in plan]
     result = HeadsResult(
-        heads=config.heads,
+        heads_kind=config.kind,
+        heads=config.count,
         joint=config.joint,
         **_parameters(model),
         trajectories=len(train.lengths),
@@ -144,4 +152,12 @@ def _parameters(model: MultiHead) -> dict[str, Any]:
 def _figures(before: HeadsEvaluation | None, after: HeadsEvaluation | None) -> dict[str, Any]:
     if before is None or after is None:
         return {}
-    return {"loss_before": before.loss[0], "loss": after.loss, "top1": after.top(1), "top5": after.top(5)}
+    figures = {"loss_before": before.loss[0], "loss": after.loss, "top1": after.top(1), "top5": after.top(5)}
+    return figures | {"tokens_per_forward": after.tokens_per_forward, "acceptance": after.acceptance}
+
+
+@torch.no_grad()
+def _start(model: MultiHead, batch: Batch) -> None:
+    """Prepare new heads with the layer inputs of one batch."""
+    z_BTD = model.run_trunk(batch["input_ids"].to(model.device)).z_BTD
+    model.extra.start(z_BTD.flatten(0, 1)[batch["positions_N"].to(model.device)])

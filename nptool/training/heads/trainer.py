@@ -20,6 +20,8 @@ from nptool.training.summed_loss import SummedLossTrainer
 
 GUARD = "guard_divergence"
 """Name in the log: nats between the original model and head 1, per target."""
+FAST = 3.0
+"""Learning rate of what tells the depths of a shared layer apart, relative to that of the layer."""
 
 
 class HeadsTrainer(SummedLossTrainer):
@@ -37,6 +39,16 @@ class HeadsTrainer(SummedLossTrainer):
         if original is not None:
             nn.Module.to(original, self.args.device).requires_grad_(False)
         self._guard = guard
+
+    def create_optimizer(self, *arguments: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*arguments)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        fast = {id(weight) for weight in model.extra.fast_weights()}
+        for group in [*optimizer.param_groups]:
+            if found := [weight for weight in group["params"] if id(weight) in fast]:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in fast]
+                optimizer.add_param_group({**group, "params": found, "lr": FAST * group["lr"]})
+        return optimizer
 
     def count(self, batch: Any) -> Tensor:
         """Targets of each head (K,)."""

@@ -146,6 +146,16 @@ def test_one_row_that_was_timed_in_a_bad_moment_is_timed_again_and_no_text_is_tr
     assert plain[-20:].count(True) >= 18
 
 
+@pytest.mark.parametrize("slow", [2.0, 4.0, 20.0])
+def test_one_row_that_was_calibrated_and_timed_in_a_bad_moment_is_timed_again(slow: float) -> None:
+    world = World(lambda _: F32, lambda _: 0.02, F32 | {1: slow})
+    chooser = chooser_of(world.calibration, Prior(0.0))
+    chooser.costs.learn(2, TEXT, F32[2])
+    chooser.costs.learn(1, TEXT, slow)
+    found = [world.text(adaptive(chooser, exact=True)) for _ in range(60)]
+    assert mean(found[40:]) > 0.96
+
+
 def mean(values: list[float]) -> float:
     """Of speed-ups over equally long texts: harmonic."""
     return len(values) / sum(1 / value for value in values)

@@ -151,7 +151,7 @@ def test_one_row_is_timed_after_the_prompt_and_leaves_nothing(scripted: Any) -> 
         time_plain(engine, text, adaptive(chooser, exact=True))
         assert engine.widths == [1] * 8
         assert engine.cache == before == text.tokens[:-1].tolist()
-    assert chooser.costs.calibration.at(1, 2) * chooser.costs.factor(1) == pytest.approx(1e-3)
+    assert chooser.costs.seconds(1, 2) == pytest.approx(1e-3)
 
 
 def test_n_is_the_upper_bound(scripted: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Autoregressive, FixedWidth, Proposer
+from nptool.decoding.loop.steps import Autoregressive, FixedWidth, Proposer, Step
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.proposers.methods import METHODS, Task
@@ -139,8 +139,8 @@ class Observing(FixedWidth):
         super().__init__(width)
         self.steps: list[tuple[int, int, int, int]] = []
 
-    def observe(self, length: int, rows: int, drafted: int, accepted: int, seconds: float, drafting: float) -> None:
-        self.steps.append((length, rows, drafted, accepted))
+    def observe(self, step: Step) -> None:
+        self.steps.append((step.length, step.rows, step.drafted, step.accepted))
 
 
 def ending(tokens: AnySequence[int]) -> list[float]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
+from nptool.decoding.loop.steps import FixedWidth
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.proposers.lookahead import LookaheadDecoding
 from nptool.decoding.proposers.prompt_lookup import PromptLookup
@@ -34,7 +35,8 @@ def text_of(engine: Any, tokens: AnySequence[int]) -> Sequence:
 
 def passes(engine: Any, text: Sequence, proposer: Any, limit: int) -> list[list[int]]:
     """The tokens of every pass."""
-    steps = decode(engine, text, proposer, Sampling(), Tally(proposer.width), limit=limit, end_tokens=())
+    options: Any = {"limit": limit, "end_tokens": (), "widths": FixedWidth(None)}
+    steps = decode(engine, text, proposer, Sampling(), Tally(proposer.width), **options)
     return [tokens.tolist() for tokens in steps]
 
 

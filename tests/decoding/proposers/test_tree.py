@@ -21,12 +21,13 @@ from nptool.decoding.headed import HeadedEngine
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Widths
+from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Step, Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.verification import Shape, verify_tree
 from nptool.decoding.proposers.tree import MAX_PATHS, HeadsTree, expected_tokens, grow
 from nptool.errors import ContextError
 from nptool.llama import branches
+from nptool.llama.head import SeparateHeads
 
 VOCABULARY, END = 8, 7
 PROMPT = [1, 2, 3]
@@ -142,7 +143,9 @@ class TestSize:
         used = []
         for step in range(200):
             rows = widths.choose(100 + step, 99)
-            widths.observe(100 + step, rows, min(rows - 1, 3), 0, seconds[rows] + 0.1 * (rows > 1), 0.1 * (rows > 1))
+            widths.observe(
+                Step(100 + step, rows, min(rows - 1, 3), 0, seconds[rows] + 0.1 * (rows > 1), 0.1 * (rows > 1))
+            )
             used.append(rows)
         assert used[0] == 16
         assert used[-100:].count(1) > 80
@@ -176,7 +179,7 @@ class Decoding:
         kind = self.foreseen if foreseeing else self.guessed
         self.heads = [scripted_head(kind(number)) for number in range(2, count + 1)]
         shares = tuple((0.6, 0.3, 0.1) for _ in self.heads)
-        self.engine = HeadedEngine(self.trunk, self.heads, shares)
+        self.engine = HeadedEngine(self.trunk, SeparateHeads(self.heads), 1 + len(self.heads), shares)
         self.sequence = Sequence(self.engine)
         self.tally = Tally(width=16)
 
@@ -225,7 +228,7 @@ class Decoding:
 
     def check(self) -> None:
         """The heads' caches hold all tokens but the last, the trunk's a prefix of them."""
-        self.engine.draft_logits()
+        self.engine.draft_logits(len(self.heads))
         known = self.sequence.tokens[:-1].tolist()
         assert [head.cache for head in self.heads] == [known] * len(self.heads)
         assert self.trunk.cache == known[: self.sequence.cached]
@@ -237,7 +240,8 @@ def autoregressive(scripted: Any, salt: int, prompt: AnySequence[int], sampling:
     sequence = Sequence(engine)
     sequence.open(prompt)
     sequence.prefill()
-    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), limit=limit, end_tokens={END})
+    options: Any = {"limit": limit, "end_tokens": {END}, "widths": FixedWidth(None)}
+    steps = decode(engine, sequence, Autoregressive(), sampling, Tally(width=1), **options)
     return [token for tokens in steps for token in tokens.tolist()]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nptool.collection.store import Trajectory
+from nptool.heads import SEPARATE, SHARED
 from nptool.training.heads import losses
 from nptool.training.heads.batching import heads_batch, response_sequences
 from nptool.training.heads.losses import IGNORE, Guard, heads_loss
@@ -39,9 +40,14 @@ def batch(heads: int = HEADS) -> dict[str, Tensor]:
     return heads_batch(response_sequences(trajectories()), range(len(LENGTHS)), 0, heads)
 
 
-def multi_head(build: Build, family: str, tied: bool, heads: int = HEADS) -> MultiHead:
+@pytest.fixture(params=[SHARED, SEPARATE])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def multi_head(build: Build, family: str, tied: bool, kind: str = SEPARATE, heads: int = HEADS) -> MultiHead:
     """A model whose heads differ from each other."""
-    model = add_heads(build(family, tied), heads)
+    model = add_heads(build(family, tied), heads, kind, rank=3)
     generator = torch.Generator().manual_seed(1)
     for weight in model.extra.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, dtype=weight.dtype, generator=generator)
@@ -67,10 +73,10 @@ def assert_same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("chunk", [1, 100, 10_000])
 def test_loss_and_gradients_are_autograd_s(
-    build: Build, family: str, tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    build: Build, family: str, kind: str, tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk)
-    model, inputs = multi_head(build, family, tied), batch()
+    model, inputs = multi_head(build, family, tied, kind), batch()
     plain = plain_loss(model, **inputs)
     (3 * plain).backward()
     expected = gradients(model)
@@ -89,12 +95,12 @@ def test_the_shift_is_that_of_a_naive_loop(build: Build, family: str) -> None:
     total = 0.0
     for head in range(1, HEADS + 1):
         plain: Any = build(family)
-        plain.model.layers[-1] = deepcopy(model.heads[head - 1])
+        plain.model.layers[-1] = deepcopy(model.last if head == 1 else model.extra.layers[head - 2])
         terms = []
         for row in trajectories():
             prompt, response = row.prompt_ids.tolist(), row.response_ids.tolist()
             text = prompt + response
-            for seen in range(len(prompt), len(text)):
+            for seen in range(len(prompt) - (head > 1), len(text)):
                 if seen + head - 1 < len(text):
                     with torch.no_grad():
                         logits_V = plain(input_ids=torch.tensor([text[:seen]])).logits[0, -1]
@@ -105,20 +111,48 @@ def test_the_shift_is_that_of_a_naive_loop(build: Build, family: str) -> None:
     assert loss.item() == pytest.approx(total, rel=1e-10)
 
 
-def test_a_frozen_trunk_leaves_gradients_of_the_extra_heads_only(build: Build, family: str) -> None:
-    model, inputs = multi_head(build, family, True), batch()
+def test_a_shared_layer_reads_each_depth_as_one_row_after_the_text(build: Build, family: str) -> None:
+    """Each prefix and depth by itself: transformers' one-layer model reads z of the prefix, then the depth's row."""
+    model = multi_head(build, family, False, SHARED)
+    one_layer: Any = build(family)
+    one_layer.model.layers = nn.ModuleList([model.extra.layer])
+    one_layer.config.num_hidden_layers = 1
+    total = 0.0
+    for head in range(2, HEADS + 1):
+        depth, terms = model.extra.depths[head - 2], []
+        for row in trajectories():
+            prompt, response = row.prompt_ids.tolist(), row.response_ids.tolist()
+            text = prompt + response
+            z_TD = model.run_trunk(torch.tensor([text])).z_BTD[0]
+            for seen in range(len(prompt) - (head > 1), len(text)):
+                if seen + head - 1 < len(text):
+                    z_D = z_TD[seen - 1]
+                    x_D = z_D + depth.e + depth.b @ (depth.a @ z_D)
+                    with torch.no_grad():
+                        inputs = torch.stack([*z_TD[:seen], x_D])[None]
+                        hidden_TD = one_layer.model(inputs_embeds=inputs, use_cache=False)[0][0]
+                    logits_V = model.unembedding_VD @ hidden_TD[-1]
+                    terms.append(-float(logits_V.detach().log_softmax(-1)[text[seen + head - 1]]))
+        total += sum(terms) / len(terms)
+    inputs = batch()
+    sums = heads_loss(model, **inputs, counts_K=counts(inputs["labels_NK"])).sums
+    assert float((sums[1:-1] / counts(inputs["labels_NK"])[1:]).sum()) == pytest.approx(total, rel=1e-10)
+
+
+def test_a_frozen_trunk_leaves_gradients_of_the_extra_heads_only(build: Build, family: str, kind: str) -> None:
+    model, inputs = multi_head(build, family, True, kind), batch()
     model.freeze_trunk()
     plain_loss(model, **inputs).backward()
     expected = gradients(model)
     loss, sums = heads_loss(model, **inputs, counts_K=counts(inputs["labels_NK"]))
     loss.backward()
     assert_same(gradients(model), expected)
-    assert {name.split(".")[1] for name in expected} == {"1", "2", "3"}
+    assert expected.keys() == {f"extra.{name}" for name, _ in model.extra.named_parameters()}
     assert sums[0] == 0
 
 
-def test_batches_of_a_step_add_up_to_one_mean(build: Build) -> None:
-    model, whole = multi_head(build, "llama", True), batch()
+def test_batches_of_a_step_add_up_to_one_mean(build: Build, kind: str) -> None:
+    model, whole = multi_head(build, "llama", True, kind), batch()
     total = counts(whole["labels_NK"])
     heads_loss(model, **whole, counts_K=total).loss.backward()
     expected = gradients(model)
@@ -136,7 +170,8 @@ def test_the_guard_is_the_divergence_from_the_original(build: Build) -> None:
     hidden_ND = model.hidden_states(0, model.run_trunk(inputs["input_ids"]), inputs["positions_N"])
     logs_NV = F.linear(hidden_ND, model.unembedding_VD).log_softmax(-1)
     original_NV = F.linear(guard.hidden_ND, guard.unembedding_VD).log_softmax(-1)
-    divergence = F.kl_div(logs_NV, original_NV, reduction="batchmean", log_target=True)
+    own_N = inputs["labels_NK"][:, 0] != IGNORE
+    divergence = F.kl_div(logs_NV[own_N], original_NV[own_N], reduction="batchmean", log_target=True)
     plain = plain_loss(model, **inputs) + guard.weight * divergence
     plain.backward()
     expected = gradients(model)
@@ -170,6 +205,6 @@ def test_no_chunk_is_larger_than_said(build: Build, monkeypatch: pytest.MonkeyPa
 def test_the_gradients_are_handed_over_not_copied(build: Build) -> None:
     model, inputs = multi_head(build, "llama", True), batch()
     loss = heads_loss(model, **inputs, counts_K=counts(inputs["labels_NK"])).loss
-    held = loss.grad_fn.gradients._sums[id(model.extra[0].mlp.up_proj.weight)].data_ptr()
+    held = loss.grad_fn.gradients._sums[id(model.extra.layers[0].mlp.up_proj.weight)].data_ptr()
     loss.backward()
-    assert model.extra[0].mlp.up_proj.weight.grad.data_ptr() == held
+    assert model.extra.layers[0].mlp.up_proj.weight.grad.data_ptr() == held

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nptool.collection.store import Trajectory
+from nptool.errors import CheckpointError, UsageError
+from nptool.heads import HEADS_WEIGHTS, NEXTN, read_heads_info
 from nptool.nextn import block_config, carrier_of
-from nptool.training.heads.nextn import NextN, depth_weights
+from nptool.training.base.config import BaseConfig
+from nptool.training.base.train import count_heads
+from nptool.training.heads.batching import heads_batch, response_sequences
+from nptool.training.heads.checkpoint import load_heads
+from nptool.training.heads.config import HeadsConfig
+from nptool.training.heads.dry_run import dry_run
+from nptool.training.heads.losses import IGNORE, heads_loss
+from nptool.training.heads.model import add_heads
+from nptool.training.heads.nextn import NextN
+from nptool.training.heads.train import train_heads
 
 Build = Callable[..., PreTrainedModel]
 DEPTHS = 3
@@ -28,7 +44,7 @@ LLAMA3_ROPE = {
 
 def block_of(model: PreTrainedModel) -> NextN:
     """A block whose weights are not the model's."""
-    block = NextN(model).double()
+    block = NextN(model, DEPTHS).double()
     generator = torch.Generator().manual_seed(1)
     for weight in block.parameters():
         weight.data += 0.2 * torch.randn(weight.shape, dtype=weight.dtype, generator=generator)
@@ -77,7 +93,7 @@ def test_every_chain_is_the_naive_loop_s(build: Build, family: str, scaled: bool
     with torch.no_grad():
         hidden_BTD = torch.stack([model_states(model, row) for row in ids])
         for depth in range(1, DEPTHS + 1):
-            found_BTD = block.run_chain(depth, ids, hidden_BTD)
+            found_BTD = block.norm(block.run_chain(depth, ids, hidden_BTD))
             for row in range(2):
                 for position in range(12 - depth):
                     expected_D = naive_chain(model, block, ids[row, : position + 1 + depth], depth)
@@ -104,9 +120,79 @@ def test_gradients_flow_through_the_chain(build: Build) -> None:
             weight[3, 5] += step
             values.append(float(value()))
     assert found == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
-    assert all(parameter.grad is not None for parameter in block.parameters())
+    assert block.norm.weight.grad is not None
 
 
-def test_weights_are_the_paper_s() -> None:
-    assert depth_weights(3) == pytest.approx([0.51, 0.31, 0.18], abs=0.005)
-    assert sum(depth_weights(5)) == pytest.approx(1)
+def test_weights_are_the_paper_s(build: Build) -> None:
+    assert NextN(build("llama"), 3).loss_weights() == pytest.approx([0.51, 0.31, 0.18], abs=0.005)
+    assert sum(NextN(build("llama"), 5).loss_weights()) == pytest.approx(1)
+
+
+def test_the_loss_is_that_of_naive_loops(build: Build, family: str) -> None:
+    """Each position and depth by itself, and the gradients of that sum."""
+    model = add_heads(build(family), DEPTHS + 1, NEXTN)
+    block: Any = model.extra
+    block.load_state_dict(block_of(build(family)).state_dict())
+    model.freeze_trunk()
+    rows = [([3, 7, 1, 4], [2, 9, 11, 5, 6]), ([8, 2], [13, 1, 2]), ([1, 5, 20], [17])]
+    plain, terms = build(family), [[] for _ in range(DEPTHS)]
+    for prompt, response in rows:
+        ids = torch.tensor(prompt + response)
+        for position in range(len(prompt) - 1, len(ids) - 2):
+            for depth in range(1, min(DEPTHS, len(ids) - 2 - position) + 1):
+                output_D = naive_chain(plain, block, ids[: position + 1 + depth], depth)
+                logs_V = (model.unembedding_VD @ output_D).log_softmax(-1)
+                terms[depth - 1].append(-logs_V[ids[position + 1 + depth]])
+    weights = 0.6 ** torch.arange(DEPTHS, dtype=torch.float64)
+    weights = weights / weights.sum()
+    expected = sum(weight * torch.stack(found).mean() for weight, found in zip(weights, terms, strict=True))
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in block.named_parameters()}
+    model.zero_grad()
+    trajectories = [
+        Trajectory(np.array(prompt, np.int32), np.array(response, np.int32), None, ()) for prompt, response in rows
+    ]
+    batch = heads_batch(response_sequences(trajectories), range(len(rows)), 0, DEPTHS + 1)
+    counts_K = (batch["labels_NK"] != IGNORE).sum(0)
+    assert counts_K[1:].tolist() == [len(found) for found in terms]
+    loss, sums = heads_loss(model, **batch, counts_K=counts_K)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    assert sums[0] == 0
+    for name, weight in block.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-7, atol=1e-10, msg=name)
+    assert all(weight.grad is None for name, weight in model.named_parameters() if not name.startswith("extra."))
+
+
+def test_a_training_leaves_the_model_as_it_was_and_a_block_beside_it(collected: Path, checkpoint: Path) -> None:
+    config = HeadsConfig(data=(collected,), kind=NEXTN, lr=1e-2, steps=60, batch_tokens=200, heldout=0.2, name="one")
+    short, long = train_heads(replace(config, steps=1, name="short")), train_heads(config)
+    before, after = (load_file(path / "model.safetensors") for path in (checkpoint, Path(long.model)))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert short.loss is not None
+    assert long.loss is not None
+    assert all(new < 0.8 * old for old, new in zip(short.loss[1:], long.loss[1:], strict=True))
+    info = read_heads_info(Path(long.model))
+    assert info is not None
+    assert (info.kind, info.count, len(info.accuracy)) == (NEXTN, 4, 3)
+    names = set(load_file(Path(long.model) / HEADS_WEIGHTS))
+    assert {"nextn.eh_proj.weight", "nextn.norm.weight", "nextn.layer.mlp.up_proj.weight"} < names
+    assert len(names) == 9 + 4
+    assert long.trained_parameters == sum(weight.numel() for weight in load_heads(Path(long.model)).extra.parameters())
+    assert dry_run(replace(config, name="two"))["trained_parameters"] == long.trained_parameters
+    again = train_heads(replace(config, model=long.model, steps=1, lr=1e-9, name="further"))
+    assert again.loss == pytest.approx(long.loss, rel=1e-4)
+    with pytest.raises(UsageError, match="has a NextN block, which is not trained with its model; give --heads 1"):
+        count_heads(BaseConfig(data=(collected,), model=long.model))
+
+
+def test_bad_input(collected: Path, build: Build) -> None:
+    with pytest.raises(UsageError, match="a NextN block leaves it as it is; omit one"):
+        HeadsConfig(data=(collected,), kind=NEXTN, joint=True)
+    model: Any = build("llama")
+    model.config.model_type = "gpt_neox"
+    with pytest.raises(
+        CheckpointError, match="no architecture for a NextN block on a model of type gpt_neox; expected"
+    ):
+        NextN(model, 3)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from nptool.checkpoints import load_model, load_tokenizer, save_model
 from nptool.collection.store import Trajectory, read_collected, write_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
-from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, read_heads_info
+from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, SEPARATE, SHARED, read_heads_info
 from nptool.method_note import NOTE_FILE, Measured, MethodNote, read_note, write_note
 from nptool.runs import Run
 from nptool.training.heads.batching import heads_batch, response_sequences
@@ -33,12 +33,33 @@ from nptool.training.heads.model import add_heads
 from nptool.training.heads.train import ALONE, train_heads
 
 LAYER = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
+RANK = 2
+EXTRA = {SHARED: LAYER + 3 * (16 + 2 * RANK * 16), SEPARATE: 3 * LAYER}
+"""Parameters of heads 2, 3 and 4."""
+
+
+@pytest.fixture(params=[SHARED, SEPARATE])
+def kind(request: pytest.FixtureRequest) -> str:
+    """For tests of both kinds of heads; the others train shared ones."""
+    return str(request.param)
 
 
 @pytest.fixture
-def config(collected: Path) -> HeadsConfig:
+def config(collected: Path, request: pytest.FixtureRequest) -> HeadsConfig:
+    kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else SHARED
+    options: dict[str, Any] = {"rank": RANK} if kind == SHARED else {}
     return HeadsConfig(
-        data=(collected,), lr=1e-2, steps=6, batch_tokens=200, log_every=2, save_every=2, heldout=0.2, name="one"
+        data=(collected,),
+        kind=kind,
+        heads=4,
+        lr=1e-2,
+        steps=6,
+        batch_tokens=200,
+        log_every=2,
+        save_every=2,
+        heldout=0.2,
+        name="one",
+        **options,
     )
 
 
@@ -49,7 +70,9 @@ def message(error: type[NptoolError], call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_a_training_leaves_the_model_as_it_was_and_heads_beside_it(config: HeadsConfig, checkpoint: Path) -> None:
+def test_a_training_leaves_the_model_as_it_was_and_heads_beside_it(
+    config: HeadsConfig, kind: str, checkpoint: Path
+) -> None:
     result = train_heads(replace(config, steps=60))
     run = Run(Path("runs/one"))
     before, after = (load_file(path / "model.safetensors") for path in (checkpoint, run.model))
@@ -57,22 +80,25 @@ def test_a_training_leaves_the_model_as_it_was_and_heads_beside_it(config: Heads
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert result.loss is not None
     assert result.loss[0] == result.loss_before
-    assert (result.heads, result.steps, result.trained_parameters) == (4, 60, 3 * LAYER)
+    assert (result.heads_kind, result.heads, result.steps, result.trained_parameters) == (kind, 4, 60, EXTRA[kind])
     assert result.trajectories + result.heldout == 40
     info = read_heads_info(run.model)
     assert info is not None
     assert (info.count, info.trunk_layer, info.model_type, info.hidden_size) == (4, 2, "llama", 16)
+    assert (info.kind, info.rank) == (kind, RANK if kind == SHARED else 0)
     assert [len(row) for row in info.accuracy] == [RANKS] * 3
     assert [row[0] for row in info.accuracy] == list(result.top1 or ())[1:]
     names = set(load_file(run.model / HEADS_WEIGHTS))
-    assert len(names) == 3 * 9
-    assert "heads.4.mlp.down_proj.weight" in names
+    assert len(names) == (9 + 3 * 3 if kind == SHARED else 3 * 9)
+    assert (
+        {"layer.mlp.down_proj.weight", "depths.4.a"} if kind == SHARED else {"heads.4.mlp.down_proj.weight"}
+    ) < names
     saved = json.loads(run.results.read_text())
     assert {name: saved[name] for name in asdict(result)} == json.loads(json.dumps(asdict(result)))
     assert (saved["kind"], run.checkpoints.exists()) == ("heads", False)
 
 
-def test_heads_learn(config: HeadsConfig, checkpoint: Path) -> None:
+def test_heads_learn(config: HeadsConfig, kind: str, checkpoint: Path) -> None:
     short, long = train_heads(replace(config, steps=1)), train_heads(replace(config, steps=150, name="two"))
     assert short.loss is not None
     assert long.loss is not None
@@ -89,15 +115,21 @@ def test_the_checkpoint_loads_as_the_plain_model(config: HeadsConfig, checkpoint
     assert torch.equal(plain, start)
 
 
-def test_saved_heads_come_back(config: HeadsConfig) -> None:
+def test_saved_heads_come_back(config: HeadsConfig, kind: str) -> None:
     directory = Path(train_heads(config).model)
     model = load_heads(directory)
     saved = load_file(directory / HEADS_WEIGHTS)
     for number in range(2, 5):
-        for name, weight in model.heads[number - 1].state_dict().items():
-            assert torch.equal(weight, saved.pop(f"heads.{number}.{name}"))
+        part: Any = model.extra.depths if kind == SHARED else model.extra.layers
+        prefix = f"depths.{number}." if kind == SHARED else f"heads.{number}."
+        for name, weight in part[number - 2].state_dict().items():
+            assert torch.equal(weight, saved.pop(prefix + name))
+    if kind == SHARED:
+        for name, weight in model.extra.layer.state_dict().items():
+            assert torch.equal(weight, saved.pop(f"layer.{name}"))
     assert not saved
-    assert not torch.equal(model.heads[1].mlp.up_proj.weight, model.heads[0].mlp.up_proj.weight)
+    layer: Any = model.extra.layer if kind == SHARED else model.extra.layers[0]
+    assert not torch.equal(layer.mlp.up_proj.weight, model.last.mlp.up_proj.weight)
 
 
 def test_a_cllm_stays_one_and_a_joint_stage_forgets_its_figure(config: HeadsConfig, checkpoint: Path) -> None:
@@ -122,11 +154,11 @@ def test_the_type_of_the_weights_is_kept(config: HeadsConfig, checkpoint: Path) 
     assert result.loss[0] == result.loss_before
 
 
-def test_an_interrupted_training_ends_as_if_nothing_had_happened(config: HeadsConfig) -> None:
+def test_an_interrupted_training_ends_as_if_nothing_had_happened(config: HeadsConfig, kind: str) -> None:
     def interrupt(step: str, done: float, total: float, note: str = "") -> None:
         if step == "training the heads" and done == 5:
             kept = Path("runs/one/checkpoints/checkpoint-4/model.safetensors")
-            assert {name.split(".")[1] for name in load_file(kept)} == {"1", "2", "3"}
+            assert {name.split(".")[0] for name in load_file(kept)} == {"extra"}
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -152,13 +184,15 @@ def test_heads_are_trained_further(config: HeadsConfig) -> None:
     assert second.loss is not None
     assert sum(second.loss) < sum(first.loss)
     text = message(UsageError, lambda: train_heads(replace(config, model=first.model, heads=3, name="three")))
-    assert text.startswith("runs/one/model has 4 heads, --heads is 3; give --heads 4")
+    assert text.startswith("runs/one/model has 4 shared heads, and 3 shared ones were asked for; give --heads 4")
+    other = replace(config, model=first.model, kind=SEPARATE, rank=HeadsConfig.rank, name="three")
+    assert "has 4 shared heads, and 4 separate ones were asked for" in message(UsageError, lambda: train_heads(other))
 
 
 def test_a_joint_stage_follows_heads_trained_alone(config: HeadsConfig, checkpoint: Path) -> None:
     joint = train_heads(replace(config, joint=True, joint_lr=1e-3))
     assert (Path("runs/one") / ALONE / "model" / HEADS_FILE).is_file()
-    assert joint.trained_parameters == joint.parameters + 3 * LAYER
+    assert joint.trained_parameters == joint.parameters + EXTRA[SHARED]
     before, after = (load_file(Path(path) / "model.safetensors") for path in (checkpoint, joint.model))
     assert not any(torch.equal(before[name], after[name]) for name in before)
     assert read_heads_info(Path(joint.model)) is not None
@@ -190,7 +224,16 @@ from nptool.training.heads.train import train_heads
 
 train_heads(
     HeadsConfig(
-        data=(Path(sys.argv[1]),), lr=1e-2, steps=3, batch_tokens=200, warmup=0.0, heldout=0.2, joint=True, name="two"
+        data=(Path(sys.argv[1]),),
+        heads=4,
+        rank=2,
+        lr=1e-2,
+        steps=3,
+        batch_tokens=200,
+        warmup=0.0,
+        heldout=0.2,
+        joint=True,
+        name="two",
     )
 )
 """
@@ -216,29 +259,51 @@ def test_figures_are_those_of_a_loop_over_positions(checkpoint: Path) -> None:
         Trajectory(rng.integers(200, size=3).astype(np.int32), rng.integers(200, size=6).astype(np.int32), None, ())
         for _ in range(4)
     ]
-    model = add_heads(load_model(checkpoint), 3)
+    model = add_heads(load_model(checkpoint), 3, SEPARATE)
     found = evaluate_heads(model, response_sequences(rows), batch_tokens=20)
     with torch.no_grad(), model.plain_model() as plain:
         for head in range(3):
             losses, ranks = [], []
             for row in rows:
                 text = [*row.prompt_ids.tolist(), *row.response_ids.tolist()]
-                for seen in range(3, len(text) - head):
+                for seen in range(3 - (head > 0), len(text) - head):
                     logits_V = plain(input_ids=torch.tensor([text[:seen]])).logits[0, -1]
                     label = text[seen + head]
                     losses.append(-float(logits_V.log_softmax(-1)[label]))
                     ranks.append(logits_V.argsort(descending=True).tolist().index(label))
-            assert found.tokens[head] == len(losses) == 4 * (6 - head)
+            assert found.tokens[head] == len(losses) == 4 * (6 - head + (head > 0))
             assert found.loss[head] == pytest.approx(np.mean(losses), rel=1e-5)
             assert found.accuracy[head] == pytest.approx([ranks.count(rank) / len(ranks) for rank in range(RANKS)])
+
+
+def test_the_chain_is_that_of_a_loop_over_steps(config: HeadsConfig, collected: Path) -> None:
+    """Every step takes the drafts of its heads as far as they are the answer's tokens, and one token more."""
+    model = load_heads(Path(train_heads(replace(config, steps=80)).model))
+    rows = [*read_collected(collected).rows()][:12]
+    accepted = []
+    for row in rows:
+        text = torch.tensor([[*row.prompt_ids.tolist(), *row.response_ids.tolist()]])
+        seen = len(row.prompt_ids) - 1
+        while seen < text.shape[1] - 1:
+            with torch.no_grad():
+                trunk = model.run_trunk(text[:, :seen])
+                hidden = [model.hidden_states(head, trunk, torch.tensor([seen - 1])) for head in (1, 2, 3)]
+            drafts = [int((model.unembedding_VD @ one[0]).argmax()) for one in hidden]
+            right = [draft == token for draft, token in zip(drafts, text[0, seen + 1 :].tolist(), strict=False)]
+            accepted.append([*right, False].index(False))
+            seen += accepted[-1] + 1
+    found = evaluate_heads(model, response_sequences(rows), batch_tokens=100)
+    assert found.tokens_per_forward == pytest.approx(np.mean(accepted) + 1)
+    assert found.acceptance == pytest.approx([np.mean([one >= place for one in accepted]) for place in (1, 2, 3)])
+    assert max(accepted) > 0
 
 
 def test_targets_end_with_the_response() -> None:
     row = Trajectory(np.array([5, 6], np.int32), np.array([7, 8, 9], np.int32), None, ())
     batch = heads_batch(response_sequences([row]), [0], 0, 3)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8]]
-    assert batch["positions_N"].tolist() == [1, 2, 3]
-    assert batch["labels_NK"].tolist() == [[7, 8, 9], [8, 9, IGNORE], [9, IGNORE, IGNORE]]
+    assert batch["positions_N"].tolist() == [0, 1, 2, 3]
+    assert batch["labels_NK"].tolist() == [[IGNORE, 7, 8], [7, 8, 9], [8, 9, IGNORE], [9, IGNORE, IGNORE]]
 
 
 def test_without_data_the_newest_run_s_model_and_trajectories_are_taken(collected: Path) -> None:
@@ -309,11 +374,14 @@ def test_heads_that_do_not_fit_are_refused(config: HeadsConfig) -> None:
     heads = load_file(directory / HEADS_WEIGHTS)
     for change, text in (
         (
-            {"heads.2.mlp.up_proj.weight": torch.zeros(3, 4)},
-            r"head 2: mlp.up_proj.weight has shape [3, 4], the model's",
+            {"layer.mlp.up_proj.weight": torch.zeros(3, 4)},
+            "layer.mlp.up_proj.weight has shape [3, 4], this model's heads",
         ),
-        ({"heads.3.mlp.gate.weight": torch.zeros(1)}, "head 3 has an unknown mlp.gate.weight"),
-        ({"heads.5.mlp.up_proj.weight": torch.zeros(1)}, "holds heads.5.mlp.up_proj.weight, which is none of the 4"),
+        ({"layer.mlp.gate.weight": torch.zeros(1)}, "has an unknown layer.mlp.gate.weight"),
+        (
+            {"depths.5.e": torch.zeros(16)},
+            "has an unknown depths.5.e; the heads are not the 4 shared ones of heads.json",
+        ),
     ):
         save_file(heads | change, directory / HEADS_WEIGHTS)
         assert text in message(CheckpointError, lambda: load_heads(directory))
