@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_naive_loops(build: Build, family: str) -> None:
     plain, terms = build(family), [[] for _ in range(DEPTHS)]
     for prompt, response in rows:
         ids = torch.tensor(prompt + response)
-        for position in range(len(prompt) - 1, len(ids) - 2):
+        for position in range(len(prompt) - 2, len(ids) - 2):
             for depth in range(1, min(DEPTHS, len(ids) - 2 - position) + 1):
                 output_D = naive_chain(plain, block, ids[: position + 1 + depth], depth)
                 logs_V = (model.unembedding_VD @ output_D).log_softmax(-1)
