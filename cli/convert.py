@@ -41,6 +41,9 @@ NO_VERIFY = Annotated[bool, typer.Option("--no-verify", help="do not compare the
 PRE = Annotated[
     str | None, typer.Option(metavar="NAME", help="llama.cpp's name of the tokenizer's splitting rules [detected]")
 ]
+NEXTN = Annotated[
+    bool, typer.Option("--nextn", help="write NAME-nextn.gguf, with which llama.cpp itself speculates (draft-mtp)")
+]
 
 
 def convert(
@@ -50,6 +53,7 @@ def convert(
     heads_type: HEADS_TYPE = None,
     no_verify: NO_VERIFY = False,
     pre: PRE = None,
+    nextn: NEXTN = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to GGUF, and verify it against transformers."""
@@ -64,6 +68,7 @@ def convert(
             heads_type_name=heads_type,
             verified=not no_verify,
             pre=pre,
+            nextn=nextn,
             progress=progress,
         )
     if as_json:
@@ -89,6 +94,10 @@ def _print_json(done: Conversion) -> None:
     if done.heads is not None and done.heads.logits is not None:
         for entry, logits in zip(result["heads"]["logits"], done.heads.logits, strict=True):
             entry["relative"] = logits.relative
+    if done.nextn is not None:
+        result["nextn"]["draft"] = str(done.nextn.draft)
+        if done.nextn.logits is not None:
+            result["nextn"]["logits"]["relative"] = done.nextn.logits.relative
     print(json.dumps(result, indent=2))
 
 
@@ -110,8 +119,19 @@ def _print_text(done: Conversion, newest: bool) -> None:
         parallel = " --heads"
     for remark in remarks:
         print(f"note: {remark}")
+    if done.nextn is not None:
+        _print_block(done)
+        return
     model = "" if newest else f" -m {done.path}"
     print(f"next: nptool chat{parallel}{model}")
+
+
+def _print_block(done: Conversion) -> None:
+    assert done.nextn is not None
+    if done.nextn.logits is not None:
+        print(f"NextN block: {_difference(done.nextn.logits)}")
+    print(f"{done.nextn.draft}: the block alone")
+    print(f"next: llama-server -m {done.path} --spec-type draft-mtp --spec-draft-n-max 3")
 
 
 def _print_heads(heads: ConvertedHeads) -> None:

@@ -26,8 +26,11 @@ def train_heads(
         typer.Option("-m", "--model", metavar="DIR|ID", help="model to add heads to [that of the trajectories]"),
     ] = None,
     kind: Annotated[
-        Literal["shared", "separate"] | None,
-        typer.Option(help=f"one layer for all extra heads, or a layer for each [{DEFAULTS.kind}]"),
+        Literal["shared", "separate", "nextn"] | None,
+        typer.Option(
+            help="one layer for all extra heads, a layer for each, or a block that llama.cpp itself drafts with "
+            f"[{DEFAULTS.kind}]"
+        ),
     ] = None,
     heads: Annotated[
         int | None,

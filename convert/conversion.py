@@ -18,6 +18,7 @@ from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_t
 from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
 from nptool.convert.layers.model_spec import Config, Metadata, ModelSpec
+from nptool.convert.nextn import ConvertedBlock, block_left_out, read_carried, write_draft
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.convert.tensors import Tensor, gguf_tensors
@@ -25,6 +26,7 @@ from nptool.convert.tokenizer_files import read_tokenizer_files
 from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
+from nptool.heads import NEXTN
 from nptool.progress import Progress, silent
 from nptool.runs import run_of
 
@@ -66,6 +68,7 @@ class Conversion:
     verification: Verification | None
     remarks: tuple[str, ...]
     heads: ConvertedHeads | None = None
+    nextn: ConvertedBlock | None = None
 
 
 def convert(
@@ -76,6 +79,7 @@ def convert(
     heads_type_name: str | None = None,
     verified: bool = True,
     pre: str | None = None,
+    nextn: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -86,6 +90,7 @@ def convert(
         type_name: one of FILE_TYPES.
         heads_type_name: type of the extra heads, one that is written directly; None is q8_0.
         pre: llama.cpp's pre-tokenizer; None finds it from the tokenizer's rules.
+        nextn: write the model with its NextN block in an architecture with which llama.cpp itself speculates.
 
     Raises:
         UsageError: unknown type, unusable output, too little memory to verify.
@@ -94,43 +99,62 @@ def convert(
         DiskFullError: the disk filled up.
     """
     start = time.monotonic()
+    if nextn and heads_type_name is not None:
+        raise UsageError("--heads-type is of heads after the model, and --nextn writes a block inside it; omit one")
     chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
     with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
-        job = _prepare(checkpoint, pre, verified, progress)
-        path = out or default_output(checkpoint, chosen)
+        job = _prepare(checkpoint, pre, verified, nextn, progress)
+        path = out or default_output(checkpoint, NEXTN if nextn else chosen.name)
         with staged_file(path) as staged:
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
+            block = write_draft(staged, path, job.reference, chosen, progress) if nextn else None
             size = staged.stat().st_size
+        left_out = [] if nextn else block_left_out(checkpoint.directory)
     return Conversion(
         source=checkpoint.name,
         path=path,
-        architecture=job.spec.graph,
+        architecture=job.written.graph,
         file_type=chosen.name,
         parameters=sum(tensor.size for tensor in job.tensors),
         bytes=size,
         seconds=time.monotonic() - start,
         block_size=checkpoint.note.block_size if checkpoint.note else None,
         verification=verification,
-        remarks=(*job.spec.remarks, *other_types(others, chosen), *other_types(other_heads, heads_kind)),
+        remarks=(
+            *job.spec.remarks,
+            *left_out,
+            *other_types(others, chosen),
+            *other_types(other_heads, heads_kind),
+        ),
         heads=heads,
+        nextn=block,
     )
 
 
-def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
-    """The run's GGUF for a run's model, else a file here named after checkpoint and type."""
+def default_output(checkpoint: Checkpoint, suffix: str) -> Path:
+    """Beside a run's model `model.gguf`, or `model-nextn.gguf`; else a file here, named after checkpoint and `suffix`.
+
+    Args:
+        suffix: the type, or `nextn`.
+    """
     run = run_of(checkpoint.directory)
     if run is not None and run.model.resolve() == checkpoint.directory.resolve():
         # `parent` of "." and ".." is not the folder above.
         named = checkpoint.directory.name not in {"", ".."}
-        return (checkpoint.directory.parent if named else run.path) / run.gguf.name
-    return Path(f"{checkpoint.last_name}-{chosen.name}.gguf")
+        folder = checkpoint.directory.parent if named else run.path
+        return folder / (f"{run.gguf.stem}-nextn.gguf" if suffix == NEXTN else run.gguf.name)
+    return Path(f"{checkpoint.last_name}-{suffix}.gguf")
 
 
-def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: Progress) -> _Job:
-    spec = read_model_spec(Config(checkpoint.config, checkpoint.name))
-    tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
-    heads = read_heads(checkpoint, spec, tensors)
+def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, nextn: bool, progress: Progress) -> _Job:
+    spec = written = read_model_spec(Config(checkpoint.config, checkpoint.name))
+    if nextn:
+        carried = read_carried(checkpoint, spec)
+        written, tensors, heads = carried.spec, list(carried.tensors), None
+    else:
+        tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
+        heads = read_heads(checkpoint, spec, tensors)
     files = read_tokenizer_files(checkpoint.directory, checkpoint.config)
     vocabulary = read_vocabulary(files, spec.sizes.vocabulary, pre)
     reference = None
@@ -140,7 +164,7 @@ def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: 
         # One head at a time is in memory.
         _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
         reference = Reference(checkpoint.directory)
-    return _Job(checkpoint, spec, vocabulary, tensors, heads, reference, progress)
+    return _Job(checkpoint, spec, written, vocabulary, tensors, heads, reference, progress)
 
 
 @dataclass(frozen=True)
@@ -149,6 +173,9 @@ class _Job:
 
     checkpoint: Checkpoint
     spec: ModelSpec
+    """Of the plain model."""
+    written: ModelSpec
+    """Of what is written: the same, or the model with its NextN block."""
     vocabulary: Vocabulary
     tensors: Sequence[Tensor]
     heads: Heads | None
@@ -190,7 +217,7 @@ class _Job:
             **(self.checkpoint.note.metadata() if self.checkpoint.note else {}),
             **(self.heads.metadata if self.heads else {}),
         }
-        return write_gguf(path, self.spec, self.vocabulary, self.tensors, chosen, extra, self.progress)
+        return write_gguf(path, self.written, self.vocabulary, self.tensors, chosen, extra, self.progress)
 
     def _verify(self, path: Path, chosen: FileType) -> Verification | None:
         if self.reference is None:

@@ -139,7 +139,7 @@ def _add_metadata(writer: gguf.GGUFWriter, entries: Metadata) -> None:
         elif isinstance(value, float):
             writer.add_float32(key, value)
         else:
-            writer.add_array(key, [float(number) for number in value])
+            writer.add_array(key, [item if isinstance(item, bool) else float(item) for item in value])
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:

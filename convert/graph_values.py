@@ -42,11 +42,17 @@ def sample_logits(model: Model, sample: Sample, z_TD: NDArray[np.float32] | None
     """
     rows: Rows = [sample.filler, *sample.near, *sample.far] if z_TD is None else z_TD
     far = 1 + len(sample.near)
-    with _context(model) as context:
-        _decode(model, context, rows[:1], sample.distance - 1, FAR)
-        near_TV = _decode(model, context, rows[1:far], 0, NEAR)
+    with open_context(model) as context:
+        decode(model, context, rows[:1], sample.distance - 1, FAR)
+        near_TV = decode(model, context, rows[1:far], 0, NEAR)
         llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(context), NEAR, FAR, -1, -1)
-        return np.concatenate([near_TV, _decode(model, context, rows[far:], sample.distance, FAR)])
+        return np.concatenate([near_TV, decode(model, context, rows[far:], sample.distance, FAR)])
+
+
+def nextn_logits(model: Model, ids: Sequence[int], hidden_TD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (T, V) of the NextN block, whose row t reads token t and hidden state t."""
+    with open_context(model, nextn=True) as block:
+        return decode(model, block, hidden_TD, 0, NEAR, ids)
 
 
 def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, NDArray[np.float32]]:
@@ -60,16 +66,20 @@ def intermediates(model: Model, ids: Sequence[int], wanted: Callable[[str], bool
         found[name] = _tensor_values(tensor).reshape(len(ids), -1)
         return True
 
-    with _context(model, look) as context:
-        _decode(model, context, ids, 0, NEAR)
+    with open_context(model, look) as context:
+        decode(model, context, ids, 0, NEAR)
     return found
 
 
 @contextmanager
-def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None) -> Iterator[Any]:
+def open_context(
+    model: Model, look: Callable[[int, bool, Any], bool] | None = None, *, nextn: bool = False
+) -> Iterator[Any]:
+    """A context of `CELLS` tokens, of the model or of its NextN block."""
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CELLS
     parameters.n_seq_max = 2
+    parameters.ctx_type = llama_cpp.LLAMA_CONTEXT_TYPE_MTP if nextn else llama_cpp.LLAMA_CONTEXT_TYPE_DEFAULT
     parameters.kv_unified = True
     threads = 1 if llama_cpp.llama_model_n_params(model.pointer) < SMALL else usable_cores()
     parameters.n_threads = parameters.n_threads_batch = threads
@@ -88,14 +98,23 @@ def _context(model: Model, look: Callable[[int, bool, Any], bool] | None = None)
         llama_cpp.llama_free(context)
 
 
-def _decode(model: Model, context: Any, rows: Rows, start: int, sequence: int) -> NDArray[np.float32]:
-    """Logits (T, V) of `rows` at positions `start`, `start` + 1, ..."""
+def decode(
+    model: Model, context: Any, rows: Rows, start: int, sequence: int, ids: Sequence[int] = ()
+) -> NDArray[np.float32]:
+    """Logits (T, V) of `rows` at positions `start`, `start` + 1, ...
+
+    Args:
+        ids: tokens that a NextN block reads together with the vectors `rows`.
+    """
     width = rows.shape[1] if isinstance(rows, np.ndarray) else 0
     batch = llama_cpp.llama_batch_init(len(rows), width, 1)
+    tokens = (ctypes.c_int32 * len(ids))(*ids)
     try:
         batch.n_tokens = len(rows)
         values = batch.embd if width else batch.token
         np.ctypeslib.as_array(values, (len(rows) * max(width, 1),))[:] = np.ravel(rows)
+        if ids:
+            batch.token = tokens
         for row in range(len(rows)):
             batch.pos[row] = start + row
             batch.n_seq_id[row] = 1
@@ -103,6 +122,8 @@ def _decode(model: Model, context: Any, rows: Rows, start: int, sequence: int) -
             batch.logits[row] = 1
         status = llama_cpp.llama_decode(context, batch)
     finally:
+        if ids:
+            batch.token = None  # not llama.cpp's to free
         llama_cpp.llama_batch_free(batch)
     if status:
         raise GgufError(f"llama.cpp cannot evaluate the converted model (llama_decode returned {status})")

@@ -31,6 +31,7 @@ from nptool.heads import (
     HEADS_WEIGHTS,
     INDEX_KEY,
     KIND_KEY,
+    NEXTN,
     SEPARATE,
     SHARED,
     SHARED_LIMIT,
@@ -85,7 +86,7 @@ class Heads:
 
 
 def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> Heads | None:
-    """The checkpoint's heads, or None if it has none.
+    """The checkpoint's heads, or None if it has none, or a NextN block, which is written otherwise.
 
     Args:
         model: the tensors of the model's own GGUF.
@@ -94,9 +95,9 @@ def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> 
         CheckpointError: the heads are damaged, missing, or do not fit the model beside them.
     """
     info = read_heads_info(checkpoint.directory)
-    if info is None:
+    if info is None or info.kind == NEXTN:
         return None
-    _check_info(info, checkpoint, spec)
+    check_info(info, checkpoint, spec)
     path = checkpoint.directory / HEADS_WEIGHTS
     check_whole(path)
     stored = read_index([path])
@@ -176,7 +177,8 @@ def _values(tensor: StoredTensor) -> NDArray[np.float32]:
     return np.concatenate([*tensor.chunks()]).reshape(tensor.shape)
 
 
-def _check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+def check_info(info: HeadsInfo, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """Raise CheckpointError if heads.json describes heads of another model."""
     if info.count < 2:
         raise CheckpointError(f"{checkpoint.name}: heads.json says {info.count} heads; expected 2 or more; {AGAIN}")
     if info.kind == SHARED and (info.count > SHARED_LIMIT or info.rank < 0):

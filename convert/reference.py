@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from nptool.convert.layers.model_spec import Seam
 from nptool.convert.samples import Sample
 from nptool.convert.tensors import LAYER_PREFIX
 from nptool.convert.tokenizer_files import TOKENIZER_JSON
-from nptool.heads import HEADS_WEIGHTS, head_tensor, layer_tensor
+from nptool.heads import HEADS_WEIGHTS, head_tensor, layer_tensor, nextn_tensor
+from nptool.nextn import block_config, carrier_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +104,47 @@ class Reference:
             yield
         finally:
             layers[-1].load_state_dict(own)
+
+    def nextn(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Hidden states (T, D) and logits (T, V) of the NextN block.
+
+        Row t reads token t and the hidden state of token t - 1; that of row 0 is zero.
+        """
+        import torch
+
+        model: Any = self.model
+        hidden = Seam("hidden", "model.norm", "", of_input=not carrier_of(model.config.model_type).after_norm)
+        embedding = Seam("embedding", "model.embed_tokens", "")
+        found = self.intermediates(ids, (hidden, embedding))
+        hidden_TD, embedding_TD = (torch.from_numpy(found[name]) for name in ("hidden", "embedding"))
+        hidden_TD = torch.cat([torch.zeros_like(hidden_TD[:1]), hidden_TD[:-1]])
+        count = len(ids)
+        mask = torch.full((1, 1, count, count), torch.finfo(torch.float32).min).triu(1)
+        positions = torch.arange(count)[None]
+        with torch.inference_mode():
+            layer, enorm, hnorm, norm, projection = self._nextn_block()
+            mixed_TD = torch.cat([enorm(embedding_TD), hnorm(hidden_TD)], -1) @ projection.T
+            rotation = type(model.model.rotary_emb)(block_config(model.config))(mixed_TD, positions)
+            output = layer(mixed_TD[None], attention_mask=mask, position_ids=positions, position_embeddings=rotation)
+            output_BTD = output[0] if isinstance(output, tuple) else output
+            logits_TV = model.lm_head(norm(output_BTD))[0]
+        return np.asarray(hidden_TD.numpy(), np.float32), np.asarray(logits_TV.numpy(), np.float32)
+
+    def _nextn_block(self) -> Any:
+        """The block's layer, its three norms (of embedding, hidden state, output) and its projection (D, 2D)."""
+        from safetensors.torch import load_file
+
+        body: Any = self.model.model
+        stored = load_file(self._directory / HEADS_WEIGHTS)
+
+        def loaded(part: str, like: torch.nn.Module) -> torch.nn.Module:
+            copied = deepcopy(like)
+            weights = {name: stored[nextn_tensor(f"{part}.{name}")] for name in like.state_dict()}
+            copied.load_state_dict(weights)
+            return copied
+
+        norms = [loaded(part, body.norm) for part in ("enorm", "hnorm", "norm")]
+        return loaded("layer", body.layers[-1]), *norms, stored[nextn_tensor("eh_proj.weight")].float()
 
     def _outputs(self, sample: Sample) -> Any:
         import torch

@@ -136,6 +136,11 @@ def _cause(missing: list[str], unexpected: list[str]) -> str:
         return "these are quantized weights: convert the unquantized checkpoint"
     if any(name.startswith(("visual.", "vision_", "model.vision", "audio_")) for name in unexpected):
         return "this is a multimodal model: nptool converts text models"
+    if any(name.startswith("mtp.") or name.endswith(".eh_proj.weight") for name in unexpected):
+        return (
+            "these are weights of multi-token prediction, which nptool does not import: train a block of your own with "
+            "`nptool train heads --kind nextn` on the checkpoint without them"
+        )
     if unexpected and not missing and all(name.endswith(".bias") for name in unexpected):
         return "if the model has biases, config.json must say attention_bias or mlp_bias: true"
     return "config.json describes another model than the weights, or a shard belongs to another checkpoint"

@@ -136,6 +136,26 @@ def verify_heads(path: Path, reference: Reference, context: int, file_type: File
     return tuple(compared)
 
 
+def verify_nextn(path: Path, reference: Reference, file_type: FileType) -> LogitComparison:
+    """Compare the NextN block of the GGUF at `path` with `reference`, both on transformers' hidden states.
+
+    Raises:
+        GgufError: the block cannot be loaded, or differs by more than a type written directly explains.
+    """
+    from nptool.convert.graph_values import nextn_logits
+    from nptool.llama.model import Model
+
+    with Model.load(path, nextn=True) as model:
+        ids = draw_sample(min(len(reference.tokenizer), model.vocabulary_size), model.context_length).near
+        hidden_TD, expected_TV = reference.nextn(ids)
+        logits = LogitComparison.of(nextn_logits(model, ids, hidden_TD), expected_TV)
+    if file_type.direct and not logits.within(file_type.tolerance):
+        raise _difference(
+            "the NextN block of the converted model differs from the checkpoint", logits, file_type.tolerance, file_type
+        )
+    return logits
+
+
 def _sample(model: Model, reference: Reference, context: int) -> Sample:
     return draw_sample(min(len(reference.tokenizer), model.vocabulary_size), context)
 

@@ -25,7 +25,9 @@ FORMAT, SEPARATE_ONLY = 2, 1
 """Of `heads.json`: the one that is written, and an older one without `kind` and `rank`."""
 SEPARATE: Final = "separate"
 SHARED: Final = "shared"
-"""Kinds of heads."""
+NEXTN: Final = "nextn"
+KINDS = SEPARATE, SHARED, NEXTN
+"""Kinds of heads: a layer for each, one layer for all, or a block that drafts a token at a time (`nptool.nextn`)."""
 SHARED_LIMIT = 16
 """Most heads of a shared layer."""
 PLAIN_AGAIN = f"remove {HEADS_FILE} and {HEADS_WEIGHTS} to have the plain model, which new heads can be trained on"
@@ -70,7 +72,7 @@ class HeadsInfo:
     accuracy: Accuracy = ()
     kind: str = SEPARATE
     rank: int = 0
-    """Of A and B; 0 for separate heads."""
+    """Of A and B; 0 for other kinds."""
 
 
 def head_tensor(head: int, name: str) -> str:
@@ -98,6 +100,11 @@ def depth_shapes(info: HeadsInfo) -> dict[str, tuple[int, ...]]:
     hidden, rank = info.hidden_size, info.rank
     parts = {"e": (hidden,), "a": (rank, hidden), "b": (hidden, rank)}
     return {depth_tensor(head, name): shape for head in range(2, info.count + 1) for name, shape in parts.items()}
+
+
+def nextn_tensor(name: str) -> str:
+    """Name of a NextN block's tensor in `heads.safetensors`: `layer.<name as in head_tensor>`, `eh_proj.weight`, ..."""
+    return f"nextn.{name}"
 
 
 def write_heads_info(directory: Path, info: HeadsInfo) -> None:
@@ -143,10 +150,10 @@ def _read(path: Path) -> HeadsInfo:
         raise CheckpointError(f"{path} is damaged: it is not a JSON object; {PLAIN_AGAIN}")
     if saved.get("format") == SEPARATE_ONLY:
         saved |= {"kind": SEPARATE, "rank": 0}
-    elif saved.get("format") != FORMAT or saved.get("kind") not in (SEPARATE, SHARED):
+    elif saved.get("format") != FORMAT or saved.get("kind") not in KINDS:
         raise CheckpointError(
             f"{path} has format {saved.get('format')!r} and kind {saved.get('kind')!r}, this nptool knows format "
-            f"{FORMAT} with {SEPARATE} and {SHARED}; use the nptool that wrote it, or {PLAIN_AGAIN}"
+            f"{FORMAT} with {', '.join(KINDS)}; use the nptool that wrote it, or {PLAIN_AGAIN}"
         )
     hints = get_type_hints(HeadsInfo)
     for name, kind in hints.items():

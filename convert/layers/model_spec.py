@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from nptool.convert.layers.weights import StoredTensor
 from nptool.errors import CheckpointError
 
-Metadata = Mapping[str, str | int | float | Sequence[float]]
-"""GGUF entries by key: string, uint32, float32 or an array of float32."""
+Metadata = Mapping[str, str | int | float | Sequence[float] | Sequence[bool]]
+"""GGUF entries by key: string, uint32, float32, or an array of float32 or of booleans."""
 Reader = Callable[[StoredTensor], Iterator[NDArray[np.float32]]]
 """Gives a stored tensor's rows as the GGUF has them, a few at a time."""
 

@@ -44,17 +44,19 @@ class Model(Closable):
         self._dependents: WeakSet[Closable] = WeakSet()
 
     @classmethod
-    def load(cls, path: str | Path, gpu_layers: int = 0) -> Self:
+    def load(cls, path: str | Path, gpu_layers: int = 0, *, nextn: bool = False) -> Self:
         """Load a file after `check_gguf`.
 
         Args:
             gpu_layers: layers to put on the GPU; negative is all of them.
+            nextn: load the weights of its NextN block too.
 
         Raises:
             GgufError: see `check_gguf`, or llama.cpp cannot load it.
         """
         header = check_gguf(path)
         parameters = _parameters(gpu_layers)
+        parameters.load_mtp = nextn
         with error_lines() as lines:
             pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
         return cls._checked(pointer, header, lines)

@@ -85,6 +85,34 @@ def test_heads(
     assert "2 extra heads after the model: q8_0, " in done.stdout
 
 
+def test_nextn(
+    tmp_path: Path,
+    make_checkpoint: Callable[..., Path],
+    add_nextn: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = Run.create("one")
+    made.publish()
+    (made.path / "config.json").write_text("{}")
+    add_nextn(make_checkpoint()).rename(made.model)
+    assert run(["convert", "--nextn"], debug=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("runs/one/model-nextn.gguf: f16, 0.")
+    assert "M parameters, architecture step35, " in lines[0]
+    assert lines[2].startswith("NextN block: 40 tokens: logits differ by at most ")
+    assert lines[3:] == [
+        "runs/one/mtp-model.gguf: the block alone",
+        "next: llama-server -m runs/one/model-nextn.gguf --spec-type draft-mtp --spec-draft-n-max 3",
+    ]
+    made.model.rename("mine")
+    assert run(["convert", "mine", "--nextn", "--type", "f32", "--json"], debug=False) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["path"], result["nextn"]["draft"]) == ("mine-nextn.gguf", "mtp-mine.gguf")
+    assert result["nextn"]["logits"]["relative"] < 1e-3
+    assert run(["convert", "mine", "--nextn", "--no-verify", "--json"], debug=False) == 0
+    assert json.loads(capsys.readouterr().out)["nextn"]["logits"] is None
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         (

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nptool.checkpoints import check_checkpoint, load_config, load_tokenizer
-from nptool.heads import SHARED, read_heads_info
+from nptool.heads import SEPARATE, read_heads_info
 from nptool.training.arguments import uses_bfloat16
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import load_corpus
@@ -64,7 +64,7 @@ def dry_run(config: BaseConfig) -> dict[str, Any]:
 def _with_heads(config: BaseConfig, shape: Shape, heads: int) -> Shape:
     """Sizes of the model to start from with its heads, as if they were layers of its own."""
     info = read_heads_info(Path(config.model)) if config.model is not None and heads > 1 else None
-    shared = info is not None and info.kind == SHARED
+    shared = info is not None and info.kind != SEPARATE
     return replace(shape, layers=shape.layers + (1 if shared else heads - 1))
 
 

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from nptool.checkpoints import check_checkpoint, load_config, load_model, load_tokenizer, save_model, save_tokenizer
 from nptool.errors import ContextError, DataError, UsageError
-from nptool.heads import read_heads_info
+from nptool.heads import NEXTN, read_heads_info
 from nptool.processes import is_main_process, main_process_first
 from nptool.progress import Progress, silent
 from nptool.runs import Run
@@ -106,7 +106,7 @@ def count_heads(config: BaseConfig) -> int:
     """Heads that are trained, including head 1.
 
     Raises:
-        UsageError: the model to start from has another number of heads.
+        UsageError: the model to start from has another number of heads, or a NextN block.
         CheckpointError: its heads do not fit it.
     """
     info = read_heads_info(Path(config.model)) if config.model is not None else None
@@ -118,6 +118,11 @@ def count_heads(config: BaseConfig) -> int:
         raise UsageError(
             f"{config.model} has no extra heads; train some with `nptool train heads -m {config.model}`, or leave "
             "--heads out"
+        )
+    if info.kind == NEXTN:
+        raise UsageError(
+            f"{config.model} has a NextN block, which is not trained with its model; give --heads 1 to go on without "
+            "it, and train a new one afterwards"
         )
     if config.heads not in (None, info.count):
         raise UsageError(

@@ -8,16 +8,16 @@ from typing import Any, ClassVar, Literal
 
 from nptool.errors import UsageError
 from nptool.files import read_json
-from nptool.heads import SEPARATE, SHARED, SHARED_LIMIT, read_heads_info
+from nptool.heads import NEXTN, SEPARATE, SHARED, SHARED_LIMIT, read_heads_info
 from nptool.runs import Run, latest_run, run_of
 from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
 
-HEADS_LR = {SHARED: 2e-3, SEPARATE: 1e-3}
+HEADS_LR = {SHARED: 2e-3, SEPARATE: 1e-3, NEXTN: 2e-3}
 """Peak learning rate on a frozen trunk; of separate heads Medusa-1's (arXiv 2401.10774)."""
 
-COUNT = {SHARED: 8, SEPARATE: 4}
+COUNT = {SHARED: 8, SEPARATE: 4, NEXTN: 4}
 """n: of separate heads the best of 1 to 8 in 2404.19737, table 1."""
 
 RANK = 32
@@ -37,8 +37,8 @@ class HeadsConfig(ResponsesConfig):
 
     batch_tokens: int = 2048
     """Tokens in one forward pass on one device, including padding; small, since collections are small."""
-    kind: Literal["shared", "separate"] = SHARED
-    """One layer for all extra heads, or a layer for each."""
+    kind: Literal["shared", "separate", "nextn"] = SHARED
+    """One layer for all extra heads, a layer for each, or a block that llama.cpp itself speculates with."""
     heads: int | None = None
     """n: heads in all, including the model's own last layer; None is the default of the kind."""
     rank: int = RANK
@@ -63,6 +63,8 @@ class HeadsConfig(ResponsesConfig):
         check_range(self, ("rank",), low=0)
         if self.kind != SHARED and self.rank != RANK:
             raise UsageError("--rank belongs to shared heads; add --kind shared")
+        if self.kind == NEXTN and self.joint:
+            raise UsageError("--joint trains the model with its heads, and a NextN block leaves it as it is; omit one")
         check_range(self, ("joint_lr",), low=0, open_low=True)
         check_range(self, ("guard",), low=0)
         if not self.joint:

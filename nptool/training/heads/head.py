@@ -8,14 +8,14 @@ Legend: B batch, T tokens, D hidden, M positions of one head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from nptool.heads import SEPARATE, SHARED, head_tensor
+from nptool.heads import NEXTN, SEPARATE, SHARED, head_tensor
 from nptool.training.estimate import Shape
 
 
@@ -27,6 +27,7 @@ class TrunkOutput:
     """Input of the model's last layer."""
     arguments: dict[str, Any]
     """Mask, rotary embeddings and whatever else the model passes to its last layer."""
+    ids_BT: Tensor
 
 
 class ExtraHeads(nn.Module):
@@ -58,7 +59,7 @@ class ExtraHeads(nn.Module):
         return 0
 
     def hidden_states(self, number: int, trunk: TrunkOutput, positions_M: Tensor) -> Tensor:
-        """Output (M, D) of one head before the final norm.
+        """Output (M, D) of one head before the norm.
 
         Args:
             positions_M: ascending, in the flattened batch.
@@ -66,8 +67,16 @@ class ExtraHeads(nn.Module):
         raise NotImplementedError
 
     def weights(self, number: int) -> list[nn.Parameter]:
-        """Weights that one head uses."""
+        """Weights that one head uses, without the norm's."""
         raise NotImplementedError
+
+    def own_norm(self) -> nn.Module | None:
+        """The norm after the heads; None is the model's final norm."""
+        return None
+
+    def loss_weights(self) -> Sequence[float]:
+        """Of each head's loss; head 1 has 1."""
+        return [1.0] * self.count
 
     def fast_weights(self) -> Iterable[nn.Parameter]:
         """Weights that are trained at a higher learning rate than the others."""
@@ -111,4 +120,6 @@ def extra_parameters(shape: Shape, kind: str, heads: int, rank: int) -> int:
     """Parameters of heads 2..`heads` on a model of `shape`."""
     layer = replace(shape, layers=shape.layers + 1).parameters - shape.parameters
     depths = heads - 1
+    if kind == NEXTN:
+        return layer + (2 * shape.hidden_size + 3) * shape.hidden_size
     return layer + depths * (1 + 2 * rank) * shape.hidden_size if kind == SHARED else depths * layer

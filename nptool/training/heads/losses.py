@@ -15,7 +15,7 @@ Legend: B batch, T tokens, D hidden, V vocabulary, N trained positions, M positi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +96,8 @@ class _PerHead(torch.autograd.Function):
         gradients = _Gradients(z_BTD, parameters)
         exact = torch.promote_types(z_BTD.dtype, torch.float32)
         sums = z_BTD.new_zeros(batch.model.count + 1, dtype=exact)
-        shares_K = 1 / batch.counts_K.clamp(min=1).to(exact)
+        weights_K = torch.tensor([1.0, *batch.model.extra.loss_weights()], dtype=exact, device=z_BTD.device)
+        shares_K = weights_K / batch.counts_K.clamp(min=1).to(exact)
         for head in range(batch.model.count):
             if gradients.wanted(head, batch.model):
                 _one_head(batch, head, z_BTD, shares_K[head], gradients, sums)
@@ -169,7 +170,7 @@ def _one_head(batch: _Batch, head: int, z_BTD: Tensor, share: Tensor, gradients:
     chosen_M = (batch.labels_NK[:, head] != IGNORE).nonzero()[:, 0]
     leaf_BTD = z_BTD.detach().requires_grad_(z_BTD.requires_grad)
     with torch.enable_grad():
-        trunk = TrunkOutput(leaf_BTD, batch.trunk.arguments)
+        trunk = replace(batch.trunk, z_BTD=leaf_BTD)
         hidden_MD = model.hidden_states(head, trunk, batch.positions_N[chosen_M])
     gradient_MD = torch.empty_like(hidden_MD)
     for rows_C in chunks(len(chosen_M), len(model.unembedding_VD)):

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from nptool.errors import CheckpointError
 from nptool.training.heads.head import ExtraHeads, SeparateHeads, TrunkOutput
+from nptool.training.heads.nextn import NextN
 from nptool.training.heads.shared import SharedHeads
 
-KINDS: dict[str, type[ExtraHeads]] = {kind.KIND: kind for kind in (SharedHeads, SeparateHeads)}
+KINDS: dict[str, type[ExtraHeads]] = {kind.KIND: kind for kind in (SharedHeads, SeparateHeads, NextN)}
 
 
 class Tap(nn.Module):
@@ -29,10 +30,10 @@ class Tap(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.output: TrunkOutput | None = None
+        self.output: tuple[Tensor, dict[str, Any]] | None = None
 
     def forward(self, z_BTD: Tensor, **arguments: Any) -> Tensor:
-        self.output = TrunkOutput(z_BTD, arguments)
+        self.output = z_BTD, arguments
         return z_BTD
 
 
@@ -92,10 +93,10 @@ class MultiHead(nn.Module):
             self.trunk(input_ids=ids_BT, use_cache=False)
         output, self.tap.output = self.tap.output, None
         assert output is not None
-        return output
+        return TrunkOutput(*output, ids_BT)
 
     def hidden_states(self, head: int, trunk: TrunkOutput, positions_M: Tensor) -> Tensor:
-        """A head's hidden states after the final norm, shape (M, D).
+        """A head's hidden states after the norm, shape (M, D).
 
         Args:
             head: its number - 1, so 0 is the last layer.
@@ -105,13 +106,17 @@ class MultiHead(nn.Module):
             output_MD = self.extra.hidden_states(head - 1, trunk, positions_M)
         else:
             output_MD = self.last(trunk.z_BTD, **trunk.arguments).flatten(0, 1)[positions_M]
-        hidden_MD: Tensor = self.norm(output_MD)
+        hidden_MD: Tensor = self._norm_after(head)(output_MD)
         return hidden_MD
 
     def weights(self, head: int) -> list[nn.Parameter]:
         """Weights that a head's hidden states depend on, besides the trunk's."""
         own = self.extra.weights(head - 1) if head else [*self.last.parameters()]
-        return [*own, *self.norm.parameters()]
+        return [*own, *self._norm_after(head).parameters()]
+
+    def _norm_after(self, head: int) -> nn.Module:
+        own = self.extra.own_norm() if head else None
+        return self.norm if own is None else own
 
     def freeze_trunk(self) -> None:
         """Train heads 2..n only."""
