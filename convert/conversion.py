@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
 from nptool.convert.families import read_model_spec
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type, other_types
 from nptool.convert.gguf_file import write_gguf
+from nptool.convert.figures import write_figures
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
 from nptool.convert.layers.model_spec import Config, Metadata, ModelSpec
 from nptool.convert.quantize import quantize_gguf
@@ -25,6 +26,7 @@ from nptool.convert.tokenizer_files import read_tokenizer_files
 from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
+from nptool.heads_sample import HeadsScore, Scorer
 from nptool.progress import Progress, silent
 from nptool.runs import run_of
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 MEMORY_LEFT = 1 << 30
 """Bytes that must stay free."""
+SCORING = "scoring the heads"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class ConvertedHeads:
     bytes: int
     logits: tuple[LogitComparison, ...] | None
     """One for each head, or for the layer that they share; None if they were not verified."""
+    score: HeadsScore | None = None
+    """On the checkpoint's held-out sample; None if it was not scored, or the checkpoint has none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def convert(
     heads_type_name: str | None = None,
     verified: bool = True,
     pre: str | None = None,
+    score: Scorer | None = None,
     progress: Progress = silent,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -86,6 +92,8 @@ def convert(
         type_name: one of FILE_TYPES.
         heads_type_name: type of the extra heads, one that is written directly; None is q8_0.
         pre: llama.cpp's pre-tokenizer; None finds it from the tokenizer's rules.
+        score: scores the heads in the finished file, which then has the figures, if the checkpoint has a held-out
+            sample and the conversion is verified.
 
     Raises:
         UsageError: unknown type, unusable output, too little memory to verify.
@@ -96,11 +104,13 @@ def convert(
     start = time.monotonic()
     chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
     with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
-        job = _prepare(checkpoint, pre, verified, progress)
+        job = _prepare(checkpoint, pre, score if verified else None, verified, progress)
         path = out or default_output(checkpoint, chosen)
         with staged_file(path) as staged:
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
+            if heads is not None:
+                heads = replace(heads, score=job.score_heads(staged))
             size = staged.stat().st_size
     return Conversion(
         source=checkpoint.name,
@@ -127,10 +137,10 @@ def default_output(checkpoint: Checkpoint, chosen: FileType) -> Path:
     return Path(f"{checkpoint.last_name}-{chosen.name}.gguf")
 
 
-def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: Progress) -> _Job:
+def _prepare(checkpoint: Checkpoint, pre: str | None, score: Scorer | None, verified: bool, progress: Progress) -> _Job:
     spec = read_model_spec(Config(checkpoint.config, checkpoint.name))
     tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
-    heads = read_heads(checkpoint, spec, tensors)
+    heads = read_heads(checkpoint, spec, tensors, scored=score is not None)
     files = read_tokenizer_files(checkpoint.directory, checkpoint.config)
     vocabulary = read_vocabulary(files, spec.sizes.vocabulary, pre)
     reference = None
@@ -140,7 +150,7 @@ def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, progress: 
         # One head at a time is in memory.
         _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
         reference = Reference(checkpoint.directory)
-    return _Job(checkpoint, spec, vocabulary, tensors, heads, reference, progress)
+    return _Job(checkpoint, spec, vocabulary, tensors, heads, reference, score, progress)
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,7 @@ class _Job:
     heads: Heads | None
     reference: Reference | None
     """None if nothing is verified."""
+    score: Scorer | None
     progress: Progress
 
     def write_model(self, path: Path, chosen: FileType) -> tuple[Verification | None, dict[str, str]]:
@@ -183,6 +194,16 @@ class _Job:
             self.progress(step, 1, 1)
         info, size = self.heads.info, path.stat().st_size - model_bytes
         return ConvertedHeads(info.count, info.kind, kind.name, self.heads.parameters, size, logits), others
+
+    def score_heads(self, path: Path) -> HeadsScore | None:
+        """Score the heads in the finished file at `path`, and write the figures into it."""
+        if self.score is None or self.heads is None or self.heads.sample is None:
+            return None
+        self.progress(SCORING, 0, 1)
+        found = self.score(path, self.checkpoint.directory)
+        write_figures(path, found.found)
+        self.progress(SCORING, 1, 1)
+        return found
 
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {
