@@ -113,14 +113,12 @@ def _print_text(done: Conversion, newest: bool) -> None:
         texts = done.verification.texts
         print(f"verified against transformers: {texts} texts tokenized alike; {_difference(done.verification.logits)}")
         remarks = [*done.verification.remarks, *remarks]
-    parallel = f" --jacobi -n {done.block_size}" if done.block_size is not None else ""
     if done.heads is not None:
         _print_heads(done.heads)
-        parallel = " --heads"
     for remark in remarks:
         print(f"note: {remark}")
     model = "" if newest else f" -m {done.path}"
-    print(f"next: nptool chat{parallel}{model}")
+    print(f"next: nptool chat{model}")
 
 
 def _print_heads(heads: ConvertedHeads) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
 from nptool.convert.families import read_model_spec
+from nptool.convert.figures import write_figures
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type, other_types
 from nptool.convert.gguf_file import write_gguf
-from nptool.convert.figures import write_figures
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
 from nptool.convert.layers.model_spec import Config, Metadata, ModelSpec
 from nptool.convert.quantize import quantize_gguf

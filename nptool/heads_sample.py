@@ -87,7 +87,7 @@ def read_sample(directory: Path, count: int) -> HeadsSample | None:
     try:
         prompts, responses = (tuple(tuple(map(int, ids)) for ids in saved[name]) for name in ("prompts", "responses"))
         figures = _figures(saved["figures"], "tokens_per_forward", "acceptance", count)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); copy it again, or remove it") from error
     if figures is None or not prompts or len(prompts) != len(responses) or not all((*prompts, *responses)):
         raise CheckpointError(f"{path} does not fit {count} heads; copy the one beside these heads, or remove it")
@@ -108,8 +108,12 @@ def figures_in(metadata: Mapping[str, Any]) -> HeadsFigures | None:
 def _figures(values: Mapping[str, Any], tokens_key: str, acceptance_key: str, count: int) -> HeadsFigures | None:
     """None unless a chain of `count` heads can have these figures."""
     tokens, shares = values.get(tokens_key), values.get(acceptance_key)
-    numbers = [tokens, *shares] if isinstance(shares, list) else [None]
-    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+    if not isinstance(shares, list) or len(shares) != count - 1 or not all(map(_is_number, (tokens, *shares))):
         return None
-    possible = len(numbers) == count and 1 <= numbers[0] <= count and all(0 <= share <= 1 for share in numbers[1:])
-    return HeadsFigures(float(numbers[0]), tuple(map(float, numbers[1:]))) if possible else None
+    figures = HeadsFigures(float(tokens or 0), tuple(map(float, shares)))
+    possible = 1 <= figures.tokens_per_forward <= count and all(0 <= share <= 1 for share in figures.acceptance)
+    return figures if possible else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

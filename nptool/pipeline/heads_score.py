@@ -1,4 +1,4 @@
-"""Scores the heads of a finished GGUF: it answers the held-out sample of its checkpoint, and a large gap gets a cause."""
+"""Scores the heads of a finished GGUF: it answers its checkpoint's held-out sample, and a large gap gets a cause."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _same_template(model: TextModel, directory: Path) -> bool:
     """Whether the file and the checkpoint's tokenizer render a question alike; True if either refuses it."""
     with suppress(NptoolError):
         expected = render(Record(prompt=PROBE), load_tokenizer(directory)).prompt_ids
-        return model.encode(PROBE).tolist() == expected
+        return list(model.encode(PROBE)) == expected
     return True
 
 
