@@ -162,12 +162,8 @@ def test_a_large_gap_names_its_cause(checkpoint: Path, tmp_path: Path) -> None:
     settings["chat_template"] = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "its chat template renders a question otherwise" in warning_of(path, directory)
-    pieces = [token for text in TEXTS for token in [tuple(map(ord, text))]]
-    tokenizer = load_tokenizer(checkpoint)
-    letters = [
-        tuple(tokenizer.convert_tokens_to_ids([chr(code) if code != 32 else "Ġ" for code in ids])) for ids in pieces
-    ]
-    write_sample(directory, replace(sample, prompts=(letters[0], *sample.prompts[1:])))
+    letters = load_tokenizer(checkpoint).convert_tokens_to_ids([*TEXTS[0].replace(" ", "\u0120")])
+    write_sample(directory, replace(sample, prompts=(tuple(letters), *sample.prompts[1:])))
     assert "its tokenizer splits 1 of 6 prompts otherwise" in warning_of(path, directory)
 
 
