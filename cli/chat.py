@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -86,6 +87,9 @@ def chat(
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
+    A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of
+    autoregressive decoding; --jacobi, --heads and --exact choose.
+
     A line that ends in a backslash continues on the next. In a pipe, an empty line or a /command ends
     a message; `nptool generate` reads a whole pipe as one prompt.
     """
@@ -107,7 +111,11 @@ def chat(
         repeat_penalty=repeat_penalty,
         seed=seed,
     )
+    chosen = jacobi or block_mode or heads or exact
     with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
+        if not chosen:
+            method, *others = text_model.trained_methods()
+            config = replace(config, method=method, others=tuple(others), adapt=True)
         session = Session(text_model, config, system=system, raw=raw)
         if sys.stdin.isatty():
             way = describe(config, text_model.block_length(config))

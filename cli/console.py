@@ -6,9 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nptool.progress import Progress
+
+if TYPE_CHECKING:
+    from nptool.heads_sample import HeadsFigures
 
 REDRAW_SECONDS = 0.2
 LONGEST_BAR = 48
@@ -32,6 +35,12 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
 def bar(value: float, highest: float) -> str:
     """A bar as long as the value's share of the highest one, followed by the value."""
     return f"{'█' * max(1, round(LONGEST_BAR * value / highest))} {value:.2f}"
+
+
+def chain_figures(figures: HeadsFigures) -> str:
+    """Tokens per forward and acceptance of a chain of heads, in a few words."""
+    accepted = ", ".join(f"{share:.0%}" for share in figures.acceptance)
+    return f"{figures.tokens_per_forward:.2f} tokens per forward; drafts accepted: {accepted}"
 
 
 @contextmanager

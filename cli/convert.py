@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nptool.cli.console import progress_bars
+from nptool.cli.console import chain_figures, progress_bars
 from nptool.cli.options import AsJson
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES
 from nptool.errors import DataError
@@ -19,6 +19,7 @@ from nptool.runs import latest_run
 if TYPE_CHECKING:
     from nptool.convert.conversion import Conversion, ConvertedHeads
     from nptool.convert.verification import LogitComparison
+    from nptool.heads_sample import HeadsScore
 
 CHECKPOINT = Annotated[
     str | None,
@@ -37,7 +38,9 @@ TYPE = Annotated[str, typer.Option("--type", metavar="TYPE", help=f"type of the 
 HEADS_TYPE = Annotated[
     str | None, typer.Option(metavar="TYPE", help="type of the extra heads: f32, f16, bf16, q8_0, q4_0 [q8_0]")
 ]
-NO_VERIFY = Annotated[bool, typer.Option("--no-verify", help="do not compare the result with transformers")]
+NO_VERIFY = Annotated[
+    bool, typer.Option("--no-verify", help="do not compare the result with transformers and training")
+]
 PRE = Annotated[
     str | None, typer.Option(metavar="NAME", help="llama.cpp's name of the tokenizer's splitting rules [detected]")
 ]
@@ -59,6 +62,11 @@ def convert(
     """Convert a Hugging Face checkpoint to GGUF, and verify it against transformers."""
     from nptool.convert.conversion import convert as convert_checkpoint
 
+    def score(path: Path, directory: Path) -> HeadsScore:
+        from nptool.pipeline.heads_score import score_heads
+
+        return score_heads(path, directory)
+
     source = checkpoint if checkpoint is not None else _newest_model()
     with progress_bars() as progress:
         done = convert_checkpoint(
@@ -69,6 +77,7 @@ def convert(
             verified=not no_verify,
             pre=pre,
             nextn=nextn,
+            score=score,
             progress=progress,
         )
     if as_json:
@@ -113,17 +122,15 @@ def _print_text(done: Conversion, newest: bool) -> None:
         texts = done.verification.texts
         print(f"verified against transformers: {texts} texts tokenized alike; {_difference(done.verification.logits)}")
         remarks = [*done.verification.remarks, *remarks]
-    parallel = f" --jacobi -n {done.block_size}" if done.block_size is not None else ""
     if done.heads is not None:
         _print_heads(done.heads)
-        parallel = " --heads"
     for remark in remarks:
         print(f"note: {remark}")
     if done.nextn is not None:
         _print_block(done)
         return
     model = "" if newest else f" -m {done.path}"
-    print(f"next: nptool chat{parallel}{model}")
+    print(f"next: nptool chat{model}")
 
 
 def _print_block(done: Conversion) -> None:
@@ -142,6 +149,13 @@ def _print_heads(heads: ConvertedHeads) -> None:
     for number, logits in enumerate(heads.logits or (), start=2):
         name = f"head {number}" if heads.kind == SEPARATE else "their layer"
         print(f"{name}: {_difference(logits)}")
+    if heads.score is not None:
+        print(f"on {heads.score.prompts} held-out prompts: {chain_figures(heads.score.found)}")
+        print(f"in training, on the same: {chain_figures(heads.score.trained)}")
+        if heads.score.warning is not None:
+            print(f"warning: {heads.score.warning}")
+    elif heads.logits is not None:
+        print("not scored on held-out prompts: `nptool train heads` saves some, and this checkpoint has none")
 
 
 def _difference(logits: LogitComparison) -> str:

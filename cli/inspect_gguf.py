@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nptool.cli.console import chain_figures
 from nptool.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def inspect(file: FILE = None, as_json: AsJson = False) -> None:
     if summary.measured is not None:
         found = summary.measured
         print(f"held out: {found.tokens_per_forward:.2f} tokens per forward in blocks of {found.block_size}")
+    if summary.figures is not None:
+        print(f"heads, at conversion: {chain_figures(summary.figures)}")
     for number, row in enumerate(summary.accuracy, start=2):
         print(f"head {number} held out: top-1 {row[0]:.1%}, top-{len(row)} {sum(row):.1%}")
     for part in summary.parts:

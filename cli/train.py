@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nptool.cli.console import progress_bars
+from nptool.cli.console import chain_figures, progress_bars
 from nptool.cli.options import AsJson
 from nptool.cli.train_base import train_base
 from nptool.cli.train_cllm import train_cllm
@@ -35,8 +35,8 @@ def train(context: typer.Context, as_json: AsJson = False) -> None:
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, scores. About 21 minutes on 2 cores; run "
-        "the same command again to resume.",
+        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. Takes 11 to 25 minutes on "
+        "2 cores; run the same command again to resume.",
         err=True,
     )
     with progress_bars() as progress:
@@ -66,4 +66,7 @@ def _print_result(result: DefaultResult) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    if after.heads is not None:
+        count = len(after.heads.acceptance) + 1
+        console.print(f"{count} heads on the same answers: {chain_figures(after.heads)}", highlight=False)
     console.print(f"{result.model} ({result.seconds / 60:.1f} minutes). Next: nptool convert", highlight=False)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nptool.convert.checkpoint import Checkpoint, opened_checkpoint
 from nptool.convert.families import read_model_spec
+from nptool.convert.figures import write_figures
 from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES, FileType, file_type, other_types
 from nptool.convert.gguf_file import write_gguf
 from nptool.convert.heads import Heads, append_heads, heads_type, read_heads
@@ -27,6 +28,7 @@ from nptool.convert.verification import LogitComparison, Verification, verify, v
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
 from nptool.errors import UsageError
 from nptool.heads import NEXTN
+from nptool.heads_sample import HeadsScore, Scorer
 from nptool.progress import Progress, silent
 from nptool.runs import run_of
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MEMORY_LEFT = 1 << 30
 """Bytes that must stay free."""
+SCORING = "scoring the heads"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class ConvertedHeads:
     bytes: int
     logits: tuple[LogitComparison, ...] | None
     """One for each head, or for the layer that they share; None if they were not verified."""
+    score: HeadsScore | None = None
+    """On the checkpoint's held-out sample; None if it was not scored, or the checkpoint has none."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def convert(
     verified: bool = True,
     pre: str | None = None,
     nextn: bool = False,
+    score: Scorer | None = None,
     progress: Progress = silent,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -91,6 +97,8 @@ def convert(
         heads_type_name: type of the extra heads, one that is written directly; None is q8_0.
         pre: llama.cpp's pre-tokenizer; None finds it from the tokenizer's rules.
         nextn: write the model with its NextN block in an architecture with which llama.cpp itself speculates.
+        score: scores the heads in the finished file, which then has the figures, if the checkpoint has a held-out
+            sample and the conversion is verified.
 
     Raises:
         UsageError: unknown type, unusable output, too little memory to verify.
@@ -103,11 +111,13 @@ def convert(
         raise UsageError("--heads-type is of heads after the model, and --nextn writes a block inside it; omit one")
     chosen, heads_kind = file_type(type_name), heads_type(heads_type_name)
     with opened_checkpoint(ref, (out or Path("model.gguf")).parent) as checkpoint:
-        job = _prepare(checkpoint, pre, verified, nextn, progress)
+        job = _prepare(checkpoint, pre, score if verified else None, verified, nextn, progress)
         path = out or default_output(checkpoint, NEXTN if nextn else chosen.name)
         with staged_file(path) as staged:
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
+            if heads is not None:
+                heads = replace(heads, score=job.score_heads(staged))
             block = write_draft(staged, path, job.reference, chosen, progress) if nextn else None
             size = staged.stat().st_size
         left_out = [] if nextn else block_left_out(checkpoint.directory)
@@ -147,14 +157,16 @@ def default_output(checkpoint: Checkpoint, suffix: str) -> Path:
     return Path(f"{checkpoint.last_name}-{suffix}.gguf")
 
 
-def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, nextn: bool, progress: Progress) -> _Job:
+def _prepare(
+    checkpoint: Checkpoint, pre: str | None, score: Scorer | None, verified: bool, nextn: bool, progress: Progress
+) -> _Job:
     spec = written = read_model_spec(Config(checkpoint.config, checkpoint.name))
     if nextn:
         carried = read_carried(checkpoint, spec)
         written, tensors, heads = carried.spec, list(carried.tensors), None
     else:
         tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
-        heads = read_heads(checkpoint, spec, tensors)
+        heads = read_heads(checkpoint, spec, tensors, scored=score is not None)
     files = read_tokenizer_files(checkpoint.directory, checkpoint.config)
     vocabulary = read_vocabulary(files, spec.sizes.vocabulary, pre)
     reference = None
@@ -164,7 +176,7 @@ def _prepare(checkpoint: Checkpoint, pre: str | None, verified: bool, nextn: boo
         # One head at a time is in memory.
         _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
         reference = Reference(checkpoint.directory)
-    return _Job(checkpoint, spec, written, vocabulary, tensors, heads, reference, progress)
+    return _Job(checkpoint, spec, written, vocabulary, tensors, heads, reference, score, progress)
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,7 @@ class _Job:
     heads: Heads | None
     reference: Reference | None
     """None if nothing is verified."""
+    score: Scorer | None
     progress: Progress
 
     def write_model(self, path: Path, chosen: FileType) -> tuple[Verification | None, dict[str, str]]:
@@ -210,6 +223,16 @@ class _Job:
             self.progress(step, 1, 1)
         info, size = self.heads.info, path.stat().st_size - model_bytes
         return ConvertedHeads(info.count, info.kind, kind.name, self.heads.parameters, size, logits), others
+
+    def score_heads(self, path: Path) -> HeadsScore | None:
+        """Score the heads in the finished file at `path`, and write the figures into it."""
+        if self.score is None or self.heads is None or self.heads.sample is None:
+            return None
+        self.progress(SCORING, 0, 1)
+        found = self.score(path, self.checkpoint.directory)
+        write_figures(path, found.found)
+        self.progress(SCORING, 1, 1)
+        return found
 
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {

@@ -44,6 +44,7 @@ from nptool.heads import (
     layer_tensor,
     read_heads_info,
 )
+from nptool.heads_sample import HeadsSample, placeholders, read_sample
 from nptool.llama.gguf_parts import part_start
 from nptool.progress import Progress, in_part
 
@@ -64,6 +65,8 @@ class Heads:
     """`tensors[0]` is head 2, or the layer that all heads share."""
     depths: tuple[Tensor, ...] = ()
     """What tells the heads of a shared layer apart."""
+    sample: HeadsSample | None = None
+    """Held-out prompts that the finished file is scored on."""
 
     @property
     def parameters(self) -> int:
@@ -72,7 +75,7 @@ class Heads:
     @property
     def metadata(self) -> Metadata:
         """Entries of the model's GGUF."""
-        entries: dict[str, int | str | list[float]] = {
+        entries: dict[str, int | str | float | list[float]] = {
             COUNT_KEY: self.info.count,
             TRUNK_LAYER_KEY: self.info.trunk_layer,
             TRUNK_DIGEST_KEY: self.info.trunk_digest,
@@ -82,14 +85,17 @@ class Heads:
         if self.info.accuracy:
             entries[ACCURACY_KEY] = [share for row in self.info.accuracy for share in row]
             entries[ACCURACY_RANKS_KEY] = len(self.info.accuracy[0])
+        if self.sample is not None:
+            entries |= placeholders(self.info.count)
         return entries
 
 
-def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> Heads | None:
+def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor], *, scored: bool) -> Heads | None:
     """The checkpoint's heads, or None if it has none, or a NextN block, which is written otherwise.
 
     Args:
         model: the tensors of the model's own GGUF.
+        scored: whether the finished file will be scored.
 
     Raises:
         CheckpointError: the heads are damaged, missing, or do not fit the model beside them.
@@ -111,7 +117,8 @@ def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor]) -> 
     head = replace(spec, sizes=replace(spec.sizes, layers=1, tied=True))
     of_model = {tensor.stored.name: tensor.stored for tensor in model if tensor.stored is not None}
     tensors = tuple(tuple(_head_tensors(name, head, stored, of_model, checkpoint.name)) for name in layers)
-    return Heads(info, head, tensors, tuple(_depth_tensors(info, stored)) if shared else ())
+    sample = read_sample(checkpoint.directory, info.count) if scored else None
+    return Heads(info, head, tensors, tuple(_depth_tensors(info, stored)) if shared else (), sample)
 
 
 def heads_type(name: str | None) -> FileType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from nptool.convert.heads import HEADS_TYPE, append_part
 from nptool.convert.quantize import quantize_gguf
 from nptool.convert.staging import staged_file
 from nptool.errors import UsageError
+from nptool.heads_sample import figures_in
 from nptool.llama.gguf_check import check_gguf
-from nptool.llama.gguf_parts import Part, find_parts, lost_heads
+from nptool.llama.gguf_parts import Part, Parts, find_parts, lost_heads
 from nptool.progress import Progress, silent
 
 UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
@@ -86,8 +88,15 @@ def quantize(
         source_bytes=source_bytes,
         bytes=size,
         seconds=time.monotonic() - start,
-        remarks=(*([f"{source} {lost_heads(parts)}"] if parts.lost else []), *remarks, *other_types(others, wanted)),
+        remarks=(*_heads_remarks(parts, source), *remarks, *other_types(others, wanted)),
     )
+
+
+def _heads_remarks(parts: Parts, source: Path) -> Iterator[str]:
+    if parts.lost:
+        yield f"{source} {lost_heads(parts)}"
+    elif parts.heads and figures_in(parts.base.header.metadata) is not None:
+        yield f"what its heads' drafts are worth was measured on {source}, not on this file"
 
 
 def _append_head(part: Part, path: Path, kind: FileType | None, progress: Progress) -> dict[str, str]:

@@ -14,6 +14,7 @@ from nptool.decoding.loop.steps import Drafts
 from nptool.decoding.proposers.methods import JACOBI, JACOBI_BLOCK, LOOKAHEAD, Method
 from nptool.decoding.proposers.tree import Shares, assumed_shares, expected_tokens
 from nptool.heads import accuracy_in
+from nptool.heads_sample import figures_in
 from nptool.method_note import METHOD_KEY, measured_in
 
 WINDOW_GAIN = 1.36
@@ -30,7 +31,10 @@ def first_gains(metadata: Mapping[str, Any], method: Method, heads: int = 1, sha
     kind, tokens, rows = method.drafts, 0.0, 1
     accuracy = accuracy_in(metadata) if method.heads else None
     measured = measured_in(metadata) if method.name in (JACOBI, JACOBI_BLOCK, LOOKAHEAD) else None
-    if accuracy is not None:
+    figures = figures_in(metadata) if method.heads else None
+    if figures is not None:
+        tokens, rows = figures.tokens_per_forward, len(figures.acceptance) + 1
+    elif accuracy is not None:
         # A draft counts where all before it are right too.
         tokens, rows = 1.0 + float(np.cumprod([ranks[0] for ranks in accuracy]).sum()), len(accuracy) + 1
     elif measured is not None:

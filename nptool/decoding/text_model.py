@@ -30,10 +30,12 @@ from nptool.llama.attention import prefers_fused
 from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity
 from nptool.llama.digest import identity
 from nptool.llama.model import Model
-from nptool.method_note import BLOCK_SIZE_KEY
+from nptool.method_note import BLOCK_SIZE_KEY, METHOD_KEY
 from nptool.runs import latest_run
 
 DEFAULT_N = 16
+CLLM = "cllm"
+"""`nptool.method` of models that Jacobi iteration pays for."""
 LOADING_SHARE = 0.25
 """A calibration may take this share of the model's loading time, or `BUDGET` if that is more."""
 
@@ -85,6 +87,15 @@ class TextModel:
     def block_length(self, config: DecodeConfig) -> int:
         """See `Decoder.block_length`."""
         return self.decoder.block_length(config)
+
+    def trained_methods(self) -> tuple[str, ...]:
+        """The methods for adaptive widths that the file was trained for, the usual one first; AR if there are none.
+
+        Raises:
+            GgufError: its heads are damaged.
+        """
+        iterating = self.model.header.metadata.get(METHOD_KEY) == CLLM
+        return method_names(jacobi=iterating, heads=bool(self.contexts.parts.heads), adapt=True)
 
     @property
     def calibration(self) -> Calibration:

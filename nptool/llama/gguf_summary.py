@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from nptool.heads import Accuracy
+from nptool.heads_sample import HeadsFigures, figures_in
 from nptool.llama.gguf_check import tensor_bytes
 from nptool.llama.gguf_parts import Part, find_parts, lost_heads
 from nptool.method_note import BLOCK_SIZE_KEY, METHOD_KEY, Measured, measured_in
@@ -57,6 +58,8 @@ class FileSummary:
     trunk_layer: int | None
     accuracy: Accuracy
     """Empty if unknown."""
+    figures: HeadsFigures | None
+    """Of the heads, measured when a checkpoint was converted."""
     parts: tuple[PartSummary, ...]
     remarks: tuple[str, ...]
 
@@ -83,6 +86,7 @@ def summarize(path: str | Path) -> FileSummary:
         heads=parts.count,
         trunk_layer=parts.trunk_layer,
         accuracy=parts.shares or (),
+        figures=figures_in(metadata),
         parts=tuple(_summarize_part(label, part) for label, part in found),
         remarks=(f"{path} {lost_heads(parts)}",) if parts.lost else (),
     )

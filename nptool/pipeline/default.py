@@ -1,7 +1,8 @@
-"""`nptool train` without arguments: a CLLM for text-to-SQL, trained from scratch.
+"""`nptool train` without arguments: a CLLM for text-to-SQL with extra heads, trained from scratch.
 
-The steps: examples, base model, its scores, its trajectories, consistency training, scores again. Each result is saved
-in one of two run directories and not computed again, so an interrupted call can be continued.
+The steps: examples, base model, its scores, its trajectories, consistency training, the CLLM's own answers, heads,
+scores again. Each result is saved in one of three run directories, of which `runs/text-to-sql` has the finished model,
+and is not computed again, so an interrupted call can be continued.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nptool.errors import UsageError
 from nptool.files import atomic_file, read_json, write_json
+from nptool.heads_sample import HeadsFigures
 from nptool.method_note import Measured, note_measured
 from nptool.progress import Progress, silent
 from nptool.provenance import provenance
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from nptool.settings import Precision
 
 NAME = "text-to-sql"
-BASE_NAME = "text-to-sql-base"
+BASE_NAME, CLLM_NAME = "text-to-sql-base", "text-to-sql-cllm"
 TRAIN_FILE = "train.jsonl"
 PROMPTS_FILE = "prompts.jsonl"
 EXAMPLES_FILE = "examples-heldout.jsonl"
@@ -41,7 +43,8 @@ class DefaultConfig:
     train_examples: int = 11_500
     """Examples that the base model is trained on, each seen once."""
     collect_prompts: int = 1_800
-    """Prompts whose trajectories are collected: of the training split, but not seen by the base model."""
+    """Prompts whose trajectories are collected, and which the CLLM answers again for the heads: of the training split,
+    but not seen by the base model."""
     heldout_examples: int = 300
     """Examples that the scores are measured on."""
     cllm_steps: int = 1_950
@@ -67,7 +70,7 @@ class DefaultConfig:
     share of the parameters is in matrices, which a batch reads once, and less time goes to attention, whose cost grows
     with every row."""
     collect: dict[str, Any] = field(default_factory=lambda: {"batch_size": 96})
-    """Further settings of `nptool collect`."""
+    """Further settings of `nptool collect`, the same for both models."""
     cllm: dict[str, Any] = field(
         default_factory=lambda: {
             "schedule": "uniform",
@@ -82,11 +85,15 @@ class DefaultConfig:
     )
     """Further settings of `nptool train cllm`. Clean context is what the model sees in decoding: one noisy window after
     a clean prefix."""
+    heads: dict[str, Any] = field(
+        default_factory=lambda: {"kind": "shared", "heads": 8, "steps": 400, "batch_tokens": 2048}
+    )
+    """Further settings of `nptool train heads`."""
 
 
 @dataclass(frozen=True)
 class DefaultResult:
-    """Scores before and after consistency training, and the place of the model."""
+    """Scores before and after consistency training and heads, and the place of the model."""
 
     run: str
     model: str
@@ -105,14 +112,17 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
     """
     config = config or DefaultConfig()
     started = monotonic()
-    base, run = Run(root / BASE_NAME), Run(root / NAME)
+    base, cllm, run = (Run(root / name) for name in (BASE_NAME, CLLM_NAME, NAME))
     _check_settings(base, config)
     try:
         heldout = _write_examples(base, config)
         _train_base(base, heldout, config, progress)
         before = _scores(base, heldout, config, progress, "scoring the base model")
-        _collect(base, config, progress)
-        _train_cllm(base, run, config, progress)
+        _collect(base, base, config, progress)
+        _train_cllm(base, cllm, config, progress)
+        # Heads learn to draft what the model itself writes.
+        _collect(base, cllm, config, progress)
+        _train_heads(cllm, run, config, progress)
         after = _scores(run, heldout, config, progress, "scoring the CLLM")
     finally:
         seconds = _add_time(base, monotonic() - started)
@@ -139,8 +149,8 @@ def _check_settings(base: Run, config: DefaultConfig) -> None:
         write_json(path, settings)
     elif read_json(path) != settings:
         raise UsageError(
-            f"{base.path} holds the default of another version of nptool; remove {base.path} and "
-            f"{base.path.parent / NAME}, then run again"
+            f"{base.path} holds the default of another version of nptool; remove it and, where they exist, "
+            f"{base.path.parent / CLLM_NAME} and {base.path.parent / NAME}, then run again"
         )
 
 
@@ -179,16 +189,17 @@ def _train_base(base: Run, heldout: list[Example], config: DefaultConfig, progre
     _write(base.heldout, heldout)
 
 
-def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:
+def _collect(base: Run, run: Run, config: DefaultConfig, progress: Progress) -> None:
+    """Let the model of `run` answer the prompts of `base`."""
     from nptool.collection.collect import collect
     from nptool.collection.config import CollectConfig
 
-    if base.collected.is_file():
+    if run.collected.is_file():
         return
     settings = CollectConfig(
-        model=str(base.model),
+        model=str(run.model),
         data=(base.path / PROMPTS_FILE,),
-        output=base.collected,
+        output=run.collected,
         n=config.block_size,
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
@@ -198,7 +209,7 @@ def _collect(base: Run, config: DefaultConfig, progress: Progress) -> None:
     collect(settings, progress)
 
 
-def _train_cllm(base: Run, run: Run, config: DefaultConfig, progress: Progress) -> None:
+def _train_cllm(base: Run, cllm: Run, config: DefaultConfig, progress: Progress) -> None:
     from nptool.training.cllm.config import CllmConfig
     from nptool.training.cllm.train import train_cllm
 
@@ -208,10 +219,26 @@ def _train_cllm(base: Run, run: Run, config: DefaultConfig, progress: Progress) 
         steps=config.cllm_steps,
         precision=native_precision(),
         seed=config.seed,
-        name=NAME,
+        name=CLLM_NAME,
         **config.cllm,
     )
-    train_cllm(settings, progress, run)
+    train_cllm(settings, progress, cllm)
+
+
+def _train_heads(cllm: Run, run: Run, config: DefaultConfig, progress: Progress) -> None:
+    """Heads on the frozen CLLM, whose weights `run` then has too."""
+    from nptool.training.heads.config import HeadsConfig
+    from nptool.training.heads.train import train_heads
+
+    settings = HeadsConfig(
+        data=(cllm.collected,),
+        model=str(cllm.model),
+        precision=native_precision(),
+        seed=config.seed,
+        name=NAME,
+        **config.heads,
+    )
+    train_heads(settings, progress, run)
 
 
 def _scores(run: Run, heldout: list[Example], config: DefaultConfig, progress: Progress, step: str) -> Scores:
@@ -224,7 +251,8 @@ def _scores(run: Run, heldout: list[Example], config: DefaultConfig, progress: P
         )
         write_json(path, {**asdict(scores), "provenance": provenance()})
     saved = read_json(path)
-    return Scores(**{name: saved[name] for name in Scores.__dataclass_fields__})
+    heads = saved["heads"] and HeadsFigures(saved["heads"]["tokens_per_forward"], tuple(saved["heads"]["acceptance"]))
+    return Scores(**{name: saved[name] for name in Scores.__dataclass_fields__} | {"heads": heads})
 
 
 def _add_time(base: Run, seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ import pytest
 
 import nptool
 from nptool.cli.app import run
+from nptool.convert.conversion import convert
 from nptool.llama.context import Context
 
 FIGURES = r"\[[\d.]+ tokens/s, [\d.]+ tokens per forward, \d+ forward passes for \d+ tokens\]\n"
@@ -49,6 +51,49 @@ def test_each_line_of_a_pipe_is_a_turn(
     shown = capsys.readouterr()
     assert shown.out == "".join(text + "\n" for text in texts)
     assert re.fullmatch(FIGURES * 2, shown.err)
+
+
+@pytest.mark.parametrize(
+    ("note", "heads", "methods"),
+    [
+        (None, False, ("ar",)),
+        ("cllm", False, ("jacobi",)),
+        (None, True, ("heads", "heads-tree")),
+        ("cllm", True, ("jacobi", "heads", "heads-tree")),
+    ],
+)
+def test_without_options_a_model_answers_by_what_it_was_trained_for(
+    note: str | None,
+    heads: bool,
+    methods: tuple[str, ...],
+    make_checkpoint: Callable[..., Path],
+    add_heads: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    directory = make_checkpoint()
+    if note is not None:
+        (directory / "nptool.json").write_text(json.dumps({"method": note, "block_size": 8}))
+    if heads:
+        add_heads(directory, 3, rank=2)
+    path = convert(directory, tmp_path / "model.gguf", verified=False).path
+    with nptool.load(path, threads=1) as model:
+        assert model.trained_methods() == methods
+        # A class without the width 1 has a text of its own.
+        texts = {
+            "".join(token.text for token in model.generate("hello", exact=True, n=width, max_tokens=12))
+            for width in model.calibration.widths
+        }
+    lines(monkeypatch, "hello\n")
+    assert chat(path, "--max-tokens", "12") == 0
+    shown = capsys.readouterr()
+    assert shown.out.removesuffix("\n") in texts
+    widths = re.findall(r"\[(?:\S+, passes by width .*; AR's text at any width of .*|plain AR, .*)\]\n", shown.err)
+    assert len(widths) == (methods != ("ar",))
+    lines(monkeypatch, "hello\n")
+    assert chat(path, "--max-tokens", "12", "--exact") == 0
+    assert re.fullmatch(FIGURES, capsys.readouterr().err)
 
 
 def test_commands(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from nptool.collection.store import read_collected
 from nptool.errors import UsageError
 from nptool.files import read_json
+from nptool.heads import SHARED, read_heads_info
+from nptool.heads_sample import read_sample
 from nptool.method_note import Measured, read_note
 from nptool.pipeline.default import DefaultConfig, train_default
 from nptool.runs import latest_run
@@ -20,7 +25,7 @@ SMALL = DefaultConfig(
     base={
         "vocab_size": 300,
         "hidden_size": 16,
-        "layers": 1,
+        "layers": 2,
         "attention_heads": 2,
         "batch_tokens": 1024,
         "context": 512,
@@ -28,12 +33,15 @@ SMALL = DefaultConfig(
     # A model of three steps ends no answer, which would drop them all.
     collect={"keep_degenerate": True},
     cllm={"schedule": "uniform", "context": "clean", "draws": 1, "ar_target": "reference", "batch_tokens": 512},
+    heads={"heads": 3, "rank": 2, "steps": 2, "batch_tokens": 512, "heldout": 0.3},
 )
 STEPS = [
     "training the base model",
     "scoring the base model",
     "collecting trajectories",
     "consistency training",
+    "collecting trajectories",
+    "training the heads",
     "scoring the CLLM",
 ]
 
@@ -63,8 +71,8 @@ def test_the_steps_and_what_they_leave(here: Path) -> None:
     result = train_default(steps, SMALL)
     assert steps.begun == STEPS
     assert latest_run().model == Path(result.model) == Path("runs/text-to-sql/model")
-    assert read_json(Path("runs/text-to-sql/results.json"))["steps"] == 3
-    assert read_json(Path("runs/text-to-sql/config.json"))["config"]["model"] == "runs/text-to-sql-base/model"
+    assert read_json(Path("runs/text-to-sql-cllm/results.json"))["steps"] == 3
+    assert read_json(Path("runs/text-to-sql-cllm/config.json"))["config"]["model"] == "runs/text-to-sql-base/model"
     note = read_note(Path(result.model))
     assert note is not None
     assert note.measured == Measured(result.after.tokens_per_forward, 4)
@@ -73,6 +81,29 @@ def test_the_steps_and_what_they_leave(here: Path) -> None:
     assert heldout == Path("runs/text-to-sql-base/heldout.jsonl").read_text()
     assert '"schema"' in heldout
     assert result.before.examples == result.after.examples == 4
+
+
+def test_the_heads_are_on_the_cllm_and_its_own_answers(here: Path) -> None:
+    result = train_default(config=SMALL)
+    model, plain = Path(result.model), Path("runs/text-to-sql-cllm/model")
+    info = read_heads_info(model)
+    assert info is not None
+    assert (info.count, info.kind, info.rank) == (3, SHARED, 2)
+    weights = [load_file(folder / "model.safetensors") for folder in (model, plain)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert read_collected(Path("runs/text-to-sql-cllm/collected.parquet")).metadata.model == str(plain)
+    assert read_json(Path("runs/text-to-sql/config.json"))["config"]["data"] == [
+        "runs/text-to-sql-cllm/collected.parquet"
+    ]
+    heads = result.after.heads
+    assert heads is not None
+    assert heads.tokens_per_forward == pytest.approx(1 + sum(heads.acceptance))
+    assert len(heads.acceptance) == 2
+    assert result.before.heads is None
+    sample = read_sample(model, 3)
+    assert sample is not None
+    assert len(sample.prompts) == len(sample.responses) > 0
 
 
 @pytest.mark.parametrize("stop_at", range(1, len(STEPS)))

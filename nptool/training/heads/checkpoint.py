@@ -15,6 +15,7 @@ from nptool.checkpoints import check_whole, load_model, save_model
 from nptool.errors import CheckpointError
 from nptool.files import atomic_directory
 from nptool.heads import HEADS_WEIGHTS, HeadsInfo, read_heads_info, trunk_digest, write_heads_info
+from nptool.heads_sample import HeadsSample, write_sample
 from nptool.training.heads.model import MultiHead, add_heads
 
 
@@ -24,12 +25,14 @@ def save_heads(
     path: Path,
     accuracy: tuple[tuple[float, ...], ...] = (),
     dtype: torch.dtype = torch.float32,
+    sample: HeadsSample | None = None,
 ) -> None:
     """Write the checkpoint; it appears whole or not at all.
 
     Args:
         accuracy: of heads 2..n, see `HeadsInfo`.
         dtype: of the plain model's weights; `model` itself is converted. The heads are written in float32.
+        sample: held-out prompts that `nptool convert` scores the GGUF on.
     """
     from safetensors.torch import save_file
 
@@ -41,6 +44,8 @@ def save_heads(
         torch.nn.Module.to(base, dtype)
         save_model(base, tokenizer, directory)
         save_file(tensors, directory / HEADS_WEIGHTS, metadata={"format": "pt"})
+        if sample is not None:
+            write_sample(directory, sample)
         write_heads_info(
             directory,
             HeadsInfo(

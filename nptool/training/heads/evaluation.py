@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nptool.heads_sample import HeadsFigures
 from nptool.progress import Progress, silent
 from nptool.training.batches import cut_batches
 from nptool.training.heads.batching import heads_batch
@@ -88,14 +89,14 @@ def evaluate_heads(
         for row in range(len(rows)):
             steps += _chain(right_NK[rows_N == row, 1:])
     progress(step, len(batches), len(batches))
-    passes = max(1, int(steps.sum()))
+    chain = HeadsFigures.of(steps.tolist())
     share_KR = hits_KR / tokens_K.clamp(min=1)[:, None]
     return HeadsEvaluation(
         tokens=tuple(tokens_K.tolist()),
         loss=tuple((loss_K / tokens_K.clamp(min=1)).tolist()),
         accuracy=tuple(tuple(row) for row in share_KR.tolist()),
-        tokens_per_forward=float(steps @ np.arange(1, count + 1)) / passes,
-        acceptance=tuple((np.cumsum(steps[:0:-1])[::-1] / passes).tolist()),
+        tokens_per_forward=chain.tokens_per_forward,
+        acceptance=chain.acceptance,
     )
 
 

@@ -31,6 +31,7 @@ from nptool.training.heads.config import GUARD, JOINT_LR, HeadsConfig
 from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
 from nptool.training.heads.model import MultiHead
 from nptool.training.heads.preparation import check_count, find_responses, split_heldout, start_model
+from nptool.training.heads.sample import take_sample
 from nptool.training.heads.trainer import HeadsTrainer
 from nptool.training.responses.data import (
     Source,
@@ -111,6 +112,7 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
     seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP)
     trainer.log_rest()
     after = measure(heldout, step="figures of the heads") if heldout is not None else None
+    sample = take_sample(model, heldout, config.batch_tokens) if heldout is not None else None
     tokens = [int(train.lengths[batch].sum()) for batch in plan]
     result = HeadsResult(
         heads_kind=config.kind,
@@ -128,7 +130,7 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         if is_main_process():
             # A frozen trunk keeps its dtype.
             kept = described.dtype if not config.joint and isinstance(described.dtype, torch.dtype) else torch.float32
-            save_heads(model, tokenizer, run.model, after.accuracy[1:] if after else (), kept)
+            save_heads(model, tokenizer, run.model, after.accuracy[1:] if after else (), kept, sample)
             if note is not None:
                 # The joint stage changes the trunk, so the note's measured speed no longer holds.
                 write_note(run.model, replace(note, measured=None) if config.joint else note)

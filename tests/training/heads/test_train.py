@@ -21,6 +21,7 @@ from nptool.checkpoints import load_model, load_tokenizer, save_model
 from nptool.collection.store import Trajectory, read_collected, write_collected
 from nptool.errors import CheckpointError, DataError, NptoolError, UsageError
 from nptool.heads import HEADS_FILE, HEADS_WEIGHTS, SEPARATE, SHARED, read_heads_info
+from nptool.heads_sample import HeadsFigures, read_sample
 from nptool.method_note import NOTE_FILE, Measured, MethodNote, read_note, write_note
 from nptool.runs import Run
 from nptool.training.heads.batching import heads_batch, response_sequences
@@ -96,6 +97,27 @@ def test_a_training_leaves_the_model_as_it_was_and_heads_beside_it(
     saved = json.loads(run.results.read_text())
     assert {name: saved[name] for name in asdict(result)} == json.loads(json.dumps(asdict(result)))
     assert (saved["kind"], run.checkpoints.exists()) == ("heads", False)
+
+
+def test_a_held_out_sample_is_saved_with_the_heads_figures_on_it(config: HeadsConfig, collected: Path) -> None:
+    result = train_heads(replace(config, steps=60))
+    sample = read_sample(Path(result.model), 4)
+    assert sample is not None
+    assert len(sample.prompts) == result.heldout
+    # All held-out responses are short, so they are the sample.
+    assert sample.figures == HeadsFigures(result.tokens_per_forward or 0, result.acceptance or ())
+    known = {(tuple(row.prompt_ids), tuple(row.response_ids)) for row in read_collected(collected).rows()}
+    assert set(zip(sample.prompts, sample.responses, strict=True)) < known
+    train_heads(replace(config, heldout=0.0, name="none"))
+    assert read_sample(Path("runs/none/model"), 4) is None
+
+
+def test_a_sample_is_small(config: HeadsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nptool.training.heads.sample.SAMPLE_PROMPTS", 2)
+    monkeypatch.setattr("nptool.training.heads.sample.SAMPLE_TOKENS", 5)
+    sample = read_sample(Path(train_heads(config).model), 4)
+    assert sample is not None
+    assert [len(response) for response in sample.responses] == [5, 5]
 
 
 def test_heads_learn(config: HeadsConfig, kind: str, checkpoint: Path) -> None:
