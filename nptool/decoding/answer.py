@@ -109,7 +109,7 @@ class Answer:
         Raises:
             ContextError: the prompt is empty or does not fit.
         """
-        self._engine, self._sequence, heads = opened
+        self._engine, self._sequence, self._heads = opened
         self._sequence.open(prompt)
         self._vocabulary, self._config = vocabulary, config
         self.prompt = prompt
@@ -120,8 +120,8 @@ class Answer:
         """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`) or `context` (no room
         left). None before the end, or if it was not read to its end."""
         self.method, self.n, self.widths = way.method.name, way.n, way.widths
-        drafting = METHODS[AUTOREGRESSIVE] if way.method.heads and heads is None else way.method
-        self.proposer = drafting.propose(Task(way.n, self._sequence, config.sampling, heads))
+        drafting = METHODS[AUTOREGRESSIVE] if way.method.heads and self._heads is None else way.method
+        self.proposer = drafting.propose(Task(way.n, self._sequence, config.sampling, self._heads))
         """May be wrapped before the first token is read."""
         self._verify = drafting.verify
         self.tally = Tally(width=self.proposer.width, prompt_tokens=len(prompt))
@@ -179,6 +179,8 @@ class Answer:
     def _prefill(self) -> None:
         began = perf_counter()
         self.tally.prefilled_tokens = self._sequence.prefill()
+        if self._heads is not None:
+            self._heads.read_prompt()
         time_plain(self._engine, self._sequence, self.widths)
         self.tally.prefill_seconds = perf_counter() - began
 

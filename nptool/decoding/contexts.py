@@ -91,8 +91,11 @@ class Contexts:
             self.newest = opened
         return opened
 
-    def time_draft(self, heads: int) -> float:
-        """Seconds of a draft with `heads` heads, the trunk's own included. Empties the caches."""
+    def time_draft(self, heads: int) -> tuple[float, float]:
+        """Seconds of a draft with `heads` heads, the trunk's own included: whatever the rows of the step, and for each.
+
+        Empties the caches.
+        """
         engine = self.open(DEFAULT_WIDTH, heads).heads
         assert engine is not None, "heads were opened"
         self.scratch(DEFAULT_WIDTH)

@@ -109,13 +109,30 @@ class HeadedEngine:
         self._catch_up(min(most, self.count - 1))
         return self._logits_KV if self._end and self._drafted == self._end else None
 
-    def time_draft(self) -> float:
-        """Median seconds of a draft of all heads after one new token. The caches must be empty, and are afterwards."""
+    def read_prompt(self) -> None:
+        """Let the heads read all positions but the newest, which they read when they draft."""
+        self._hold()
+        if self._end - self._read > 1:
+            (z_TD,) = self._joined()
+            self._read_rows(z_TD[:-1])
+            self._held = [z_TD[-1:]]
+
+    def time_draft(self) -> tuple[float, float]:
+        """Seconds of a draft: whatever the rows of the step, and for each.
+
+        From drafts of one head and of all, each after as many new tokens as such a step accepts at most. The caches
+        must be empty, and are afterwards.
+        """
+        narrow, wide = (self._time_draft(rows) for rows in (2, self.count))
+        each = max(0.0, wide - narrow) / max(1, self.count - 2)
+        return max(0.0, wide - each * self.count), each
+
+    def _time_draft(self, rows: int) -> float:
         times = []
         for _ in range(_TIMED_DRAFTS):
-            self.evaluate(np.zeros(1, dtype=np.int32), 0)
+            self.evaluate(np.zeros(rows, dtype=np.int32), 0)
             before = self.heads_seconds
-            self.draft_logits(self.count)
+            self.draft_logits(rows - 1)
             times.append(self.heads_seconds - before)
             self.rollback(0)
         # The first draft builds graphs.
@@ -123,23 +140,24 @@ class HeadedEngine:
 
     def _catch_up(self, drafting: int = 0) -> None:
         """Bring the heads' caches up to the trunk's, and let the first `drafting` heads draft after it."""
+        self._hold()
+        if self._read < self._end:
+            (z_TD,) = self._joined()
+            self._read_rows(z_TD, drafting)
+            self._held = []
+
+    def _read_rows(self, z_TD: NDArray[np.float32], drafting: int = 0) -> None:
         if self._uneven:
             self._heads.rollback(self._read)
-            self._uneven = False
-        self._hold()
-        if self._read == self._end:
-            return
-        (z_TD,), limit = self._joined(), self._heads.batch_limit
+        begin, end, limit = self._read, self._read + len(z_TD), self._heads.batch_limit
         self._uneven = True
-        for place in range(self._read, self._end, limit):
-            rows_TD = z_TD[place - self._read :][:limit]
-            if drafting and place + limit >= self._end:
-                self._logits_KV, self._drafted = self._heads.draft(rows_TD, place, drafting), self._end
+        for place in range(begin, end, limit):
+            rows_TD = z_TD[place - begin :][:limit]
+            if drafting and place + limit >= end:
+                self._logits_KV, self._drafted = self._heads.draft(rows_TD, place, drafting), end
             else:
                 self._heads.read(rows_TD, place)
-        self._read = self._end
-        self._held = []
-        self._uneven = False
+        self._read, self._uneven = end, False
 
     def _hold(self) -> None:
         """Append the accepted z of the last batch to what the heads have not read yet."""

@@ -30,6 +30,9 @@ UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
 LIBRARY = llama_cpp.llama_cpp._lib
 get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", LIBRARY))
 decode = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, llama_cpp.llama_batch)(("llama_decode", LIBRARY))
+remove_tokens = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)(
+    ("llama_memory_seq_rm", LIBRARY)
+)
 
 # Symbol names of the GNU and the Microsoft compiler.
 _SHOW = (
@@ -128,7 +131,7 @@ class NativeContext(Closable):
 
     def rollback(self, position: int) -> None:
         """Remove everything in sequence 0 from `position` on."""
-        if not llama_cpp.llama_memory_seq_rm(self.memory, 0, position, -1):
+        if not remove_tokens(self.memory, 0, position, -1):
             raise GgufError(f"{self.model.path}: llama.cpp cannot remove tokens from this model's cache")
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from nptool.llama.context import Context
 from nptool.llama.gguf_parts import Part
 from nptool.llama.head import check_sizes
 from nptool.llama.model import ALL_LAYERS, Model
-from nptool.llama.native import NativeContext, check_decoded, decode, float_view, get_logits
+from nptool.llama.native import NativeContext, check_decoded, decode, float_view, get_logits, remove_tokens
 
 _ANY = -1
 """llama.cpp's number for all sequences."""
@@ -125,7 +125,7 @@ class SharedHeads(NativeContext):
 
     def rollback(self, position: int) -> None:
         """Remove everything from `position` on."""
-        if not llama_cpp.llama_memory_seq_rm(self.memory, _ANY, position, -1):
+        if not remove_tokens(self.memory, _ANY, position, -1):
             raise GgufError(f"{self.model.path}: llama.cpp cannot remove tokens from this model's cache")
 
     def close(self) -> None:

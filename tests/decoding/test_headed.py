@@ -109,7 +109,7 @@ def endless(tokens: AnySequence[int]) -> list[float]:
 
 
 class TestPerfectHeads:
-    @pytest.mark.parametrize("n", [1, 2, 3, 5])
+    @pytest.mark.parametrize("n", [2, 3, 5])
     @pytest.mark.parametrize("padded", [False, True])
     def test_every_pass_gives_n_tokens(self, scripted: Any, scripted_head: Any, n: int, padded: bool) -> None:
         heads = [foreseeing(endless, head) for head in range(2, n + 1)]
@@ -164,7 +164,7 @@ samplings = st.sampled_from(
 )
 
 
-@given(st.integers(1, 5), st.integers(0, 255), samplings, st.booleans(), st.integers(4, 50), st.booleans())
+@given(st.integers(2, 5), st.integers(0, 255), samplings, st.booleans(), st.integers(4, 50), st.booleans())
 @settings(deadline=None, max_examples=150)
 def test_any_heads_leave_the_text_as_it_is(
     scripted: Any,

@@ -160,7 +160,7 @@ def test_several_methods_need_a_choice() -> None:
 def test_the_time_of_a_draft_is_measured_and_leaves_nothing(tiny_gguf: Callable[..., Path]) -> None:
     with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
         before = answer(model, "heads", 4, Sampling())
-        assert model.contexts.time_draft(4) > model.contexts.time_draft(1) == 0.0
+        assert sum(model.contexts.time_draft(4)) > 0.0
         assert answer(model, "heads", 4, Sampling(), reuse=True).tokens == before.tokens
 
 

@@ -60,8 +60,8 @@ class Chooser:
         """Args: `learnt` is what `to_json` of an earlier process gave."""
         self.costs = Costs(calibration)
         self.gains: dict[str, Gains] = {}
-        self.drafting: dict[str, float] = {}
-        """Method to seconds of a draft."""
+        self.drafting: dict[str, tuple[float, float]] = {}
+        """Method to seconds of a draft: whatever its width, and for each row of the step."""
         self.used = False
         self._known: dict[str, Any] = {}
         """Method to learnt gains, until it is added."""
@@ -72,7 +72,7 @@ class Chooser:
         """The same for timing one row apart, which trials of widths would leave nothing for."""
         if learnt:
             self.costs.shape = {int(width): factor for width, factor in learnt["shape"].items()}
-            self.costs.pace, self.drafting = learnt["pace"], learnt["drafting"]
+            self.costs.pace, self.drafting = learnt["pace"], {name: tuple(t) for name, t in learnt["drafting"].items()}
             self._allowance, self._timing = learnt["allowance"]
             for name, (exponent, weight, long) in learnt["gains"].items():
                 self._known[name] = exponent, weight, {int(width): tuple(shown) for width, shown in long.items()}
@@ -111,13 +111,7 @@ class Chooser:
                     options[plan] = self._promise(plan, length, bound=number > 0 or 1 not in members)
         best = max(options, key=lambda plan: options[plan].rate / options[plan].margin)
         rate = options[best].rate
-        trials = [
-            plan
-            for plan, promise in options.items()
-            if plan is not best
-            and promise.hope > rate * MARGIN
-            and TEXT * (promise.seconds - 1 / rate) <= self._allowance
-        ]
+        trials = [plan for plan, promise in options.items() if plan is not best and self._worth(promise, rate, TEXT)]
         chosen = max(trials, key=lambda plan: options[plan].hope, default=best)
         plain = max((promise.hope for plan, promise in options.items() if plan.members == (1,)), default=0.0)
         # One row may have become faster. Timing it costs less than a text.
@@ -132,13 +126,7 @@ class Chooser:
         found = self._promises(method, widths, length, self.gains[method].recent)
         best = max(found, key=lambda width: found[width].rate * (MARGIN if width == current else 1.0))
         rate = found[best].rate
-        trials = [
-            width
-            for width, promise in found.items()
-            if width != best
-            and promise.hope > rate * MARGIN
-            and TRIAL_STEPS * (promise.seconds - 1 / rate) <= self._allowance
-        ]
+        trials = [one for one, promise in found.items() if one != best and self._worth(promise, rate, TRIAL_STEPS)]
         chosen = max(trials, key=lambda width: found[width].hope, default=best)
         return (best, None) if chosen == best else (chosen, rate)
 
@@ -154,7 +142,9 @@ class Chooser:
             seconds = median(step.seconds - step.drafting for step in run)
             self.costs.learn(rows, run[len(run) // 2].length, seconds)
         if drafting := [step.drafting for step in steps if step.drafting and step.drafted]:
-            self.drafting[method] = median(drafting)
+            alike, each = self.drafting.get(method, (median(drafting), 0.0))
+            changed = median(drafting) / (alike + each * steps[-1].rows)
+            self.drafting[method] = changed * alike, changed * each
         self.gains[method].learn(steps)
 
     def to_json(self) -> dict[str, Any]:
@@ -162,6 +152,10 @@ class Chooser:
         gains = {name: [found.exponent, found.weight, found.long] for name, found in self.gains.items()}
         costs = {"shape": self.costs.shape, "pace": self.costs.pace, "drafting": self.drafting}
         return {**costs, "allowance": [self._allowance, self._timing], "gains": {**self._known, **gains}}
+
+    def _worth(self, promise: _Promise, rate: float, units: int) -> bool:
+        """Whether a trial of so many tokens or steps may pay beside `rate`, and can be afforded."""
+        return promise.hope > rate * MARGIN and units * (promise.seconds - 1 / rate) <= self._allowance
 
     def _promise(self, plan: Plan, length: int, *, bound: bool) -> _Promise:
         """What a text promises; `bound` if it cannot fall back on plain autoregressive decoding."""
@@ -181,8 +175,9 @@ class Chooser:
         gains, found = self.gains[method], {}
         exponent, doubt = gains.curve(shown)
         tokens, hoped = (gains.tokens(widths, shown, value) for value in (exponent, exponent + doubt))
+        alike, each = self.drafting.get(method, (0.0, 0.0))
         for width in widths:
             now, calibrated = self.costs.seconds(width, length), self.costs.calibration.at(width, length)
-            seconds = now + (self.drafting.get(method, 0.0) if width > 1 else 0.0)
+            seconds = now + (alike + each * width if width > 1 else 0.0)
             found[width] = _Promise(tokens[width] / seconds, hoped[width] / min(now, calibrated), seconds)
         return found

@@ -14,7 +14,7 @@ from nptool.decoding.adaptive.cost import Calibration
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the file; raised when the meaning of a value changes."""
 DISTURBED = 0.5
 """Share of their calibrated time below which steps show that something else ran during the calibration."""

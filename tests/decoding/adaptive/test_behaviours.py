@@ -286,7 +286,7 @@ class Method:
 def choices(methods: list[Method], texts: int, *, exact: bool = True) -> tuple[list[int], list[float]]:
     """Which method each text was decoded by, and its speed-up."""
     chooser = chooser_of(methods[0].world.calibration, *(method.prior for method in methods))
-    chooser.drafting = {str(number): method.drafting for number, method in enumerate(methods)}
+    chooser.drafting = {str(number): (method.drafting, 0.0) for number, method in enumerate(methods)}
     chosen, found = [], []
     for _ in range(texts):
         plan = chooser.plan(dict.fromkeys(chooser.gains, 64), TEXT, exact=exact)

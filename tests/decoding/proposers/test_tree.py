@@ -138,7 +138,7 @@ class TestSize:
         reach = partial(expected_tokens, SHARES)
         chooser = Chooser(calibration)
         chooser.add("tree", Gains(1.0, 8.0, drafts=Drafts.BRANCHING, reach=reach))
-        chooser.drafting["tree"] = 0.1
+        chooser.drafting["tree"] = 0.1, 0.0
         widths = AdaptiveWidth(chooser, chooser.plan({"tree": 16}, 100, exact=True), exact=True)
         used = []
         for step in range(200):
@@ -250,7 +250,7 @@ samplings = st.sampled_from(
 )
 
 
-@given(st.integers(1, 5), st.integers(1, 16), st.integers(0, 255), samplings, st.booleans(), st.booleans())
+@given(st.integers(2, 5), st.integers(1, 16), st.integers(0, 255), samplings, st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=150)
 def test_trees_are_lossless(
     scripted: Any,
