@@ -64,7 +64,7 @@ INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"count": 4},
         "DIR/heads.safetensors lacks heads.4.input_layernorm.weight, heads.4.self_attn.q_proj.weight, "
         "heads.4.self_attn.k_proj.weight, heads.4.self_attn.v_proj.weight and 5 more, which "
-        "LlamaForCausalLM with 4 heads has; train the heads again with `nptool train heads`",
+        "LlamaForCausalLM with 4 separate heads has; train the heads again with `nptool train heads`",
     ),
     "fewer heads than trained": (
         {"count": 2},
@@ -80,8 +80,12 @@ INFO_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no rows": ({"accuracy": [0.5, 0.5]}, f"DIR/heads.json is damaged: accuracy is [0.5, 0.5]; {PLAIN}"),
     "no shares": ({"accuracy": [["a"], ["b"]]}, f"DIR/heads.json is damaged: accuracy is [['a'], ['b']]; {PLAIN}"),
     "a later format": (
-        {"format": 2},
-        f"DIR/heads.json has format 2, this nptool knows 1; use the nptool that wrote it, or {PLAIN}",
+        {"format": 3},
+        "DIR/heads.json has format 3 and kind 'separate', this nptool knows format 2 with ",
+    ),
+    "another kind": (
+        {"kind": "forked"},
+        "DIR/heads.json has format 2 and kind 'forked', this nptool knows format 2 with ",
     ),
 }
 
@@ -135,7 +139,7 @@ def test_heads_behind_another_model(
     (line,) = capsys.readouterr().err.splitlines()
     own, theirs = (json.loads((folder / HEADS_FILE).read_text())["trunk_digest"] for folder in (checkpoint, other))
     assert line == (
-        f"nptool: error: {paths[0]}: head 2 was trained on another model (digest {theirs}) than the one before it "
+        f"nptool: error: {paths[0]}: head 2 of 3 was trained on another model (digest {theirs}) than the one before it "
         f"({own}); convert the checkpoint that has both"
     )
 
