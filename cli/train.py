@@ -35,7 +35,7 @@ def train(context: typer.Context, as_json: AsJson = False) -> None:
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. About 11 minutes on 2 cores "
+        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. 11 minutes on 2 cores "
         "with AVX512-BF16, longer on others; run the same command again to resume.",
         err=True,
     )
