@@ -35,8 +35,8 @@ def train(context: typer.Context, as_json: AsJson = False) -> None:
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. Takes 11 to 25 minutes on "
-        "2 cores; run the same command again to resume.",
+        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. 11 minutes on 2 cores "
+        "with AVX512-BF16, longer on others; run the same command again to resume.",
         err=True,
     )
     with progress_bars() as progress:
