@@ -121,7 +121,7 @@ def decode_config(
             f"{'-n' if length is not None else '--fixed'} is for parallel decoding; add --jacobi or --heads (the "
             "length of the answer is --max-tokens)"
         )
-    method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=length, adapt=adapt)
+    method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, adapt=adapt)
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     return DecodeConfig(method, length, exact, max_tokens, tuple(stop or ()), sampling, adapt, tuple(others))
 

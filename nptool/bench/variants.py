@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from nptool.decoding.answer import DecodeConfig
-from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, Method, find_method
+from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, JACOBI, Method, find_method
 from nptool.llama.context import DEFAULT_WIDTH
 
 AUTO, FREE = "-auto", "-free"
@@ -67,7 +67,7 @@ def variants_of(
     for name in methods:
         method, adapt = split_name(name)
         if name == ANY and heads:
-            found.append(Variant(method.name, widest, adapt, (HEADS, HEADS_TREE)))
+            found.append(Variant(method.name, widest, adapt, (HEADS,)))
         elif method.parallel:
             counts = heads if method.counts_heads and heads is not None else lengths
             if adapt:

@@ -24,7 +24,7 @@ from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
 from nptool.decoding.contexts import Contexts
 from nptool.decoding.decoder import Decoder
 from nptool.decoding.loop.sampling import Sampling
-from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, HEADS_TREE, JACOBI, JACOBI_BLOCK
+from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK
 from nptool.errors import UsageError
 from nptool.llama.attention import prefers_fused
 from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity
@@ -150,7 +150,7 @@ class TextModel:
             ContextError: the prompt does not fit the context, or n the batch.
         """
         bound, adapts = (None if n == "auto" else n), adapt or n == "auto"
-        method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, n=bound, adapt=adapts)
+        method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, adapt=adapts)
         chosen = Sampling(**sampling)
         config = DecodeConfig(method, bound, exact, max_tokens, tuple(stop), chosen, adapts, tuple(others))
         return self.answer(self.encode(prompt, raw=raw), config)
@@ -210,11 +210,9 @@ def load(path: str | Path | None = None, **options: Any) -> TextModel:
 
 
 def method_names(
-    *, jacobi: bool = False, block_mode: bool = False, heads: bool = False, n: int | None = None, adapt: bool = False
+    *, jacobi: bool = False, block_mode: bool = False, heads: bool = False, adapt: bool = False
 ) -> tuple[str, ...]:
     """The methods that the switches allow, the usual one first; `block_mode` implies `jacobi`.
-
-    Heads draft a chain; with adaptive widths and all heads also a tree.
 
     Raises:
         UsageError: Jacobi iteration and heads together with a fixed width.
@@ -229,7 +227,7 @@ def method_names(
                 "--fixed"
             )
         return (HEADS,)
-    return (*iterating, HEADS, *([HEADS_TREE] if iterating or n is None else []))
+    return (*iterating, HEADS)
 
 
 def _message(item: Message | Mapping[str, str]) -> Message:

@@ -58,8 +58,8 @@ def test_each_line_of_a_pipe_is_a_turn(
     [
         (None, False, ("ar",)),
         ("cllm", False, ("jacobi",)),
-        (None, True, ("heads", "heads-tree")),
-        ("cllm", True, ("jacobi", "heads", "heads-tree")),
+        (None, True, ("heads",)),
+        ("cllm", True, ("jacobi", "heads")),
     ],
 )
 def test_without_options_a_model_answers_by_what_it_was_trained_for(
