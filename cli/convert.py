@@ -154,6 +154,8 @@ def _print_heads(heads: ConvertedHeads) -> None:
         print(f"in training, on the same: {chain_figures(heads.score.trained)}")
         if heads.score.warning is not None:
             print(f"warning: {heads.score.warning}")
+    elif heads.unscored is not None:
+        print(f"warning: not scored on held-out prompts: {heads.unscored}")
     elif heads.logits is not None:
         print("not scored on held-out prompts: `nptool train heads` saves some, and this checkpoint has none")
 

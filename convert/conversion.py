@@ -26,7 +26,7 @@ from nptool.convert.tensors import Tensor, gguf_tensors
 from nptool.convert.tokenizer_files import read_tokenizer_files
 from nptool.convert.verification import LogitComparison, Verification, verify, verify_heads
 from nptool.convert.vocabulary import Vocabulary, read_vocabulary
-from nptool.errors import UsageError
+from nptool.errors import NptoolError, UsageError
 from nptool.heads import NEXTN
 from nptool.heads_sample import HeadsScore, Scorer
 from nptool.progress import Progress, silent
@@ -55,6 +55,8 @@ class ConvertedHeads:
     """One for each head, or for the layer that they share; None if they were not verified."""
     score: HeadsScore | None = None
     """On the checkpoint's held-out sample; None if it was not scored, or the checkpoint has none."""
+    unscored: str | None = None
+    """Why the scoring failed."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ def convert(
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
             if heads is not None:
-                heads = replace(heads, score=job.score_heads(staged))
+                score_or_reason = job.score_heads(staged)
+                unscored = score_or_reason if isinstance(score_or_reason, str) else None
+                found = None if isinstance(score_or_reason, str) else score_or_reason
+                heads = replace(heads, score=found, unscored=unscored)
             block = write_draft(staged, path, job.reference, chosen, progress) if nextn else None
             size = staged.stat().st_size
         left_out = [] if nextn else block_left_out(checkpoint.directory)
@@ -217,19 +222,23 @@ class _Job:
         model_bytes, logits = path.stat().st_size, None
         others = append_heads(path, self.heads, kind, self.checkpoint.display_name, self.progress)
         if self.reference is not None:
-            step = f"verifying {len(self.heads.tensors)} heads"
+            step = "verifying the heads"
             self.progress(step, 0, 1)
             logits = verify_heads(path, self.reference, self.spec.sizes.context, kind)
             self.progress(step, 1, 1)
         info, size = self.heads.info, path.stat().st_size - model_bytes
         return ConvertedHeads(info.count, info.kind, kind.name, self.heads.parameters, size, logits), others
 
-    def score_heads(self, path: Path) -> HeadsScore | None:
-        """Score the heads in the finished file at `path`, and write the figures into it."""
+    def score_heads(self, path: Path) -> HeadsScore | str | None:
+        """Score the heads in the finished file at `path` and write the figures into it; a text says why it failed."""
         if self.score is None or self.heads is None or self.heads.sample is None:
             return None
         self.progress(SCORING, 0, 1)
-        found = self.score(path, self.checkpoint.directory)
+        try:
+            found = self.score(path, self.checkpoint.directory)
+        except NptoolError as error:
+            # The file is whole and verified, whatever the sample is.
+            return str(error).replace(str(path), "the file")
         write_figures(path, found.found)
         self.progress(SCORING, 1, 1)
         return found

@@ -45,6 +45,17 @@ def carrier_of(model_type: str) -> Carrier:
     return CARRIERS[model_type]
 
 
+def check_carried(config: PretrainedConfig) -> None:
+    """Raise CheckpointError if no architecture of llama.cpp carries a NextN block for a model of this configuration."""
+    carrier_of(config.model_type)
+    biases = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    if biases:
+        raise CheckpointError(
+            f"llama.cpp's architecture for a NextN block on a model of type {config.model_type} has no place for "
+            f"{' and '.join(biases)}; train another kind of heads"
+        )
+
+
 def block_config(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration that the rotary embedding of a model's NextN block is made from."""
     copied = deepcopy(config)

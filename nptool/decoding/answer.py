@@ -179,7 +179,7 @@ class Answer:
     def _prefill(self) -> None:
         began = perf_counter()
         self.tally.prefilled_tokens = self._sequence.prefill()
-        if self._heads is not None:
+        if self._heads is not None and METHODS[self.method].heads:
             self._heads.read_prompt()
         time_plain(self._engine, self._sequence, self.widths)
         self.tally.prefill_seconds = perf_counter() - began

@@ -46,9 +46,12 @@ class Decoder:
         if self._answer is not None:
             self._answer.supersede()
         way = self._choose(config, len(prompt), purpose)
-        # Without drafts, feeding z to the heads would be wasted time. A conversation keeps its heads, because a later
-        # turn may use them and would have to read the whole sequence again.
-        heads = self._heads(way.method, way.n) if way.widths.members != (1,) or reuse else None
+        # Without drafts, feeding z to the heads would be wasted time.
+        heads = self._heads(way.method, way.n) if way.widths.members != (1,) else None
+        if reuse and heads is None:
+            # A later turn of a conversation may use heads, and would have to read the whole sequence again.
+            wanted = (self._heads(method, self.block_length(config, method)) for method in config.methods)
+            heads = next((count for count in wanted if count is not None), None)
         opened = self.contexts.open(way.n if way.widths.padded or way.method.parallel else 1, heads)
         if not reuse:
             opened.sequence.truncate(0)

@@ -82,7 +82,7 @@ class SharedHeads(NativeContext):
                 model,
                 trunk.settings,
                 cells=self._end + count,
-                batch=trunk.batch_limit,
+                batch=trunk.batch_limit + count,
                 outputs=count,
                 sequences=count,
             )

@@ -20,8 +20,9 @@ from nptool.heads import read_heads_info
 from nptool.heads_sample import SAMPLE_FILE, HeadsFigures, HeadsSample, HeadsScore, read_sample
 from nptool.llama.gguf_summary import PartSummary, summarize
 
-LARGE_GAP = 0.1
-"""Share of the drafted tokens, those beyond one per forward, that a file may lose without a warning."""
+LARGE_GAP, SMALL_LOSS = 0.1, 0.05
+"""Share of the drafted tokens, those beyond one per forward, that a file may lose without a warning, and tokens per
+forward that it may lose in any case."""
 Q8_BITS = 8.5
 """Bits of a weight in q8_0."""
 PROBE = "a question"
@@ -39,14 +40,15 @@ def score_heads(path: Path, directory: Path) -> HeadsScore:
     if info is None or sample is None:
         raise CheckpointError(f"{directory} has no {SAMPLE_FILE}; `nptool train heads` writes it beside the heads")
     # Another tokenizer may need more tokens for the same prompts.
-    capacity = 2 * max(map(len, sample.prompts)) + max(map(len, sample.responses)) + info.count
+    capacity = 4 * max(map(len, sample.prompts)) + max(map(len, sample.responses)) + info.count
     with TextModel(path, context_length=capacity) as model:
         prompts = [_served(model, ids) for ids in sample.prompts]
         pairs = zip(prompts, sample.responses, strict=True)
         steps_K = sum(_count_steps(model, prompt, len(response), info.count) for prompt, response in pairs)
         found = HeadsFigures.of(np.asarray(steps_K).tolist())
         warning = None
-        if 1 - (found.tokens_per_forward - 1) / max(sample.figures.tokens_per_forward - 1, 1e-9) > LARGE_GAP:
+        lost = sample.figures.tokens_per_forward - found.tokens_per_forward
+        if lost > max(SMALL_LOSS, LARGE_GAP * (sample.figures.tokens_per_forward - 1)):
             causes = [*_causes(model, directory, sample, prompts)] or ["the cause is not known"]
             warning = (
                 f"the heads give {found.tokens_per_forward:.2f} tokens per forward in this file, on the same prompts "

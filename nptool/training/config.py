@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from nptool.errors import UsageError
 from nptool.runs import check_name
@@ -21,6 +21,8 @@ class TrainingConfig:
     """Kind of training, saved with the run."""
     DEFAULT_PASSES: ClassVar[float] = 1.0
     FREE_FIELDS: ClassVar[tuple[str, ...]] = ("name", "save_every", "log_every")
+    OLDER: ClassVar[dict[str, Any]] = {}
+    """Values of fields that runs of older versions do not have, where they are not the defaults."""
     """Fields that do not change the result, so they may differ when a run is resumed."""
 
     steps: int | None = None

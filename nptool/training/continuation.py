@@ -101,8 +101,8 @@ def _check_same(saved: dict[str, Any], config: TrainingConfig, data_digest: str,
     remedy = "choose another --name, or remove that directory"
     if saved.get("kind") != config.KIND:
         raise UsageError(f"{path} holds a run of kind {saved.get('kind')!r}, not {config.KIND!r}; {remedy}")
-    # Options that older versions did not have count as their defaults.
-    defaults = {field.name: field.default for field in fields(config)}
+    # Options that older versions did not have count as what those did.
+    defaults = {field.name: field.default for field in fields(config)} | config.OLDER
     before, now = defaults | saved.get("config", {}), to_json(config)
     for name in now:
         if name not in config.FREE_FIELDS and before.get(name) != now[name]:

@@ -34,6 +34,7 @@ class HeadsConfig(ResponsesConfig):
 
     KIND: ClassVar[str] = "heads"
     DEFAULT_PASSES: ClassVar[float] = 3.0
+    OLDER: ClassVar[dict[str, Any]] = {"kind": SEPARATE}
 
     batch_tokens: int = 2048
     """Tokens in one forward pass on one device, including padding; small, since collections are small."""
@@ -91,7 +92,7 @@ class HeadsConfig(ResponsesConfig):
 
 
 def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults for what is not given: data and model (see `_sources`), and the number of heads the model has already.
+    """Defaults for what is not given: data and model (see `_sources`), and the heads that the model has already.
 
     Raises:
         DataError: there is no run.
@@ -100,8 +101,8 @@ def heads_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """
     found = _sources(given)
     model = given.get("model", found.get("model"))
-    info = read_heads_info(Path(model)) if model is not None and "heads" not in given else None
-    if info is None or "kind" in given:
+    info = read_heads_info(Path(model)) if model is not None else None
+    if info is None or given.get("kind", info.kind) != info.kind:
         return found
     return found | {"heads": info.count, "kind": info.kind} | ({"rank": info.rank} if info.kind == SHARED else {})
 

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 from nptool.checkpoints import load_model, local_directory
 from nptool.collection.store import Trajectory
 from nptool.errors import UsageError
-from nptool.heads import read_heads_info
+from nptool.heads import NEXTN, SHARED, read_heads_info
+from nptool.nextn import check_carried
 from nptool.processes import process_count
 from nptool.training.heads.batching import response_sequences
 from nptool.training.heads.checkpoint import check_heads, load_heads
@@ -54,6 +55,13 @@ def check_count(config: HeadsConfig, source: Source, described: PretrainedConfig
             f"{source.model} has {info.count} {info.kind} heads, and {config.count} {config.kind} ones were asked for; "
             f"give --heads {info.count} --kind {info.kind} to train them further, or start from the plain model"
         )
+    if info is not None and info.kind == SHARED and info.rank != config.rank:
+        raise UsageError(
+            f"{source.model} has shared heads of rank {info.rank}, --rank is {config.rank}; give --rank {info.rank} to "
+            "train them further, or start from the plain model"
+        )
+    if config.kind == NEXTN:
+        check_carried(described)
     return info is not None
 
 

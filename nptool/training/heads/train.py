@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from nptool.checkpoints import load_model
 from nptool.collection.store import Collected
+from nptool.heads import SEPARATE
 from nptool.method_note import read_note, write_note
 from nptool.processes import is_main_process, main_process_first
 from nptool.progress import Progress, silent
@@ -53,7 +54,7 @@ STEP, JOINT_STEP = "training the heads", "joint training"
 class HeadsResult(TrainingResult):
     """Figures are held out, one per head, and None without held-out data. `parameters` is of the plain model."""
 
-    heads_kind: str
+    heads_kind: str = SEPARATE
     heads: int
     joint: bool
     trained_parameters: int

@@ -7,11 +7,14 @@ Legend: B batch, T tokens, D hidden, N trained positions, K heads.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from nptool.errors import UsageError
 from nptool.training.heads.losses import IGNORE, Guard
@@ -73,6 +76,15 @@ class HeadsTrainer(SummedLossTrainer):
         means = (sums[:-1] / counts_K).tolist()
         terms = {f"head_{head}_loss": mean for head, mean in enumerate(means, start=1) if mean}
         return terms | ({GUARD: float(sums[-1] / counts_K[0])} if self._original is not None else {})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with safe_open(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME, "pt") as stored:
+            if not any(name.startswith("extra.") for name in stored.keys()):  # noqa: SIM118  # not a mapping
+                raise UsageError(
+                    f"{resume_from_checkpoint} is of a training that an older nptool began; finish it with that one, "
+                    "or choose another --name"
+                )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         model: Any = self.accelerator.unwrap_model(self.model)

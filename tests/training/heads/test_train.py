@@ -211,6 +211,32 @@ def test_heads_are_trained_further(config: HeadsConfig) -> None:
     assert "has 4 shared heads, and 4 separate ones were asked for" in message(UsageError, lambda: train_heads(other))
 
 
+def test_the_rank_of_the_model_is_kept(config: HeadsConfig) -> None:
+    first = train_heads(replace(config, steps=1))
+    text = message(UsageError, lambda: train_heads(replace(config, model=first.model, rank=3, name="two")))
+    assert text.startswith(
+        "runs/one/model has shared heads of rank 2, --rank is 3; give --rank 2 to train them further"
+    )
+    found = heads_defaults({"model": first.model, "data": config.data, "heads": 4})
+    assert (found["kind"], found["rank"]) == (SHARED, 2)
+
+
+def test_a_run_of_an_older_version_is_one_of_separate_heads(config: HeadsConfig) -> None:
+    config = replace(config, kind=SEPARATE, rank=HeadsConfig.rank)
+    result = train_heads(config)
+    run = Run(Path("runs/one"))
+    for path, names in ((run.config, ("kind", "rank")), (run.results, ("heads_kind", "tokens_per_forward"))):
+        saved = json.loads(path.read_text())
+        part = saved["config"] if path == run.config else saved
+        for name in names:
+            del part[name]
+        path.write_text(json.dumps(saved))
+    assert train_heads(config) == replace(result, tokens_per_forward=None)
+    assert "run with --kind separate, now it is shared" in message(
+        UsageError, lambda: train_heads(replace(config, kind=SHARED))
+    )
+
+
 def test_a_joint_stage_follows_heads_trained_alone(config: HeadsConfig, checkpoint: Path) -> None:
     joint = train_heads(replace(config, joint=True, joint_lr=1e-3))
     assert (Path("runs/one") / ALONE / "model" / HEADS_FILE).is_file()
