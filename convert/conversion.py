@@ -118,11 +118,7 @@ def convert(
         with staged_file(path) as staged:
             verification, others = job.write_model(staged, chosen)
             heads, other_heads = job.write_heads(staged, heads_kind)
-            if heads is not None:
-                score_or_reason = job.score_heads(staged)
-                unscored = score_or_reason if isinstance(score_or_reason, str) else None
-                found = None if isinstance(score_or_reason, str) else score_or_reason
-                heads = replace(heads, score=found, unscored=unscored)
+            heads = job.score_heads(staged, heads)
             block = write_draft(staged, path, job.reference, chosen, progress) if nextn else None
             size = staged.stat().st_size
         left_out = [] if nextn else block_left_out(checkpoint.directory)
@@ -229,19 +225,19 @@ class _Job:
         info, size = self.heads.info, path.stat().st_size - model_bytes
         return ConvertedHeads(info.count, info.kind, kind.name, self.heads.parameters, size, logits), others
 
-    def score_heads(self, path: Path) -> HeadsScore | str | None:
-        """Score the heads in the finished file at `path` and write the figures into it; a text says why it failed."""
-        if self.score is None or self.heads is None or self.heads.sample is None:
-            return None
+    def score_heads(self, path: Path, heads: ConvertedHeads | None) -> ConvertedHeads | None:
+        """Score the heads in the finished file at `path`, if there is a sample, and write the figures into it."""
+        if heads is None or self.score is None or self.heads is None or self.heads.sample is None:
+            return heads
         self.progress(SCORING, 0, 1)
         try:
             found = self.score(path, self.checkpoint.directory)
         except NptoolError as error:
             # The file is whole and verified, whatever the sample is.
-            return str(error).replace(str(path), "the file")
+            return replace(heads, unscored=str(error).replace(str(path), "the file"))
         write_figures(path, found.found)
         self.progress(SCORING, 1, 1)
-        return found
+        return replace(heads, score=found)
 
     def _write(self, path: Path, chosen: FileType) -> dict[str, str]:
         extra: Metadata = {

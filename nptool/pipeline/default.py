@@ -1,8 +1,8 @@
 """`nptool train` without arguments: a CLLM for text-to-SQL with extra heads, trained from scratch.
 
 The steps: examples, base model, its scores, its trajectories, consistency training, the CLLM's own answers, heads,
-scores again. Each result is saved in one of three run directories, of which `runs/text-to-sql` has the finished model,
-and is not computed again, so an interrupted call can be continued.
+scores again. Each result is saved in one of three run directories and not computed again, so an interrupted call can be
+continued. The finished model is in `runs/text-to-sql`.
 """
 
 from __future__ import annotations

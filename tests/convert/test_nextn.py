@@ -224,7 +224,7 @@ def naive_block(directory: Path, ids: list[int], hidden: Array) -> tuple[Array, 
 
 
 def naive_drafts(directory: Path, ids: list[int]) -> list[int]:
-    """Drafts after `ids`, the whole chain computed anew for every one of them."""
+    """Drafts after `ids`, the whole chain computed again for each of them."""
     hidden = naive_hidden(directory, ids)
     states = np.vstack([np.zeros_like(hidden[:1]), hidden[:-1]])
     for _ in range(DRAFTS):

@@ -144,8 +144,14 @@ def test_heads_without_rank(make_checkpoint: Make, add_heads: Make, tmp_path: Pa
     directory = add_heads(make_checkpoint(), 3, rank=0)
     done = convert(directory, tmp_path / "model.gguf", type_name="f32")
     with nptool.load(done.path, threads=1, context_length=64) as model:
-        texts = [model.generate("the cat", heads=heads, n=3, raw=True, max_tokens=20) for heads in (True,)]
-        assert [len([*text]) for text in texts] == [20]
+        prompt, options = model.encode("the cat", raw=True), {"n": 3, "exact": True, "max_tokens": 20}
+        texts = [
+            [token.id for token in model.answer(prompt, DecodeConfig(name, **options))] for name in ("ar", "heads")
+        ]
+    assert texts[0] == texts[1]
+    depths = find_parts(done.path).depths
+    assert depths is not None
+    assert set(depths.header.tensors) == {"e"}
 
 
 def test_damaged_heads_are_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
