@@ -18,6 +18,7 @@ from random_model import Shape, write_random_model
 
 from nptool.llama.gguf_parts import find_parts
 from nptool.llama.library import supports_gpu
+from nptool.text_to_sql.newcomer import newcomer_questions
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -97,6 +98,31 @@ def test_shapes_are_timed_side_by_side() -> None:
     wrong = subprocess.run([*command[:2], "4x256"], check=False, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "a shape is four numbers such as 4x256x4x1280, got 4x256" in wrong.stderr
+
+
+def test_newcomers_answers_are_scored_by_kind(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("newcomer")
+    (reply,) = script.of_gguf(tiny_gguf(), ["hello"], [3])
+    assert isinstance(reply.text, str)
+
+    golds = {question.prompt: question.gold for question in newcomer_questions()}
+    first = next(iter(golds))
+
+    def scripted(path: Path, prompts: list[str], limits: list[int]) -> list[Any]:
+        assert (limits[:60], limits[60:]) == ([192] * 60, [64] * 8)
+        golds[first] = "SELECT 1"
+        return [script.Reply(golds.get(prompt, ""), prompt != "hello") for prompt in prompts]
+
+    monkeypatch.setattr(script, "of_gguf", scripted)
+    monkeypatch.setattr(sys, "argv", ["newcomer.py", "model.gguf"])
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("WRONG")] == ["WRONG  count"]
+    assert "count         4 of 5" in lines
+    assert "all          59 of 60 (98.3%)" in lines
+    assert lines[-1] == "no question: 7 of 8 answers end within 64 tokens"
 
 
 class Kernels:

@@ -43,7 +43,7 @@ def test_every_module_is_in_the_wheel(tmp_path: Path) -> None:
     modules = {path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py")}
     expected = {str(Path("nptool") / path) if path.parts[0] != "nptool" else str(path) for path in modules}
     assert expected <= names
-    assert "nptool/py.typed" in names
+    assert {"nptool/py.typed", "nptool/text_to_sql/newcomer_questions.txt"} <= names
     assert not [name for name in names if name.startswith(("cli/", "convert/", "tests/"))]
 
 

@@ -6,9 +6,9 @@ A query is one SELECT, read-only, with the task's functions only, and bounded in
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from nptool.text_to_sql.schema import Rows, Schema, Value
+from nptool.text_to_sql.schema import Row, Rows, Schema, Value
 
 STEP_LIMIT = 200_000
 """Most steps of SQLite's virtual machine; gold queries need about a thousand."""
@@ -27,13 +27,23 @@ class QueryRefused(Exception):
 
 def open_database(schema: Schema, rows: Rows) -> sqlite3.Connection:
     """A database with the rows, read-only from then on. The caller closes it."""
+    marks = {table.name: ", ".join("?" * len(table.columns)) for table in schema.tables}
+    inserts = {f"INSERT INTO {name} VALUES ({marks[name]})": rows[name] for name in marks}
+    return database_of(schema.create_statements(), inserts)
+
+
+def database_of(statements: Iterable[str], inserts: Mapping[str, Iterable[Row]] | None = None) -> sqlite3.Connection:
+    """A database made by trusted statements, read-only from then on. The caller closes it.
+
+    Args:
+        inserts: parametrized statements that run afterwards, with the rows of each.
+    """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("BEGIN")
-    for statement in schema.create_statements():
+    for statement in statements:
         connection.execute(statement)
-    for table in schema.tables:
-        marks = ", ".join("?" * len(table.columns))
-        connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", rows[table.name])
+    for statement, rows in (inserts or {}).items():
+        connection.executemany(statement, rows)
     connection.execute("COMMIT")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LENGTH_LIMIT)
     connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LENGTH_LIMIT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from sqlite3 import Connection
 
 from nptool.errors import DataError
 from nptool.text_to_sql.database import QueryRefused, is_ordered, open_database, run_query, same_result
@@ -20,15 +21,20 @@ def execution_match(example: Example, predicted_sql: str) -> bool:
     """
     schema = example.schema
     with closing(open_database(schema, schema.rows(example.data_seed))) as connection:
-        try:
-            gold = run_query(connection, example.response)
-        except QueryRefused as error:
-            raise DataError(f"expected a gold query that runs, got {example.response!r}: {error}") from error
-        try:
-            predicted = run_query(connection, predicted_sql)
-        except QueryRefused:
-            return False
-    return same_result(gold, predicted, ordered=is_ordered(example.response))
+        return queries_match(connection, example.response, predicted_sql)
+
+
+def queries_match(connection: Connection, gold_sql: str, predicted_sql: str) -> bool:
+    """`execution_match` on an open database."""
+    try:
+        gold = run_query(connection, gold_sql)
+    except QueryRefused as error:
+        raise DataError(f"expected a gold query that runs, got {gold_sql!r}: {error}") from error
+    try:
+        predicted = run_query(connection, predicted_sql)
+    except QueryRefused:
+        return False
+    return same_result(gold, predicted, ordered=is_ordered(gold_sql))
 
 
 def execution_accuracy(examples: Sequence[Example], predictions: Sequence[str]) -> float:
