@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 
 from nptool.runs import Run
 from nptool.settings import Precision
@@ -61,7 +61,16 @@ def training_arguments(config: TrainingConfig, run: Run, steps: int) -> Training
 
 
 def uses_bfloat16(precision: Precision) -> bool:
-    """Whether forward and backward passes run in bfloat16 (autocast; the weights stay float32)."""
+    """Whether forward and backward passes run in bfloat16 (autocast; trained weights stay float32)."""
     if precision != "auto":
         return precision == "bfloat16"
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def frozen_type(precision: Precision, described: PretrainedConfig) -> torch.dtype:
+    """The type that weights which are not trained are kept in.
+
+    bfloat16 where passes run in bfloat16 and the checkpoint itself stores half precision, float32 otherwise.
+    """
+    stored_half = described.dtype in (torch.bfloat16, torch.float16)
+    return torch.bfloat16 if stored_half and uses_bfloat16(precision) else torch.float32

@@ -4,7 +4,8 @@ Bytes = weights + gradients + optimizer + activations + logits, with P parameter
 a forward pass of which R are trained, L layers, hidden size D, feed-forward size F, key/value size K, V tokens, and a
 bytes per activation (4 in float32, 2 in bfloat16):
 
-    weights      4 P                                in bfloat16 2 P more: autocast's copies
+    weights      4 P                                in bfloat16 2 P more: autocast's copies; frozen weights of a
+                                                    checkpoint in half precision take 2 P in all
     gradients    4 P_t
     optimizer    8 P_t                              AdamW's two averages
     activations  T (L (16 D + a (c D + 2 K + 4 F)) + 8 D)
@@ -105,6 +106,7 @@ def estimate_memory(
     trained_rows: int | None = None,
     trained_parameters: int | None = None,
     bfloat16: bool = False,
+    half_frozen: bool = False,
     checkpointing: bool = False,
 ) -> Memory:
     """Memory of one forward and backward pass and the optimizer's step (see the module's formula).
@@ -113,12 +115,14 @@ def estimate_memory(
         tokens: in one forward pass on one device, including padding.
         trained_rows: rows whose logits are computed; None is all.
         trained_parameters: parameters of adapters; None trains all weights.
-        bfloat16: passes run under autocast; the weights stay float32.
+        bfloat16: passes run under autocast; trained weights stay float32.
+        half_frozen: weights that are not trained are kept in bfloat16.
     """
     width = BFLOAT16 if bfloat16 else FLOAT32
     trained = shape.parameters if trained_parameters is None else trained_parameters
     # Adapters add to the weights of the model.
-    parameters = shape.parameters + (0 if trained_parameters is None else trained_parameters)
+    frozen = 0 if trained_parameters is None else shape.parameters
+    full = FLOAT32 + (BFLOAT16 if bfloat16 else 0)
     keys = shape.kv_heads * shape.head_size
     inputs = (7 if bfloat16 else 4) * shape.hidden_size
     block = 4 * FLOAT32 * shape.hidden_size + width * (inputs + 2 * keys + 4 * shape.intermediate_size)
@@ -126,7 +130,7 @@ def estimate_memory(
     kept += 2 * FLOAT32 * shape.hidden_size
     rows = tokens if trained_rows is None else trained_rows
     return Memory(
-        weights=(FLOAT32 + (BFLOAT16 if bfloat16 else 0)) * parameters,
+        weights=full * trained + (BFLOAT16 if half_frozen else full) * frozen,
         gradients=FLOAT32 * trained,
         optimizer=2 * FLOAT32 * trained,
         activations=tokens * kept,

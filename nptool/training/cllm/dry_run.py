@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nptool.checkpoints import check_checkpoint, load_config
 from nptool.collection.store import read_collected
-from nptool.training.arguments import uses_bfloat16
+from nptool.training.arguments import frozen_type, uses_bfloat16
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.planning import draw
 from nptool.training.estimate import estimate_memory, report, shape_of
@@ -33,7 +34,8 @@ def dry_run(config: CllmConfig) -> dict[str, Any]:
     source = find_source(config)
     check_checkpoint(source.model)
     sizes = _guess(config, source) if source.collected is None else _measure(config, source)
-    shape = shape_of(load_config(source.model))
+    described = load_config(source.model)
+    shape = shape_of(described)
     adapters = None if config.lora_rank is None else shape.adapter_parameters(config.lora_rank)
     memory = estimate_memory(
         shape,
@@ -41,6 +43,7 @@ def dry_run(config: CllmConfig) -> dict[str, Any]:
         trained_rows=round(config.batch_tokens * sizes.logits / sizes.lengths.sum()),
         trained_parameters=adapters,
         bfloat16=uses_bfloat16(config.precision),
+        half_frozen=frozen_type(config.precision, described) == torch.bfloat16,
         checkpointing=config.gradient_checkpointing,
     )
     trained = shape.parameters if adapters is None else adapters

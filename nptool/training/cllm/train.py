@@ -9,16 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from nptool.checkpoints import load_model, save_model
+from nptool.checkpoints import load_config, load_model, save_model
 from nptool.errors import CheckpointError, UsageError
 from nptool.method_note import MethodNote, write_note
 from nptool.processes import is_main_process
 from nptool.progress import Progress, silent
 from nptool.runs import Run
-from nptool.training.arguments import training_arguments
+from nptool.training.arguments import frozen_type, training_arguments
 from nptool.training.batches import batches_per_step, count_steps
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.cllm.measuring import CurveMeter, heldout_file, heldout_prompts
@@ -125,7 +126,7 @@ def train_cllm(
 
 def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
     """The model to train, its number of parameters without adapters, and how many are trained."""
-    model: Any = load_model(source.model)
+    model: Any = load_model(source.model, _type(config, source))
     attention = model.config._attn_implementation
     if attention not in ATTENTION:
         raise CheckpointError(
@@ -137,6 +138,13 @@ def _model(config: CllmConfig, source: Source) -> tuple[Any, int, int]:
     return model, parameters, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
+def _type(config: CllmConfig, source: Source) -> torch.dtype:
+    """Of the model's own weights, which adapters leave as they are."""
+    if config.lora_rank is None:
+        return torch.float32
+    return frozen_type(config.precision, load_config(source.model))
+
+
 def _save(
     trainer: CllmTrainer, config: CllmConfig, source: Source, tokenizer: PreTrainedTokenizerBase, n: int, run: Run
 ) -> None:
@@ -146,19 +154,20 @@ def _save(
         return
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.lora_rank is not None:
-        model, weights = merged_model(model, config.lora_rank, source, weights), None
+        model, weights = merged_model(model, config, source, weights), None
     save_model(model, tokenizer, run.model, weights)
     write_note(run.model, MethodNote(config.KIND, n))
 
 
-def merged_model(model: Any, rank: int, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:
-    """The plain model with the adapters added.
+def merged_model(model: Any, config: CllmConfig, source: Source, weights: dict[str, Any] | None) -> PreTrainedModel:
+    """The plain model with the adapters added, in the type that it was trained in.
 
     Args:
         weights: of the adapted model, where `model` itself holds only a share of them (FSDP, DeepSpeed).
     """
     if weights is not None:
-        model = add_adapters(load_model(source.model), rank)
+        assert config.lora_rank is not None
+        model = add_adapters(load_model(source.model, _type(config, source)), config.lora_rank)
         model.load_state_dict(weights)
     return merge_adapters(model)
 

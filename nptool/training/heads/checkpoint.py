@@ -62,8 +62,8 @@ def save_heads(
         )
 
 
-def load_heads(directory: Path) -> MultiHead:
-    """A multi-head checkpoint as a model in evaluation mode, in float32 on the CPU.
+def load_heads(directory: Path, dtype: torch.dtype = torch.float32) -> MultiHead:
+    """A multi-head checkpoint as a model in evaluation mode on the CPU; `dtype` is the plain model's.
 
     Raises:
         CheckpointError: it has no heads, or they do not fit the model beside them.
@@ -71,7 +71,7 @@ def load_heads(directory: Path) -> MultiHead:
     info = read_heads_info(directory)
     if info is None:
         raise CheckpointError(f"{directory} has no heads; train some with `nptool train heads -m {directory}`")
-    base: Any = load_model(directory)
+    base: Any = load_model(directory, dtype)
     check_heads(directory, info, base.config)
     model = add_heads(base, info.count, info.kind, info.rank)
     _load_extra(directory / HEADS_WEIGHTS, model)

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nptool.checkpoints import check_checkpoint, load_config
 from nptool.collection.store import read_collected
-from nptool.training.arguments import uses_bfloat16
-from nptool.training.estimate import FLOAT32, Memory, Shape, estimate_memory, report, shape_of
+from nptool.training.arguments import frozen_type, uses_bfloat16
+from nptool.training.estimate import BFLOAT16, FLOAT32, Memory, Shape, estimate_memory, report, shape_of
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.head import extra_parameters
 from nptool.training.heads.losses import CHUNK_ELEMENTS
@@ -32,7 +33,7 @@ def dry_run(config: HeadsConfig) -> dict[str, Any]:
     extra = extra_parameters(shape, config.kind, config.count, config.rank)
     return report(
         config,
-        _memory(config, shape, extra),
+        _memory(config, shape, extra, half=frozen_type(config.precision, described) == torch.bfloat16),
         _lengths(config, source),
         resolved={"model": source.model},
         parameters={
@@ -42,7 +43,7 @@ def dry_run(config: HeadsConfig) -> dict[str, Any]:
     )
 
 
-def _memory(config: HeadsConfig, shape: Shape, extra: int) -> Memory:
+def _memory(config: HeadsConfig, shape: Shape, extra: int, *, half: bool) -> Memory:
     """A frozen trunk keeps nothing for the backward pass, so activations are those of one head at a time."""
     part = shape if config.joint else replace(shape, layers=1)
     one = estimate_memory(
@@ -55,8 +56,9 @@ def _memory(config: HeadsConfig, shape: Shape, extra: int) -> Memory:
     trained = extra + (shape.parameters if config.joint else 0)
     original = shape.parameters if config.joint and config.guard else 0
     width = one.weights // part.parameters
+    trunk = BFLOAT16 if half and not config.joint else width
     return Memory(
-        weights=width * (shape.parameters + extra + original),
+        weights=trunk * shape.parameters + width * (extra + original),
         gradients=FLOAT32 * trained,
         optimizer=2 * FLOAT32 * trained,
         activations=one.activations,

@@ -87,13 +87,14 @@ class MultiHead(nn.Module):
         return self.unembedding_VD.device
 
     def run_trunk(self, ids_BT: Tensor) -> TrunkOutput:
-        """z of right-padded rows; without gradient if the trunk is frozen."""
+        """z of right-padded rows, at least in float32; without gradient if the trunk is frozen."""
         trained = any(weight.requires_grad for weight in self.trunk.parameters())
         with nullcontext() if trained else torch.no_grad():
             self.trunk(input_ids=ids_BT, use_cache=False)
         output, self.tap.output = self.tap.output, None
         assert output is not None
-        return TrunkOutput(*output, ids_BT)
+        z_BTD, arguments = output
+        return TrunkOutput(z_BTD.to(torch.promote_types(z_BTD.dtype, torch.float32)), arguments, ids_BT)
 
     def hidden_states(self, head: int, trunk: TrunkOutput, positions_M: Tensor) -> Tensor:
         """A head's hidden states after the norm, shape (M, D).
@@ -146,9 +147,9 @@ class MultiHead(nn.Module):
 
 
 def add_heads(base: Any, count: int, kind: str, rank: int = 0) -> MultiHead:
-    """`base` with new heads 2..`count` of one of `KINDS`; raises as `check_layers`."""
+    """`base` with new heads 2..`count` of one of `KINDS`, at least in float32; raises as `check_layers`."""
     check_layers(base)
-    return MultiHead(base, KINDS[kind].make(base, count - 1, rank))
+    return MultiHead(base, KINDS[kind].make(base, count - 1, rank).to(torch.promote_types(base.dtype, torch.float32)))
 
 
 def move_layers(base: Any, heads: int) -> MultiHead:

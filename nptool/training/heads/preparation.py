@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from transformers import PretrainedConfig
 
 from nptool.checkpoints import load_model, local_directory
@@ -71,13 +72,13 @@ def split_heldout(rows: Sequence[Trajectory], share: float) -> tuple[Sequences, 
     return response_sequences(train), response_sequences(heldout) if share else None
 
 
-def start_model(config: HeadsConfig, source: Source) -> MultiHead:
-    """The model with its own heads, or with new ones."""
+def start_model(config: HeadsConfig, source: Source, dtype: torch.dtype = torch.float32) -> MultiHead:
+    """The model with its own heads, or with new ones; `dtype` is the plain model's."""
     directory = local_directory(source.model)
     if directory is not None and read_heads_info(directory) is not None:
-        model = load_heads(directory)
+        model = load_heads(directory, dtype)
     else:
-        model = add_heads(load_model(source.model), config.count, config.kind, config.rank)
+        model = add_heads(load_model(source.model, dtype), config.count, config.kind, config.rank)
     if not config.joint:
         model.freeze_trunk()
     return model

@@ -23,7 +23,7 @@ from nptool.method_note import read_note, write_note
 from nptool.processes import is_main_process, main_process_first
 from nptool.progress import Progress, silent
 from nptool.runs import Run
-from nptool.training.arguments import training_arguments
+from nptool.training.arguments import frozen_type, training_arguments
 from nptool.training.batches import plan_steps
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.heads.batching import heads_batch
@@ -95,7 +95,8 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         source = _heads_alone(config, source, collected, run, progress)
     rows = load_trajectories(collected, position_limit(described, config), references=False)
     train, heldout = split_heldout(rows.rows, config.heldout)
-    model = start_model(config, source)
+    dtype = torch.float32 if config.joint else frozen_type(config.precision, described)
+    model = start_model(config, source, dtype)
     steps, plan = plan_steps(config, train.lengths)
     pad = pad_id(tokenizer)
     # It moves the model to its device, before the first evaluation.
@@ -106,14 +107,18 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
         args=training_arguments(config, run, steps),
         train_dataset=BatchList(len(plan), lambda index: heads_batch(train, plan[index], pad, model.count)),
     )
-    if not has_heads:
-        _start(model, heads_batch(train, plan[0], pad, model.count))
+    # Heads in float32 on a trunk in bfloat16 run under autocast only.
+    mixed = partial(torch.autocast, model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     measure = partial(evaluate_heads, model, batch_tokens=config.batch_tokens, progress=progress)
-    before = measure(heldout, step="loss of head 1 before", heads=1) if heldout is not None else None
+    with mixed():
+        if not has_heads:
+            _start(model, heads_batch(train, plan[0], pad, model.count))
+        before = measure(heldout, step="loss of head 1 before", heads=1) if heldout is not None else None
     seconds = run_trainer(trainer, run, progress, JOINT_STEP if config.joint else STEP)
     trainer.log_rest()
-    after = measure(heldout, step="figures of the heads") if heldout is not None else None
-    sample = take_sample(model, heldout, config.batch_tokens) if heldout is not None else None
+    with mixed():
+        after = measure(heldout, step="figures of the heads") if heldout is not None else None
+        sample = take_sample(model, heldout, config.batch_tokens) if heldout is not None else None
     tokens = [int(train.lengths[batch].sum()) for batch in plan]
     result = HeadsResult(
         heads_kind=config.kind,

@@ -181,4 +181,6 @@ def test_memory_by_purpose() -> None:
     adapters = shape.adapter_parameters(3)
     lora = estimate_memory(shape, 100, trained_rows=30, trained_parameters=adapters)
     assert (lora.weights, lora.gradients) == (4 * (shape.parameters + adapters), 4 * adapters)
+    half = estimate_memory(shape, 100, trained_parameters=adapters, bfloat16=True, half_frozen=True)
+    assert half.weights == 2 * shape.parameters + 6 * adapters
     assert lora.total == lora.weights + lora.gradients + lora.optimizer + lora.activations + lora.logits

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from nptool.checkpoints import load_model
@@ -150,14 +151,26 @@ def test_adapters_are_trained_alone_and_merged(config: CllmConfig, checkpoint: P
 
 
 @adapters
+def test_adapters_on_a_model_in_half_precision_leave_it_so(config: CllmConfig, checkpoint: Path) -> None:
+    load_model(checkpoint, torch.bfloat16).save_pretrained(checkpoint)
+    result = train_cllm(replace(config, lora_rank=2, steps=20, precision="bfloat16"))
+    assert result.consistency_last < result.consistency_first
+    after = load_file(Path(result.model) / "model.safetensors")
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    whole = train_cllm(replace(config, lora_rank=2, steps=20, name="whole"))
+    assert result.consistency_last == pytest.approx(whole.consistency_last, rel=0.05)
+
+
+@adapters
 def test_adapters_that_several_processes_share_are_put_together(checkpoint: Path) -> None:
     adapted = add_adapters(load_model(checkpoint), 2)
     for name, weight in adapted.named_parameters():
         if "lora" in name:
             torch.nn.init.normal_(weight)
     gathered = {name: weight.clone() for name, weight in adapted.state_dict().items()}
-    rebuilt = merged_model(None, 2, Source(str(checkpoint), None), gathered)
-    assert_equal(rebuilt, merged_model(adapted, 2, Source(str(checkpoint), None), None))
+    config, source = CllmConfig(data=(checkpoint,), lora_rank=2), Source(str(checkpoint), None)
+    rebuilt = merged_model(None, config, source, gathered)
+    assert_equal(rebuilt, merged_model(adapted, config, source, None))
 
 
 def test_prompts_are_answered_first(checkpoint: Path, tmp_path: Path) -> None:

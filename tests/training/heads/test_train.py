@@ -176,6 +176,21 @@ def test_the_type_of_the_weights_is_kept(config: HeadsConfig, checkpoint: Path) 
     assert result.loss[0] == result.loss_before
 
 
+def test_a_frozen_trunk_in_half_precision_stays_so_and_its_heads_learn_in_float32(
+    config: HeadsConfig, checkpoint: Path, kind: str
+) -> None:
+    load_model(checkpoint, torch.bfloat16).save_pretrained(checkpoint)
+    result = train_heads(replace(config, precision="bfloat16", steps=30))
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (checkpoint, result.model))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    heads = load_file(Path(result.model) / HEADS_WEIGHTS)
+    assert {weight.dtype for weight in heads.values()} == {torch.float32}
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in heads.values())
+    whole = train_heads(replace(config, steps=30, name="whole"))
+    assert result.loss is not None
+    assert result.loss == pytest.approx(whole.loss, rel=0.05)
+
+
 def test_an_interrupted_training_ends_as_if_nothing_had_happened(config: HeadsConfig, kind: str) -> None:
     def interrupt(step: str, done: float, total: float, note: str = "") -> None:
         if step == "training the heads" and done == 5:
