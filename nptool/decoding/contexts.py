@@ -135,10 +135,9 @@ class Contexts:
     def _open(self, trunk: Context, heads: int | None) -> Opened:
         if heads is None:
             return Opened(trunk, Sequence(trunk), None)
-        parts, shares = self.parts, self.parts.shares
-        assert parts.trunk_layer is not None, "a file with heads names their layer"
-        trunk.choose_layer(parts.trunk_layer)
-        engine = HeadedEngine(trunk, self._open_heads(trunk, heads), heads, shares and shares[: heads - 1])
+        assert self.parts.trunk_layer is not None, "a file with heads names their layer"
+        trunk.choose_layer(self.parts.trunk_layer)
+        engine = HeadedEngine(trunk, self._open_heads(trunk, heads), heads)
         return Opened(engine, Sequence(engine), engine)
 
     def _open_heads(self, trunk: Context, heads: int) -> HeadsEngine:

@@ -14,20 +14,17 @@ from numpy.typing import NDArray
 
 from nptool.decoding.loop.engine import Engine, HeadsEngine, Trunk
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.proposers.tree import Shares
 
 _TIMED_DRAFTS = 4
 
 
 class HeadedEngine:
-    def __init__(self, trunk: Trunk, heads: HeadsEngine, count: int, shares: Shares | None = None) -> None:
+    def __init__(self, trunk: Trunk, heads: HeadsEngine, count: int) -> None:
         """
         Args:
             count: n, how many heads are used, the trunk's own included.
             heads: their caches and the trunk's must be empty, or be rolled back before use.
-            shares: how often the first, second, ... choice of each was right on held-out text.
         """
-        self.shares = shares
         self.capacity, self.width, self.batch_limit = trunk.capacity, trunk.width, trunk.batch_limit
         self.vocabulary_size = trunk.vocabulary_size
         self.count = count
@@ -60,14 +57,7 @@ class HeadedEngine:
         """Time spent inside the heads so far."""
         return self._heads.seconds
 
-    def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        parents: tuple[int, ...] | None = None,
-    ) -> NDArray[np.float32]:
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
         """See `Engine`. Holds the accepted z of the previous batch, which this batch overwrites.
 
         Heads read it only when they draft, so steps without drafts cost nothing extra.
@@ -76,17 +66,10 @@ class HeadedEngine:
             self._hold()
         else:
             self._catch_up()
-        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=True, parents=parents)
+        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=True)
         self._z_TD = self._trunk.layer_input()
         self._start, self._end = start, start + len(tokens)
         return logits_RV
-
-    def keep(self, path: list[int]) -> int:
-        """See `Engine`. The heads will read the whole path, even where the trunk must evaluate its end again."""
-        kept = self._trunk.keep(path)
-        self._z_TD = self._z_TD[path]
-        self._end = self._start + len(path)
-        return kept
 
     def rollback(self, position: int) -> None:
         """Forget everything from `position` on, in the trunk and in the heads."""

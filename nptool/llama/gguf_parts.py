@@ -20,8 +20,6 @@ from nptool.heads import (
     SHARED,
     TRUNK_DIGEST_KEY,
     TRUNK_LAYER_KEY,
-    Accuracy,
-    accuracy_in,
 )
 from nptool.llama.gguf_check import MAGIC, Header, read_header
 
@@ -58,11 +56,6 @@ class Parts:
     def kind(self) -> str:
         """Kind of the heads."""
         return SEPARATE if self.depths is None else SHARED
-
-    @property
-    def shares(self) -> Accuracy | None:
-        """For heads 2..n, the share of held-out tokens that were the first, second, ... choice; None if unknown."""
-        return accuracy_in(self.base.header.metadata)
 
     @property
     def lost(self) -> bool:

@@ -34,27 +34,13 @@ class Engine(Cached, Protocol):
     """Most rows of a batch without logits."""
     vocabulary_size: int
 
-    def evaluate(
-        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, parents: tuple[int, ...] | None = None
-    ) -> NDArray[np.float32]:
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
         """Logits (rows, V) of `tokens` at positions start, start+1, ...; valid until the next call.
 
         The cache must hold exactly the positions before `start`.
 
         Args:
             outputs: whether logits are computed.
-            parents: the row that each row follows, -1 for the first; None is a line. After a tree, call `keep` or
-                `rollback` before the next batch.
-        """
-
-    def keep(self, path: list[int]) -> int:
-        """After a tree: remove all rows from the cache but the longest prefix of `path` that is 0, 1, 2, ...
-
-        Args:
-            path: rows from row 0 down the tree.
-
-        Returns:
-            The number of rows kept.
         """
 
 
@@ -62,13 +48,7 @@ class Trunk(Engine, Protocol):
     """An engine that can return z, the input of its last layer."""
 
     def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        show: bool = False,
-        parents: tuple[int, ...] | None = None,
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
     ) -> NDArray[np.float32]:
         """As `Engine.evaluate`; `show` stores z of this batch for `layer_input`."""
 
