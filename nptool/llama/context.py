@@ -19,6 +19,7 @@ from nptool.llama.native import (
     ContextSettings,
     LayerInput,
     NativeContext,
+    NextNState,
     check_decoded,
     decode,
     float_view,
@@ -78,7 +79,7 @@ class Context(NativeContext):
                 raise UsageError(f"the {name} must be at least 1, got {value}")
         if width > batch:
             raise ContextError(f"a block of {width} tokens is above the batch limit of {batch}")
-        self._layer: LayerInput | None = None
+        self._layer: LayerInput | NextNState | None = None
         self.vocabulary_size = model.vocabulary_size
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
@@ -99,7 +100,7 @@ class Context(NativeContext):
         """Run one batch: `tokens` at positions start, start+1, ... of the sequence.
 
         Args:
-            show: keep the input of the chosen layer for `layer_input`.
+            show: keep what heads read for `shown`; see `choose_layer`.
 
         Returns:
             Logits (rows, vocabulary), or (0, vocabulary) without `outputs`: a view into llama.cpp's buffer, valid until
@@ -135,18 +136,18 @@ class Context(NativeContext):
             self._bind_logits(address)
         return self._logits[:rows]
 
-    def choose_layer(self, layer: int) -> None:
-        """Choose the layer whose input `evaluate` shows on request.
+    def choose_layer(self, layer: int | None) -> None:
+        """Choose the layer whose input `evaluate` shows on request; None is the state that a NextN block reads.
 
         Raises:
             GgufError: the model has no such layer, or llama.cpp cannot show its input.
         """
         if self._showing:
             self._switch(False)
-        self._layer = LayerInput(self.model, layer)
+        self._layer = NextNState(self.model) if layer is None else LayerInput(self.model, layer)
 
-    def layer_input(self) -> NDArray[np.float32]:
-        """Input of the chosen layer (rows, D) in the last batch, which must have shown it; valid until the next one."""
+    def shown(self) -> NDArray[np.float32]:
+        """What was chosen (rows, D), of the last batch, which must have shown it; valid until the next one."""
         if not self._showing or self._layer is None:
             raise ValueError("the last batch did not show the input of a layer")
         began = perf_counter()

@@ -86,7 +86,7 @@ def test_drafts_are_those_of_transformers(
     with Model.load(done.path) as model, Context(model, 64, **options) as context:
         context.choose_layer(parts.trunk_layer or 0)
         context.evaluate(ids, 0, show=True)
-        z_TD = context.layer_input().copy()
+        z_TD = context.shown().copy()
         heads = SharedHeads(parts.heads[0], parts.depths, COUNT - 1, context)
         rng, compared = np.random.default_rng(1), 0
         for _ in range(3):
@@ -95,9 +95,9 @@ def test_drafts_are_those_of_transformers(
                 end = min(len(ids), place + int(rng.integers(1, 6)))
                 count = int(rng.integers(0, COUNT))
                 if count == 0:
-                    heads.read(z_TD[place:end], place)
+                    heads.read(z_TD[place:end], place, ids)
                 else:
-                    found_KV = heads.draft(z_TD[place:end], place, count)
+                    found_KV = heads.draft(z_TD[place:end], place, ids, count)
                     expected_KV = expected_TKV[end - 1, :count]
                     assert found_KV.shape == expected_KV.shape
                     assert np.abs(found_KV - expected_KV).max() < TOLERANCE * expected_KV.std()

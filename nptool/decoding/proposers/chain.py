@@ -27,8 +27,8 @@ class DraftHeads(Protocol):
     def heads_seconds(self) -> float:
         """Time spent inside the heads so far."""
 
-    def draft_logits(self, most: int) -> NDArray[np.float32] | None:
-        """Logits of the tokens after the last one, at most `most` rows; None if there was no pass before it."""
+    def draft_logits(self, last: int, most: int) -> NDArray[np.float32] | None:
+        """Logits of the tokens after `last`, at most `most` rows; None if there was no pass before it."""
 
 
 class HeadsChain(Proposer):
@@ -46,10 +46,10 @@ class HeadsChain(Proposer):
         return self._heads.heads_seconds
 
     def propose(self, room: int) -> Draft:
-        logits_KV = self._heads.draft_logits(room) if room > 0 and self.width > 1 else None
+        position, known = self._sequence.length, self._sequence.tokens
+        logits_KV = self._heads.draft_logits(int(known[-1]), room) if room > 0 and self.width > 1 else None
         if logits_KV is None:
             return NO_DRAFT
-        position, known = self._sequence.length, self._sequence.tokens
         if self._choosing.repeat_penalty == 1.0:
             return self._choosing.pick_rows(logits_KV[:room], position, known)
         # The penalty of a token depends on the drafts before it.
