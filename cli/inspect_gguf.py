@@ -47,7 +47,8 @@ def inspect(file: FILE = None, as_json: AsJson = False) -> None:
 
 
 def _trained(summary: FileSummary) -> str:
-    heads = f", {summary.heads} heads on the input of layer {summary.trunk_layer}" if summary.heads > 1 else ""
+    place = "in a NextN block" if summary.trunk_layer is None else f"on the input of layer {summary.trunk_layer}"
+    heads = f", {summary.heads} heads {place}" if summary.heads > 1 else ""
     block = f", blocks of {summary.block_size} tokens" if summary.block_size is not None else ""
     return (f", {summary.method}" if summary.method else "") + block + heads
 

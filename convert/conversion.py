@@ -164,10 +164,11 @@ def _prepare(
     spec = written = read_model_spec(Config(checkpoint.config, checkpoint.name))
     if nextn:
         carried = read_carried(checkpoint, spec)
-        written, tensors, heads = carried.spec, list(carried.tensors), None
+        written, tensors, heads, entries = carried.spec, list(carried.tensors), None, carried.metadata
     else:
         tensors = list(gguf_tensors(spec, checkpoint.tensors, checkpoint.name))
         heads = read_heads(checkpoint, spec, tensors, scored=score is not None)
+        entries = heads.metadata if heads else {}
     files = read_tokenizer_files(checkpoint.directory, checkpoint.config)
     vocabulary = read_vocabulary(files, spec.sizes.vocabulary, pre)
     reference = None
@@ -177,7 +178,7 @@ def _prepare(
         # One head at a time is in memory.
         _check_memory([*tensors, *(heads.tensors[0] if heads else ())])
         reference = Reference(checkpoint.directory)
-    return _Job(checkpoint, spec, written, vocabulary, tensors, heads, reference, score, progress)
+    return _Job(checkpoint, spec, written, vocabulary, tensors, heads, entries, reference, score, progress)
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ class _Job:
     vocabulary: Vocabulary
     tensors: Sequence[Tensor]
     heads: Heads | None
+    entries: Metadata
+    """What the model's metadata say of heads."""
     reference: Reference | None
     """None if nothing is verified."""
     score: Scorer | None
@@ -243,7 +246,7 @@ class _Job:
         extra: Metadata = {
             "general.name": self.checkpoint.display_name,
             **(self.checkpoint.note.metadata() if self.checkpoint.note else {}),
-            **(self.heads.metadata if self.heads else {}),
+            **self.entries,
         }
         return write_gguf(path, self.written, self.vocabulary, self.tensors, chosen, extra, self.progress)
 

@@ -75,19 +75,22 @@ class Heads:
     @property
     def metadata(self) -> Metadata:
         """Entries of the model's GGUF."""
-        entries: dict[str, int | str | float | list[float]] = {
-            COUNT_KEY: self.info.count,
-            TRUNK_LAYER_KEY: self.info.trunk_layer,
-            TRUNK_DIGEST_KEY: self.info.trunk_digest,
-        }
-        if self.info.kind != SEPARATE:
-            entries[KIND_KEY] = self.info.kind
-        if self.info.accuracy:
-            entries[ACCURACY_KEY] = [share for row in self.info.accuracy for share in row]
-            entries[ACCURACY_RANKS_KEY] = len(self.info.accuracy[0])
-        if self.sample is not None:
-            entries |= placeholders(self.info.count)
-        return entries
+        return info_metadata(self.info) | (placeholders(self.info.count) if self.sample is not None else {})
+
+
+def info_metadata(info: HeadsInfo) -> dict[str, int | str | float | list[float]]:
+    """Entries of the model's GGUF that say what heads it has."""
+    entries: dict[str, int | str | float | list[float]] = {
+        COUNT_KEY: info.count,
+        TRUNK_LAYER_KEY: info.trunk_layer,
+        TRUNK_DIGEST_KEY: info.trunk_digest,
+    }
+    if info.kind != SEPARATE:
+        entries[KIND_KEY] = info.kind
+    if info.accuracy:
+        entries[ACCURACY_KEY] = [share for row in info.accuracy for share in row]
+        entries[ACCURACY_RANKS_KEY] = len(info.accuracy[0])
+    return entries
 
 
 def read_heads(checkpoint: Checkpoint, spec: ModelSpec, model: list[Tensor], *, scored: bool) -> Heads | None:

@@ -18,7 +18,7 @@ import gguf
 from nptool.checkpoints import check_whole
 from nptool.convert.checkpoint import Checkpoint
 from nptool.convert.file_types import FileType
-from nptool.convert.heads import AGAIN, ANOTHER, check_info
+from nptool.convert.heads import AGAIN, ANOTHER, check_info, info_metadata
 from nptool.convert.layers.model_spec import Metadata, ModelSpec
 from nptool.convert.layers.weights import StoredTensor, read_index
 from nptool.convert.staging import staged_file
@@ -53,6 +53,8 @@ class Carried:
     spec: ModelSpec
     """Of the whole; the block is the last layer."""
     tensors: tuple[Tensor, ...]
+    metadata: Metadata
+    """What nptool runs it by."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def read_carried(checkpoint: Checkpoint, spec: ModelSpec) -> Carried:
     check_whole(path)
     stored = read_index([path])
     _check(carried, stored, path)
-    return Carried(carried, tuple(_tensors(carried, checkpoint, stored)))
+    return Carried(carried, tuple(_tensors(carried, checkpoint, stored)), info_metadata(info))
 
 
 def block_left_out(directory: Path) -> list[str]:

@@ -145,7 +145,7 @@ def verify_nextn(path: Path, reference: Reference, file_type: FileType) -> Logit
     from nptool.convert.graph_values import nextn_logits
     from nptool.llama.model import Model
 
-    with Model.load(path, nextn=True) as model:
+    with Model.load(path) as model:
         ids = draw_sample(min(len(reference.tokenizer), model.vocabulary_size), model.context_length).near
         hidden_TD, expected_TV = reference.nextn(ids)
         logits = LogitComparison.of(nextn_logits(model, ids, hidden_TD), expected_TV)

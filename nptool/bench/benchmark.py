@@ -78,12 +78,10 @@ def _variants(config: BenchConfig, model: TextModel) -> tuple[Variant, ...]:
     heads = None
     methods = [split_name(name) for name in config.methods]
     if any(method.heads for method, _ in methods):
-        model.contexts.count_heads()
-    if any(method.counts_heads for method, _ in methods):
         # Only the smallest n must fit: longer blocks are for the other methods.
         count = model.contexts.count_heads(None if config.n is None else min(config.n))
         heads = [n for n in config.n or (count,) if n <= model.contexts.count_heads()]
-    elif ANY in config.methods and model.contexts.parts.heads:
+    elif ANY in config.methods and model.contexts.parts.usable:
         heads = [model.contexts.count_heads()]
     widest = DEFAULT_WIDTH
     if any(adapt for _, adapt in methods):

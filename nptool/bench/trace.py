@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nptool.convergence import Mark, count_marks, mark_states
 from nptool.decoding.answer import DecodeConfig
-from nptool.decoding.loop.steps import Line, Proposer
+from nptool.decoding.loop.steps import Proposer
 from nptool.decoding.text_model import TextModel
 
 NO_GUESS = -1
@@ -101,7 +101,7 @@ class Trace:
 class Recorder:
     """A proposer of blocks that records every state of another one."""
 
-    def __init__(self, proposer: Proposer[Line]) -> None:
+    def __init__(self, proposer: Proposer) -> None:
         self.width = proposer.width
         self._proposer = proposer
         self._blocks: list[list[NDArray[np.integer]]] = []

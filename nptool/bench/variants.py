@@ -60,7 +60,7 @@ def variants_of(
     """The baseline, then every parallel method at every length.
 
     Args:
-        heads: values of n for methods that count heads; None is `lengths`, and no heads in `ANY`.
+        heads: values of n for methods with heads; None is `lengths`, and no heads in `ANY`.
         widest: most rows of methods with adaptive widths.
     """
     found = [Variant(AUTOREGRESSIVE, 1)]
@@ -69,8 +69,8 @@ def variants_of(
         if name == ANY and heads:
             found.append(Variant(method.name, widest, adapt, (HEADS,)))
         elif method.parallel:
-            counts = heads if method.counts_heads and heads is not None else lengths
+            counts = heads if method.heads and heads is not None else lengths
             if adapt:
-                counts = [max(counts) if method.counts_heads else widest]
+                counts = [max(counts) if method.heads else widest]
             found += [Variant(method.name, n, adapt) for n in counts]
     return tuple(dict.fromkeys(found))

@@ -123,7 +123,6 @@ class Answer:
         drafting = METHODS[AUTOREGRESSIVE] if way.method.heads and self._heads is None else way.method
         self.proposer = drafting.propose(Task(way.n, self._sequence, config.sampling, self._heads))
         """May be wrapped before the first token is read."""
-        self._verify = drafting.verify
         self.tally = Tally(width=self.proposer.width, prompt_tokens=len(prompt))
         self._limit = min(self._engine.capacity, len(prompt) + config.max_tokens)
         self._steps = self._run()
@@ -194,7 +193,6 @@ class Answer:
             limit=self._limit,
             end_tokens=self._vocabulary.end_tokens,
             widths=self.widths,
-            verify=self._verify,
         )
 
     def _reason(self, token: int) -> str | None:

@@ -12,10 +12,12 @@ from nptool.decoding.headed import HeadedEngine, Opened
 from nptool.decoding.loop.engine import HeadsEngine
 from nptool.decoding.loop.sequence import Sequence
 from nptool.errors import UsageError
+from nptool.heads import NEXTN
 from nptool.llama.context import DEFAULT_WIDTH, Context
 from nptool.llama.gguf_parts import Parts, find_parts, require_heads
 from nptool.llama.head import Head, SeparateHeads
 from nptool.llama.model import Model
+from nptool.llama.nextn_heads import NextNHeads
 from nptool.llama.shared_heads import SharedHeads
 
 
@@ -34,7 +36,7 @@ class Contexts:
         self._trunk: Context | None = None
         self._heads: list[Head] = []
         """Separate heads that are open; any number of the first ones can be used."""
-        self._shared: SharedHeads | None = None
+        self._shared: SharedHeads | NextNHeads | None = None
         self._opened: dict[int | None, Opened] = {}
         self.newest: Opened | None = None
         """What was opened last, and whose sequence the caches hold."""
@@ -135,14 +137,15 @@ class Contexts:
     def _open(self, trunk: Context, heads: int | None) -> Opened:
         if heads is None:
             return Opened(trunk, Sequence(trunk), None)
-        parts, shares = self.parts, self.parts.shares
-        assert parts.trunk_layer is not None, "a file with heads names their layer"
-        trunk.choose_layer(parts.trunk_layer)
-        engine = HeadedEngine(trunk, self._open_heads(trunk, heads), heads, shares and shares[: heads - 1])
+        trunk.choose_layer(self.parts.trunk_layer)
+        engine = HeadedEngine(trunk, self._open_heads(trunk, heads), heads)
         return Opened(engine, Sequence(engine), engine)
 
     def _open_heads(self, trunk: Context, heads: int) -> HeadsEngine:
         parts, layers = self.parts, self.gpu_layers
+        if parts.kind == NEXTN:
+            self._shared = self._shared or NextNHeads(trunk, parts.count - 1)
+            return self._shared
         if parts.depths is not None:
             if self._shared is None:
                 self._shared = SharedHeads(parts.heads[0], parts.depths, parts.count - 1, trunk, gpu_layers=layers)

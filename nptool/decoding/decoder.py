@@ -47,11 +47,10 @@ class Decoder:
             self._answer.supersede()
         way = self._choose(config, len(prompt), purpose)
         # Without drafts, feeding z to the heads would be wasted time.
-        heads = self._heads(way.method, way.n) if way.widths.members != (1,) else None
+        heads = way.n if way.method.heads and way.widths.members != (1,) else None
         if reuse and heads is None:
             # A later turn of a conversation may use heads, and would have to read the whole sequence again.
-            wanted = (self._heads(method, self.block_length(config, method)) for method in config.methods)
-            heads = next((count for count in wanted if count is not None), None)
+            heads = next((self.block_length(config, method) for method in config.methods if method.heads), None)
         opened = self.contexts.open(way.n if way.widths.padded or way.method.parallel else 1, heads)
         if not reuse:
             opened.sequence.truncate(0)
@@ -70,9 +69,8 @@ class Decoder:
         method = method or config.methods[0]
         if method.heads:
             # An n that bounds several methods may exceed the number of heads.
-            count = self.contexts.count_heads(config.n if method.counts_heads and not config.others else None)
-            if method.counts_heads:
-                return min(count, config.n or count)
+            count = self.contexts.count_heads(None if config.others else config.n)
+            return min(count, config.n or count)
         if config.adapt and method.parallel:
             return min(config.n or DEFAULT_WIDTH, self.store.calibration.widths[-1])
         return config.n or self._block_size
@@ -83,11 +81,9 @@ class Decoder:
         for method in methods:
             if method.name in chooser.gains:
                 continue
-            heads = self.contexts.count_heads() if method.heads else 1
             if method.heads and method.name not in chooser.drafting:
-                chooser.drafting[method.name] = self.contexts.time_draft(heads)
-            shares = self.contexts.parts.shares if method.heads else None
-            chooser.add(method.name, first_gains(self.contexts.metadata, method, heads, shares))
+                chooser.drafting[method.name] = self.contexts.time_draft(self.contexts.count_heads())
+            chooser.add(method.name, first_gains(self.contexts.metadata, method))
         return chooser
 
     def close(self) -> None:
@@ -107,9 +103,3 @@ class Decoder:
         plan = chooser.plan(lengths, length, exact=exact)
         chosen = next(other for other in config.methods if other.name == plan.method)
         return Way(chosen, lengths[chosen.name], AdaptiveWidth(chooser, plan, exact=exact))
-
-    def _heads(self, method: Method, n: int) -> int | None:
-        """How many heads `method` uses with a block length of `n`, the model's own included; None if it uses none."""
-        if not method.heads:
-            return None
-        return n if method.counts_heads else self.contexts.count_heads()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from math import log
 from typing import Any
 
 import numpy as np
 
-from nptool.decoding.adaptive.gains import SHORT, TRAINED, TRIAL_STEPS, Gains
-from nptool.decoding.loop.steps import Drafts
+from nptool.decoding.adaptive.gains import SHORT, TRAINED, Gains
 from nptool.decoding.proposers.methods import JACOBI, JACOBI_BLOCK, LOOKAHEAD, Method
-from nptool.decoding.proposers.tree import Shares, assumed_shares, expected_tokens
 from nptool.heads import accuracy_in
 from nptool.heads_sample import figures_in
 from nptool.method_note import METHOD_KEY, measured_in
@@ -21,14 +18,9 @@ WINDOW_GAIN = 1.36
 """Tokens that a sliding window of n adds to one, relative to a block of n, which is nearly done at its end."""
 
 
-def first_gains(metadata: Mapping[str, Any], method: Method, heads: int = 1, shares: Shares | None = None) -> Gains:
-    """What a GGUF's metadata say of a method before its first step.
-
-    Args:
-        heads: n of the model, its own included.
-        shares: how often the first, second, ... choice of heads 2..n was right on held-out text.
-    """
-    kind, tokens, rows = method.drafts, 0.0, 1
+def first_gains(metadata: Mapping[str, Any], method: Method) -> Gains:
+    """What a GGUF's metadata say of a method before its first step."""
+    tokens, rows = 0.0, 1
     accuracy = accuracy_in(metadata) if method.heads else None
     measured = measured_in(metadata) if method.name in (JACOBI, JACOBI_BLOCK, LOOKAHEAD) else None
     figures = figures_in(metadata) if method.heads else None
@@ -40,10 +32,7 @@ def first_gains(metadata: Mapping[str, Any], method: Method, heads: int = 1, sha
     elif measured is not None:
         gain = WINDOW_GAIN if method.name == JACOBI else 1.0
         tokens, rows = 1.0 + gain * (measured.tokens_per_forward - 1.0), measured.block_size
-    if kind is Drafts.BRANCHING:
-        # The curve is what the accuracies foresee, so they are the 1 in the exponent.
-        reach = partial(expected_tokens, shares or assumed_shares(heads - 1))
-        return Gains(1.0, SHORT / 2 if tokens else TRIAL_STEPS, drafts=kind, reach=reach)
     if rows > 1:
-        return Gains(log(max(1.0, min(tokens, rows))) / log(rows), SHORT / 2, drafts=kind)
-    return Gains(TRAINED if method.heads or metadata.get(METHOD_KEY) == "cllm" else 0.0, drafts=kind)
+        return Gains(log(max(1.0, min(tokens, rows))) / log(rows), SHORT / 2, independent=method.independent)
+    trained = method.heads or metadata.get(METHOD_KEY) == "cllm"
+    return Gains(TRAINED if trained else 0.0, independent=method.independent)

@@ -1,6 +1,6 @@
 """A trunk and its extra heads as one `Engine`: the heads read every position that stays in the sequence.
 
-z, the layer input that the heads read, is held back until the next batch begins or `draft_logits` is called. By then
+z, what the heads read of each position, is held back until the next batch begins or `draft_logits` is called. By then
 the rejected rows are known, so no rejected draft reaches a head, and the heads' caches stay in step with the trunk's.
 """
 
@@ -14,25 +14,24 @@ from numpy.typing import NDArray
 
 from nptool.decoding.loop.engine import Engine, HeadsEngine, Trunk
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.proposers.tree import Shares
 
 _TIMED_DRAFTS = 4
 
 
 class HeadedEngine:
-    def __init__(self, trunk: Trunk, heads: HeadsEngine, count: int, shares: Shares | None = None) -> None:
+    def __init__(self, trunk: Trunk, heads: HeadsEngine, count: int) -> None:
         """
         Args:
             count: n, how many heads are used, the trunk's own included.
             heads: their caches and the trunk's must be empty, or be rolled back before use.
-            shares: how often the first, second, ... choice of each was right on held-out text.
         """
-        self.shares = shares
         self.capacity, self.width, self.batch_limit = trunk.capacity, trunk.width, trunk.batch_limit
         self.vocabulary_size = trunk.vocabulary_size
         self.count = count
         """n."""
         self._trunk, self._heads = trunk, heads
+        self._ids = np.zeros(trunk.capacity + trunk.width, dtype=np.int32)
+        """Tokens of the trunk's positions, and in a draft the one after."""
         self._end = 0
         """Positions in the trunk's cache."""
         self._read = 0
@@ -60,33 +59,20 @@ class HeadedEngine:
         """Time spent inside the heads so far."""
         return self._heads.seconds
 
-    def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        parents: tuple[int, ...] | None = None,
-    ) -> NDArray[np.float32]:
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
         """See `Engine`. Holds the accepted z of the previous batch, which this batch overwrites.
 
         Heads read it only when they draft, so steps without drafts cost nothing extra.
         """
+        self._ids[start : start + len(tokens)] = tokens
         if outputs:
             self._hold()
         else:
             self._catch_up()
-        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=True, parents=parents)
-        self._z_TD = self._trunk.layer_input()
+        logits_RV = self._trunk.evaluate(tokens, start, outputs=outputs, show=True)
+        self._z_TD = self._trunk.shown()
         self._start, self._end = start, start + len(tokens)
         return logits_RV
-
-    def keep(self, path: list[int]) -> int:
-        """See `Engine`. The heads will read the whole path, even where the trunk must evaluate its end again."""
-        kept = self._trunk.keep(path)
-        self._z_TD = self._z_TD[path]
-        self._end = self._start + len(path)
-        return kept
 
     def rollback(self, position: int) -> None:
         """Forget everything from `position` on, in the trunk and in the heads."""
@@ -101,11 +87,12 @@ class HeadedEngine:
             self._read = self._held_end = position
             self._drafted = 0
 
-    def draft_logits(self, most: int) -> NDArray[np.float32] | None:
-        """Logits of heads 2, 3, ... after the last pass: at most `most` rows, and n-1.
+    def draft_logits(self, last: int, most: int) -> NDArray[np.float32] | None:
+        """Logits of heads 2, 3, ... after the last pass, which gave the token `last`: at most `most` rows, and n-1.
 
         None with an empty cache or right after a rollback, when no pass led to the end of the sequence.
         """
+        self._ids[self._end] = last
         self._catch_up(min(most, self.count - 1))
         return self._logits_KV if self._end and self._drafted == self._end else None
 
@@ -132,7 +119,7 @@ class HeadedEngine:
         for _ in range(_TIMED_DRAFTS):
             self.evaluate(np.zeros(rows, dtype=np.int32), 0)
             before = self.heads_seconds
-            self.draft_logits(rows - 1)
+            self.draft_logits(0, rows - 1)
             times.append(self.heads_seconds - before)
             self.rollback(0)
         # The first draft builds graphs.
@@ -153,10 +140,11 @@ class HeadedEngine:
         self._uneven = True
         for place in range(begin, end, limit):
             rows_TD = z_TD[place - begin :][:limit]
+            ids = self._ids[place : place + len(rows_TD) + 1]
             if drafting and place + limit >= end:
-                self._logits_KV, self._drafted = self._heads.draft(rows_TD, place, drafting), end
+                self._logits_KV, self._drafted = self._heads.draft(rows_TD, place, ids, drafting), end
             else:
-                self._heads.read(rows_TD, place)
+                self._heads.read(rows_TD, place, ids)
         self._read, self._uneven = end, False
 
     def _hold(self) -> None:

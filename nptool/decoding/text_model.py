@@ -95,7 +95,7 @@ class TextModel:
             GgufError: its heads are damaged.
         """
         iterating = self.model.header.metadata.get(METHOD_KEY) == CLLM
-        return method_names(jacobi=iterating, heads=bool(self.contexts.parts.heads), adapt=True)
+        return method_names(jacobi=iterating, heads=self.contexts.parts.usable, adapt=True)
 
     @property
     def calibration(self) -> Calibration:

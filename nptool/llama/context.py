@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, UsageError
-from nptool.llama import branches
 from nptool.llama.model import Model
 from nptool.llama.native import (
     ContextSettings,
     LayerInput,
     NativeContext,
+    NextNState,
     check_decoded,
     decode,
     float_view,
@@ -79,23 +79,15 @@ class Context(NativeContext):
                 raise UsageError(f"the {name} must be at least 1, got {value}")
         if width > batch:
             raise ContextError(f"a block of {width} tokens is above the batch limit of {batch}")
-        self._layer: LayerInput | None = None
+        self._layer: LayerInput | NextNState | None = None
         self.vocabulary_size = model.vocabulary_size
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
         self._flagged = True
-        # A tree has at most one path per row; llama.cpp aborts if there are fewer outputs than sequences.
-        sequences = min(branches.MAX_BRANCHES, width)
-        super().__init__(
-            model, self.settings, cells=self.capacity + width, batch=batch, outputs=width, sequences=sequences
-        )
+        super().__init__(model, self.settings, cells=self.capacity + width, batch=batch, outputs=width)
         model.add_dependent(self)
-        self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, branches.MAX_BRANCHES)
+        self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, 1)
         self._bind_batch(self.batch_limit)
-        self._branches = 1
-        """Sequences in the cache: more than one between a tree's batch and `keep`."""
-        self._tree_rows = 0
-        """Rows of the batch whose sequences may be those of a tree."""
         self._logits_address = 0
         self._logits = np.empty((0, self.vocabulary_size), dtype=np.float32)
         self._showing = False
@@ -103,20 +95,12 @@ class Context(NativeContext):
         self._shown_TD = np.empty((0, 0), dtype=np.float32)
 
     def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        show: bool = False,
-        parents: tuple[int, ...] | None = None,
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
     ) -> NDArray[np.float32]:
         """Run one batch: `tokens` at positions start, start+1, ... of the sequence.
 
         Args:
-            show: keep the input of the chosen layer for `layer_input`.
-            parents: for a tree, the row that each row follows, -1 for the first. The path to the first leaf is rows
-                0, 1, ..., and `keep` must be called next.
+            show: keep what heads read for `shown`; see `choose_layer`.
 
         Returns:
             Logits (rows, vocabulary), or (0, vocabulary) without `outputs`: a view into llama.cpp's buffer, valid until
@@ -134,12 +118,7 @@ class Context(NativeContext):
         if start < 0 or start + rows > self.capacity + self.width:
             raise ContextError(f"{rows} rows from position {start} do not fit the context of {self.capacity} tokens")
         self._tokens[:rows] = tokens
-        if parents is not None:
-            self._lay_tree(parents, start)
-        else:
-            self._positions[:rows] = self._line[start : start + rows]
-            if self._tree_rows:
-                self._lay_line()
+        self._positions[:rows] = self._line[start : start + rows]
         if outputs != self._flagged:
             self._flags[:] = outputs
             self._flagged = outputs
@@ -157,18 +136,18 @@ class Context(NativeContext):
             self._bind_logits(address)
         return self._logits[:rows]
 
-    def choose_layer(self, layer: int) -> None:
-        """Choose the layer whose input `evaluate` shows on request.
+    def choose_layer(self, layer: int | None) -> None:
+        """Choose the layer whose input `evaluate` shows on request; None is the state that a NextN block reads.
 
         Raises:
             GgufError: the model has no such layer, or llama.cpp cannot show its input.
         """
         if self._showing:
             self._switch(False)
-        self._layer = LayerInput(self.model, layer)
+        self._layer = NextNState(self.model) if layer is None else LayerInput(self.model, layer)
 
-    def layer_input(self) -> NDArray[np.float32]:
-        """Input of the chosen layer (rows, D) in the last batch, which must have shown it; valid until the next one."""
+    def shown(self) -> NDArray[np.float32]:
+        """What was chosen (rows, D), of the last batch, which must have shown it; valid until the next one."""
         if not self._showing or self._layer is None:
             raise ValueError("the last batch did not show the input of a layer")
         began = perf_counter()
@@ -178,29 +157,8 @@ class Context(NativeContext):
             self._shown_address, self._shown_TD = address, float_view(address, rows, self._layer.size)
         return self._shown_TD
 
-    def keep(self, path: list[int]) -> int:
-        """Keep the rows at the start of `path` that are rows 0, 1, ... of the last batch; remove its other rows.
-
-        Args:
-            path: rows of the tree from row 0 on.
-
-        Returns:
-            Number of rows kept.
-        """
-        kept = branches.in_order(path)
-        self.rollback(int(self._positions[0]) + kept)
-        return kept
-
-    def rollback(self, position: int) -> None:
-        """Remove all tokens from `position` on."""
-        for branch in range(1, self._branches):
-            llama_cpp.llama_memory_seq_rm(self.memory, branch, -1, -1)
-        self._branches = 1
-        super().rollback(position)
-
     def clear(self) -> None:
         """Remove all tokens."""
-        self._branches = 1
         llama_cpp.llama_memory_clear(self.memory, False)
 
     def close(self) -> None:
@@ -216,26 +174,6 @@ class Context(NativeContext):
         self._layer.show(self.pointer, show)
         self._showing = show
 
-    def _lay_line(self) -> None:
-        """Assign every row to the one sequence again, after a tree."""
-        self._sequence_counts[: self._tree_rows] = 1
-        for row in range(self._tree_rows):
-            self._batch.seq_id[row][0] = _SEQUENCE
-        self._tree_rows = 0
-
-    def _lay_tree(self, parents: tuple[int, ...], start: int) -> None:
-        """Assign the rows to the sequences of a tree, each of which gets the tokens before `start`."""
-        tree = branches.layout(parents)
-        self._positions[: len(parents)] = tree.depths + start
-        self._tree_rows = max(self._tree_rows, len(parents))
-        for row, sequences in enumerate(tree.sequences):
-            self._sequence_counts[row] = len(sequences)
-            for place, sequence in enumerate(sequences):
-                self._batch.seq_id[row][place] = sequence
-        for branch in range(1, tree.paths):
-            llama_cpp.llama_memory_seq_cp(self.memory, _SEQUENCE, branch, 0, start)
-        self._branches = tree.paths
-
     def _bind_batch(self, batch: int) -> None:
         """Make numpy views of the batch's arrays, and fill those that seldom change."""
 
@@ -246,8 +184,7 @@ class Context(NativeContext):
         self._tokens = view(self._batch.token, ctypes.c_int32)
         self._positions = view(self._batch.pos, ctypes.c_int32)
         self._flags = view(self._batch.logits, ctypes.c_int8)
-        self._sequence_counts = view(self._batch.n_seq_id, ctypes.c_int32)
-        self._sequence_counts[:] = 1
+        view(self._batch.n_seq_id, ctypes.c_int32)[:] = 1
         for row in range(batch):
             self._batch.seq_id[row][0] = _SEQUENCE
         self._flags[:] = self._flagged

@@ -2,8 +2,8 @@
 
 The model's own GGUF comes first, so that any runtime loads the file as the plain model; its metadata has the number of
 heads. Each separate head is a complete GGUF after it; of shared heads one with their layer, and one with the tensors
-that tell the depths apart: e (D, K), a (D, R, K) and b (R, D, K), the length of a row first, in F32. Imports neither
-llama_cpp nor torch.
+that tell the depths apart: e (D, K), a (D, R, K) and b (R, D, K), the length of a row first, in F32. A NextN block is
+a layer of the model itself. Imports neither llama_cpp nor torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from nptool.heads import (
     COUNT_KEY,
     INDEX_KEY,
     KIND_KEY,
+    NEXTN,
     SEPARATE,
     SHARED,
     TRUNK_DIGEST_KEY,
     TRUNK_LAYER_KEY,
-    Accuracy,
-    accuracy_in,
 )
 from nptool.llama.gguf_check import MAGIC, Header, read_header
 
@@ -46,28 +45,29 @@ class Parts:
 
     base: Part
     heads: tuple[Part, ...]
-    """Heads 2..n in this order, or the layer that they share; empty if the file has none."""
+    """Heads 2..n in this order, or the layer that they share; empty if the file has none, or a NextN block, which is
+    inside the model."""
     count: int
     """n according to the model's metadata: number of heads, its own included; 1 without extra heads."""
     trunk_layer: int | None
-    """Layer of the model whose input the heads read; None without extra heads."""
+    """Layer of the model whose input the heads read; None without extra heads, and for a NextN block."""
     depths: Part | None = None
     """What tells the depths of shared heads apart."""
 
     @property
     def kind(self) -> str:
         """Kind of the heads."""
-        return SEPARATE if self.depths is None else SHARED
+        return str(self.base.header.metadata.get(KIND_KEY, SEPARATE))
 
     @property
-    def shares(self) -> Accuracy | None:
-        """For heads 2..n, the share of held-out tokens that were the first, second, ... choice; None if unknown."""
-        return accuracy_in(self.base.header.metadata)
+    def usable(self) -> bool:
+        """Whether there are extra heads."""
+        return self.count > 1 and not self.lost
 
     @property
     def lost(self) -> bool:
         """Whether a tool that rewrote the file has dropped its heads."""
-        return self.count > 1 and not self.heads
+        return self.count > 1 and not self.heads and self.kind != NEXTN
 
 
 def find_parts(source: str | Path | Header) -> Parts:
@@ -92,6 +92,8 @@ def find_parts(source: str | Path | Header) -> Parts:
             f"{path} is damaged: {COUNT_KEY} is {count!r} and {TRUNK_LAYER_KEY} {trunk!r}; convert it again"
         )
     kind = base.header.metadata.get(KIND_KEY, SEPARATE)
+    if kind == NEXTN:
+        return Parts(base, (), count, None)
     if kind not in (SEPARATE, SHARED):
         raise GgufError(f"{path} has heads of the kind {kind!r}, which this nptool does not know; use a newer one")
     with path.open("rb") as stream:

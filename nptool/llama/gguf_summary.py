@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from nptool.heads import Accuracy
+from nptool.heads import Accuracy, accuracy_in
 from nptool.heads_sample import HeadsFigures, figures_in
 from nptool.llama.gguf_check import tensor_bytes
 from nptool.llama.gguf_parts import Part, find_parts, lost_heads
@@ -85,7 +85,7 @@ def summarize(path: str | Path) -> FileSummary:
         measured=measured_in(metadata),
         heads=parts.count,
         trunk_layer=parts.trunk_layer,
-        accuracy=parts.shares or (),
+        accuracy=accuracy_in(metadata) or (),
         figures=figures_in(metadata),
         parts=tuple(_summarize_part(label, part) for label, part in found),
         remarks=(f"{path} {lost_heads(parts)}",) if parts.lost else (),

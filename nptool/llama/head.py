@@ -136,15 +136,15 @@ class SeparateHeads:
         """Time spent inside llama.cpp so far."""
         return sum(head.seconds for head in self._heads)
 
-    def read(self, z_TD: NDArray[np.float32], start: int) -> None:
+    def read(self, z_TD: NDArray[np.float32], start: int, ids: NDArray[np.int32]) -> None:
         """See `Head.evaluate`."""
         for head in self._heads:
             # A step accepts at most n tokens. Batches of that many rows share one graph.
             head.evaluate(z_TD, start, width=len(self._heads) + 1)
 
-    def draft(self, z_TD: NDArray[np.float32], start: int, count: int) -> NDArray[np.float32]:
+    def draft(self, z_TD: NDArray[np.float32], start: int, ids: NDArray[np.int32], count: int) -> NDArray[np.float32]:
         """The same, and logits (count, V) of the first heads after the last position; valid until the next call."""
-        self.read(z_TD, start)
+        self.read(z_TD, start, ids)
         return np.stack([head.logits() for head in self._heads[:count]])
 
     def rollback(self, position: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import DataError, GgufError
+from nptool.heads import KIND_KEY, NEXTN
 from nptool.llama.c_stream import c_stream
 from nptool.llama.gguf_check import Header, check_gguf
 from nptool.llama.library import Closable, cause, error_lines, initialize, supports_gpu
@@ -44,19 +45,18 @@ class Model(Closable):
         self._dependents: WeakSet[Closable] = WeakSet()
 
     @classmethod
-    def load(cls, path: str | Path, gpu_layers: int = 0, *, nextn: bool = False) -> Self:
-        """Load a file after `check_gguf`.
+    def load(cls, path: str | Path, gpu_layers: int = 0) -> Self:
+        """Load a file after `check_gguf`, with its NextN block if `convert` wrote one.
 
         Args:
             gpu_layers: layers to put on the GPU; negative is all of them.
-            nextn: load the weights of its NextN block too.
 
         Raises:
             GgufError: see `check_gguf`, or llama.cpp cannot load it.
         """
         header = check_gguf(path)
         parameters = _parameters(gpu_layers)
-        parameters.load_mtp = nextn
+        parameters.load_mtp = header.metadata.get(KIND_KEY) == NEXTN
         with error_lines() as lines:
             pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
         return cls._checked(pointer, header, lines)

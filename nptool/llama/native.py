@@ -17,6 +17,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, UsageError
+from nptool.heads import KIND_KEY, NEXTN
 from nptool.llama.library import Closable, cause, error_lines
 from nptool.llama.model import Model
 from nptool.provenance import usable_cores
@@ -42,6 +43,14 @@ _SHOW = (
 _SHOWN = (
     "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
     "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
+)
+_SHOW_NEXTN = (
+    "_Z26llama_set_embeddings_nextnP13llama_contextbb",
+    "?llama_set_embeddings_nextn@@YAXPEAUllama_context@@_N1@Z",
+)
+_SHOWN_NEXTN = (
+    "_Z26llama_get_embeddings_nextnP13llama_context",
+    "?llama_get_embeddings_nextn@@YAPEAMPEAUllama_context@@@Z",
 )
 # Architectures, among those that `convert` writes, whose graphs in llama.cpp mark the input of their layers.
 _MARKING = frozenset({"llama", "qwen3"})
@@ -78,7 +87,15 @@ class NativeContext(Closable):
     """A `llama_context` and its KV cache: what contexts of tokens and of heads share."""
 
     def __init__(
-        self, model: Model, settings: ContextSettings, *, cells: int, batch: int, outputs: int, sequences: int = 1
+        self,
+        model: Model,
+        settings: ContextSettings,
+        *,
+        cells: int,
+        batch: int,
+        outputs: int,
+        sequences: int = 1,
+        nextn: bool = False,
     ) -> None:
         """
         Args:
@@ -86,12 +103,18 @@ class NativeContext(Closable):
             batch: most rows of a batch.
             outputs: most rows of a batch that have logits.
             sequences: most sequences; all of them share the cells.
+            nextn: run the model's NextN block alone.
 
         Raises:
             ContextError: llama.cpp makes no context, usually because memory is short.
-            GgufError: the model has no KV cache.
+            GgufError: the model has no KV cache, or is a NextN block without a model.
         """
+        alone = "blk.0.attn_norm.weight" not in model.header.tensors
+        if alone and not nextn and model.header.metadata.get(KIND_KEY) == NEXTN:
+            # llama.cpp would end the process.
+            raise GgufError(f"{model.path} is a NextN block without its model; use NAME-nextn.gguf, which has both")
         parameters = llama_cpp.llama_context_default_params()
+        parameters.ctx_type = (llama_cpp.LLAMA_CONTEXT_TYPE_DEFAULT, llama_cpp.LLAMA_CONTEXT_TYPE_MTP)[nextn]
         parameters.n_ctx = cells
         parameters.n_batch = parameters.n_ubatch = batch
         parameters.n_outputs_max = outputs
@@ -189,6 +212,27 @@ class LayerInput:
         address = self._shown(context, self._layer)
         if not address:
             raise ContextError("llama.cpp did not keep the layer's input of the last batch")
+        return int(address)
+
+
+class NextNState:
+    """h, the hidden state that a NextN block reads, as the model or the block itself hands it on."""
+
+    def __init__(self, model: Model, *, masked: bool = False) -> None:
+        """Args: `masked`: only of rows that have logits."""
+        self.size, self._masked = model.hidden_size, masked
+        self._show = _bind(_SHOW_NEXTN, None, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool)
+        self._shown = _bind(_SHOWN_NEXTN, ctypes.c_void_p, ctypes.c_void_p)
+
+    def show(self, context: Any, shown: bool) -> None:
+        """See `LayerInput`."""
+        self._show(context, shown, self._masked)
+
+    def address(self, context: Any) -> int:
+        """Address of a float32 matrix (rows, size), valid until the next batch."""
+        address = self._shown(context)
+        if not address:
+            raise ContextError("llama.cpp did not keep the hidden states of the last batch")
         return int(address)
 
 

@@ -94,7 +94,7 @@ class SharedHeads(NativeContext):
         self._make_rows()
         trunk.model.add_dependent(self)
 
-    def read(self, z_TD: NDArray[np.float32], start: int) -> None:
+    def read(self, z_TD: NDArray[np.float32], start: int, ids: NDArray[np.int32]) -> None:
         """Read z of positions start, start+1, ...; the cache must hold exactly the positions before.
 
         Raises:
@@ -102,7 +102,7 @@ class SharedHeads(NativeContext):
         """
         self._run(z_TD, start, 0)
 
-    def draft(self, z_TD: NDArray[np.float32], start: int, count: int) -> NDArray[np.float32]:
+    def draft(self, z_TD: NDArray[np.float32], start: int, ids: NDArray[np.int32], count: int) -> NDArray[np.float32]:
         """The same, and logits (count, V) of the first heads after the last position; valid until the next call.
 
         Raises:

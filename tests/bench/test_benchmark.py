@@ -83,7 +83,7 @@ def test_the_method_of_each_text_is_chosen(run_gguf: Path, tmp_path: Path, heads
     (_, chosen) = report.methods
     assert (chosen.name, chosen.n, chosen.identical_equal_width) == (name, 8, 1.0)
     assert sum(chosen.answers_by_method.values()) == 4
-    assert set(chosen.answers_by_method) <= ({"jacobi", "heads", "heads-tree"} if heads > 1 else {"jacobi"})
+    assert set(chosen.answers_by_method) <= ({"jacobi", "heads"} if heads > 1 else {"jacobi"})
 
 
 def test_the_library_imports_no_training_framework() -> None:

@@ -137,7 +137,7 @@ def test_tables_fit_80_columns(run_gguf: Path, capsys: pytest.CaptureFixture[str
     [
         (
             ["--methods", "warp"],
-            "unknown method 'warp'; known are ar, jacobi, jacobi-block, heads, heads-tree, lookahead, prompt-lookup",
+            "unknown method 'warp'; known are ar, jacobi, jacobi-block, heads, lookahead, prompt-lookup",
         ),
         (["--methods", ","], "--methods names no method; expected names such as ar,jacobi"),
         (["-n", "0"], "-n must be at least 1, got 0"),

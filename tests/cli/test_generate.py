@@ -195,11 +195,11 @@ def test_each_text_is_decoded_by_the_better_one_of_jacobi_and_heads(
     words = ("-p", "x", "--max-tokens", "30")
     costs(lambda width: 1e-3 * (1 + width / 1000))
     assert generate(path, *words, "--jacobi", "--heads") == 0
-    way = r"(jacobi|heads|heads-tree), passes by width [\d:, ]+; AR's text at any width of 2, [\d, ]+"
+    way = r"(jacobi|heads), passes by width [\d:, ]+; AR's text at any width of 2, [\d, ]+"
     assert re.fullmatch(FIGURES + rf"\[{way}\]\n", capsys.readouterr().err)
     assert generate(path, *words, "--jacobi", "--heads", "-n", "8", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["method"], result["n"]) in (("jacobi", 8), ("heads", 4), ("heads-tree", 8))
+    assert (result["method"], result["n"]) in (("jacobi", 8), ("heads", 4))
     assert generate(path, *words, "--compare", "--heads") == 0
     assert re.search(r"heads, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
     assert generate(path, *words, "--jacobi", "--heads", "--fixed") == 2

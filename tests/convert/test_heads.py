@@ -314,20 +314,19 @@ def train_a_step(directory: Path, target: Path, *, joint: bool) -> Path:
     return target
 
 
-def decoded(path: Path, count: int) -> dict[tuple[str, int, float], list[int]]:
-    """What a chain and a tree of a file's heads say, and plain decoding of equal width; greedy and sampled."""
+def decoded(path: Path, count: int) -> dict[tuple[str, float], list[int]]:
+    """What a chain of a file's heads says, and plain decoding of equal width; greedy and sampled."""
     found = {}
     with nptool.load(path, threads=1, context_length=64) as model:
         prompt = model.encode("the cat sat", raw=True)
-        for method, width in (("heads", count), ("heads-tree", 6)):
-            for temperature in (0.0, 0.8):
-                sampling = Sampling(temperature, seed=7)
-                for name in ("ar", method):
-                    config = DecodeConfig(name, width, exact=True, max_tokens=20, sampling=sampling)
-                    answer = model.answer(prompt, config)
-                    for _ in answer:
-                        pass
-                    found[name, width, temperature] = answer.tokens
+        for temperature in (0.0, 0.8):
+            sampling = Sampling(temperature, seed=7)
+            for name in ("ar", "heads"):
+                config = DecodeConfig(name, count, exact=True, max_tokens=20, sampling=sampling)
+                answer = model.answer(prompt, config)
+                for _ in answer:
+                    pass
+                found[name, temperature] = answer.tokens
     return found
 
 

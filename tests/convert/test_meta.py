@@ -129,7 +129,7 @@ def logits_of(path: Path, ids: list[int]) -> list[np.ndarray[Any, Any]]:
         found = [context.evaluate(np.array(ids, dtype=np.int32), 0, show=bool(parts.heads)).copy()]
         for part in parts.heads:
             head = Head(part.header, context)
-            head.evaluate(context.layer_input(), 0)
+            head.evaluate(context.shown(), 0)
             found.append(head.logits().copy())
     return found
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.stock_speculation import DRAFTS, Array, greedy, opened, speculate
+from fixtures.nextn_references import naive_block, naive_drafts, naive_hidden, silence
+from fixtures.stock_speculation import DRAFTS, greedy, opened, speculate
 from safetensors.torch import load_file, save_file
 
-from nptool.checkpoints import load_model
 from nptool.convert.conversion import convert
 from nptool.errors import CheckpointError, UsageError
-from nptool.heads import HEADS_WEIGHTS, read_heads_info, trunk_digest, write_heads_info
+from nptool.heads import HEADS_WEIGHTS
 from nptool.llama.gguf_check import read_header
 from nptool.training.heads.checkpoint import load_heads
 
@@ -162,78 +161,6 @@ def test_foreign_blocks_are_not_imported(name: str, make_checkpoint: Callable[..
         convert(directory, tmp_path / "model.gguf")
 
 
-def naive_hidden(directory: Path, ids: list[int]) -> Array:
-    """The model's hidden states (T, D) as its carrier hands them on."""
-    model: Any = load_model(directory)
-    kept: list[torch.Tensor] = []
-    model.model.norm.register_forward_hook(lambda _, inputs, output: kept.extend((inputs[0][0], output[0])))
-    with torch.inference_mode():
-        model(torch.tensor([ids]), use_cache=False)
-    before, after = (states.numpy() for states in kept)
-    return np.asarray(after if model.config.model_type == "qwen3" else before)
-
-
-def naive_block(directory: Path, ids: list[int], hidden: Array) -> tuple[Array, Array]:
-    """Logits (T, V) of a block, and the hidden states (T, D) that it hands on, one operation after the other."""
-    model: Any = load_model(directory)
-    weights = {name.removeprefix("nextn."): weight for name, weight in load_file(directory / HEADS_WEIGHTS).items()}
-    config, qwen3 = model.config, model.config.model_type == "qwen3"
-
-    def rms(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x * (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt() * weights[f"{name}.weight"]
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, weights[f"layer.{name}.weight"], weights.get(f"layer.{name}.bias"))
-
-    def heads(x: torch.Tensor, norm: str | None) -> torch.Tensor:
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        x = x.view(len(ids), -1, size)
-        if norm is not None and qwen3:
-            x = rms(x, norm)
-        return x.transpose(0, 1)
-
-    def rotated(x: torch.Tensor) -> torch.Tensor:
-        count, size = x.shape[1:]
-        if qwen3:
-            cos, sin = (part[0] for part in model.model.rotary_emb(x, torch.arange(count)[None]))
-        else:
-            rates = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
-            angles = torch.arange(count)[:, None] * torch.cat([rates, rates])
-            cos, sin = angles.cos(), angles.sin()
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat([-second, first], -1) * sin
-
-    with torch.inference_mode():
-        embedding = model.model.embed_tokens(torch.tensor(ids))
-        mixed = torch.cat([rms(embedding, "enorm"), rms(torch.from_numpy(hidden), "hnorm")], -1)
-        x = F.linear(mixed, weights["eh_proj.weight"])
-        inner = rms(x, "layer.input_layernorm")
-        q = rotated(heads(linear(inner, "self_attn.q_proj"), "layer.self_attn.q_norm"))
-        k = rotated(heads(linear(inner, "self_attn.k_proj"), "layer.self_attn.k_norm"))
-        v = heads(linear(inner, "self_attn.v_proj"), None)
-        k, v = (part.repeat_interleave(len(q) // len(k), 0) for part in (k, v))
-        scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(
-            torch.ones(len(ids), len(ids)).triu(1).bool(), -torch.inf
-        )
-        attended = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(ids), -1)
-        x = x + linear(attended, "self_attn.o_proj")
-        inner = rms(x, "layer.post_attention_layernorm")
-        x = x + linear(F.silu(linear(inner, "mlp.gate_proj")) * linear(inner, "mlp.up_proj"), "mlp.down_proj")
-        normed = rms(x, "norm")
-        return model.lm_head(normed).numpy(), (normed if qwen3 else x).numpy()
-
-
-def naive_drafts(directory: Path, ids: list[int]) -> list[int]:
-    """Drafts after `ids`, the whole chain computed again for each of them."""
-    hidden = naive_hidden(directory, ids)
-    states = np.vstack([np.zeros_like(hidden[:1]), hidden[:-1]])
-    for _ in range(DRAFTS):
-        logits, handed_on = naive_block(directory, ids, states)
-        ids = [*ids, int(logits[-1].argmax())]
-        states = np.vstack([states, handed_on[-1:]])
-    return ids[-DRAFTS:]
-
-
 @torch.no_grad()
 def trained_drafts(directory: Path, ids: list[int]) -> list[int]:
     """What training takes for the last three drafts in `ids`, given those before."""
@@ -241,24 +168,3 @@ def trained_drafts(directory: Path, ids: list[int]) -> list[int]:
     trunk, position = model.run_trunk(torch.tensor([ids])), torch.tensor([len(ids) - 2 - DRAFTS])
     states = [model.hidden_states(depth, trunk, position) for depth in range(1, DRAFTS + 1)]
     return [int(F.linear(state, model.unembedding_VD).argmax()) for state in states]
-
-
-def silence(directory: Path) -> None:
-    """Make layers and block add nothing, so that the text follows from each token alone, also for the block."""
-    info = read_heads_info(directory)
-    assert info is not None
-    weights = load_file(directory / "model.safetensors")
-    for name, weight in weights.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weight.zero_()
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    block = load_file(directory / HEADS_WEIGHTS)
-    for name, weight in block.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weight.zero_()
-    size = len(block["nextn.enorm.weight"])
-    block["nextn.enorm.weight"] = torch.ones(size)
-    block["nextn.eh_proj.weight"] = torch.cat([torch.eye(size), torch.zeros(size, size)], 1)
-    block["nextn.norm.weight"] = weights["model.norm.weight"].float()
-    save_file(block, directory / HEADS_WEIGHTS)
-    write_heads_info(directory, replace(info, trunk_digest=trunk_digest(directory)))

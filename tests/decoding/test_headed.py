@@ -82,7 +82,7 @@ class Decoding:
 
     def check(self) -> None:
         """Trunk and heads hold all tokens of the text but its last."""
-        self.engine.draft_logits(len(self.heads))
+        self.engine.draft_logits(int(self.sequence.tokens[-1]), len(self.heads))
         known = self.sequence.tokens[:-1].tolist()
         assert self.trunk.cache == known
         assert [head.cache for head in self.heads] == [known] * len(self.heads)

@@ -172,9 +172,8 @@ def test_the_figures_are_what_decoding_expects(checkpoint: Path, tmp_path: Path)
     metadata = read_header(converted(checkpoint, tmp_path, heads_type_name="f32").path).metadata
     figures = figures_in(metadata)
     assert figures is not None
-    gains = first_gains(
-        metadata | {"nptool.heads.accuracy": [0.9, 0.9, 0.9], "nptool.heads.accuracy_ranks": 1}, METHODS[HEADS], COUNT
-    )
+    accuracy = {"nptool.heads.accuracy": [0.9, 0.9, 0.9], "nptool.heads.accuracy_ranks": 1}
+    gains = first_gains(metadata | accuracy, METHODS[HEADS])
     assert COUNT**gains.exponent == pytest.approx(figures.tokens_per_forward)
 
 

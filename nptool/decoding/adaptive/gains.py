@@ -6,10 +6,10 @@ up to 16 rows. Where a width itself has shown something, that comes first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import exp, log, sqrt
 
-from nptool.decoding.loop.steps import Drafts, Step
+from nptool.decoding.loop.steps import Step
 
 TRAINED = 0.5
 """Exponent of a model that was trained to draft, before its first step; of any other it is 0. While nothing has been
@@ -21,9 +21,9 @@ SHORT, LONG = 24.0, 128.0
 """Steps that the memories for the next step and for the next text reach back."""
 BEND = 16.0
 """Rows up to which the power holds; beyond, y(w) has diminishing returns."""
+_UNIT = log(8) ** 2
+"""Weight of a step of 8 rows."""
 
-Reach = Callable[[int], float]
-"""The base of the power: the tokens of a step of w rows if its drafts are as right as they can be."""
 Shown = dict[int, tuple[float, float]]
 """By width, steps and their tokens, old ones counting less."""
 
@@ -31,32 +31,34 @@ Shown = dict[int, tuple[float, float]]
 class Gains:
     """y(w) of one method, by two memories of steps: one for the next step, and one for the plan of the next text."""
 
-    def __init__(self, exponent: float, weight: float = TRIAL_STEPS, *, drafts: Drafts, reach: Reach = float) -> None:
-        """Args: `exponent` is expected before the first step, as if `weight` steps of 8 rows had shown it."""
+    def __init__(self, exponent: float, weight: float = TRIAL_STEPS, *, independent: bool = False) -> None:
+        """
+        Args:
+            exponent: is expected before the first step, as if `weight` steps of 8 rows had shown it.
+            independent: see `Method`.
+        """
         self.exponent, self.weight = exponent, weight
         self.recent, self.long = Shown(), Shown()
-        self._drafts, self._reach, self._unit = drafts, reach, log(reach(8)) ** 2
+        self._independent = independent
         self._rows_before = 0
 
     def curve(self, shown: Shown) -> tuple[float, float]:
         """The exponent that fits best, and how far it may be wrong."""
-        weight, seen = self.weight * self._unit, 0.0
+        weight, seen = self.weight * _UNIT, 0.0
         total = weight * self.exponent
         for width, (steps, tokens) in shown.items():
-            size = log(self._reach(width))
+            size = log(width)
             total += steps * size * log(tokens / steps)
             seen += steps * size**2
-        known = seen + max(0.0, self.weight - TRIAL_STEPS) * self._unit
-        # Drafts that cannot be right have no curve.
-        best = total / (weight + seen) if weight + seen else self.exponent
-        return best, TRAINED / sqrt(1.0 + known)
+        known = seen + max(0.0, self.weight - TRIAL_STEPS) * _UNIT
+        return total / (weight + seen), TRAINED / sqrt(1.0 + known)
 
     def tokens(self, widths: Iterable[int], shown: Shown, exponent: float) -> dict[int, float]:
         """y(w): what the width itself has shown and, where that is little, the curve from the next narrower one on."""
         found, curve, tokens = {1: 1.0}, 1.0, 1.0
         for width in sorted({*widths, *shown} - {1}):
             (steps, brought), before = shown.get(width, (0.0, 0.0)), curve
-            curve = power_with_bend(self._reach(width), exponent)
+            curve = power_with_bend(width, exponent)
             estimate = (brought + TRIAL_STEPS * tokens * curve / before) / (steps + TRIAL_STEPS)
             found[width] = tokens = 1.0 if estimate < 1.0 else min(float(width), estimate)
         return found
@@ -90,18 +92,17 @@ class Gains:
     def _told_by(self, step: Step) -> Sequence[int]:
         """Widths that a step tells of; the last drafts of a window that has just become wider are padding."""
         whole = step.drafted + 1
-        if step.drafted and self._drafts is Drafts.INDEPENDENT:
+        if self._independent:
             return range(2, whole + 1)
-        told = step.drafted and (self._drafts is Drafts.BRANCHING or step.rows <= min(whole, self._rows_before))
-        return (step.rows,) if told else ()
+        return (step.rows,) if step.drafted and step.rows <= min(whole, self._rows_before) else ()
 
 
-def power_with_bend(reach: float, exponent: float) -> float:
-    """`reach` to the power of `exponent` up to BEND, and a hyperbola through one token for one row beyond."""
-    if reach <= BEND:
-        return float(reach**exponent)
+def power_with_bend(width: int, exponent: float) -> float:
+    """`width` to the power of `exponent` up to BEND, and a hyperbola through one token for one row beyond."""
+    if width <= BEND:
+        return float(width**exponent)
     bend = float(BEND ** (1 - exponent) - 1) / (BEND - 1)
-    return reach / (1 + bend * (reach - 1))
+    return width / (1 + bend * (width - 1))
 
 
 def _joined(old: Shown, kept: float, gained: Shown) -> Shown:

@@ -30,13 +30,12 @@ class AdaptiveWidth:
         """What one row takes after `length` tokens: for the plans of later texts."""
         self._chooser.costs.learn(1, length, seconds)
 
-    def choose(self, length: int, room: int, least: int = 1) -> int:
+    def choose(self, length: int, room: int) -> int:
         """Rows of the next step: the segment's width, or as few as the room asks for."""
         if not self._left:
             self._decide(length)
         self._left -= 1
-        wanted = max(least, min(self._width, room + 1))
-        return next(width for width in self._plan.members if width >= wanted)
+        return next(width for width in self._plan.members if width >= min(self._width, room + 1))
 
     def observe(self, step: Step) -> None:
         """Keep the step until the end of the segment."""

@@ -1,7 +1,7 @@
 """Protocols of the models that decoding runs: `Engine`, and `Trunk` with `HeadsEngine` for decoding with extra heads.
 
-Implemented by `Context`, `SeparateHeads` and `SharedHeads` of `nptool.llama`, and by scripted fakes in the tests.
-Shapes: T tokens, D hidden, V vocabulary.
+Implemented in `nptool.llama` by `Context`, `SeparateHeads`, `SharedHeads` and `NextNHeads`, and by scripted fakes in
+the tests. Shapes: T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,45 +34,25 @@ class Engine(Cached, Protocol):
     """Most rows of a batch without logits."""
     vocabulary_size: int
 
-    def evaluate(
-        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, parents: tuple[int, ...] | None = None
-    ) -> NDArray[np.float32]:
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
         """Logits (rows, V) of `tokens` at positions start, start+1, ...; valid until the next call.
 
         The cache must hold exactly the positions before `start`.
 
         Args:
             outputs: whether logits are computed.
-            parents: the row that each row follows, -1 for the first; None is a line. After a tree, call `keep` or
-                `rollback` before the next batch.
-        """
-
-    def keep(self, path: list[int]) -> int:
-        """After a tree: remove all rows from the cache but the longest prefix of `path` that is 0, 1, 2, ...
-
-        Args:
-            path: rows from row 0 down the tree.
-
-        Returns:
-            The number of rows kept.
         """
 
 
 class Trunk(Engine, Protocol):
-    """An engine that can return z, the input of its last layer."""
+    """An engine that can return z, which its heads read: the input of its last layer, or what a NextN block reads."""
 
     def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        show: bool = False,
-        parents: tuple[int, ...] | None = None,
+        self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True, show: bool = False
     ) -> NDArray[np.float32]:
-        """As `Engine.evaluate`; `show` stores z of this batch for `layer_input`."""
+        """As `Engine.evaluate`; `show` stores z of this batch for `shown`."""
 
-    def layer_input(self) -> NDArray[np.float32]:
+    def shown(self) -> NDArray[np.float32]:
         """z (T, D) of the last batch, evaluated with `show`; valid until the next `evaluate`."""
 
 
@@ -82,8 +62,12 @@ class HeadsEngine(Cached, Protocol):
     batch_limit: int
     """Most positions that are read at once."""
 
-    def read(self, z_TD: NDArray[np.float32], start: int) -> None:
-        """Read z of positions start, start+1, ...; the caches must hold exactly the positions before."""
+    def read(self, z_TD: NDArray[np.float32], start: int, ids: NDArray[np.int32]) -> None:
+        """Read z of positions start, start+1, ...; the caches must hold exactly the positions before.
 
-    def draft(self, z_TD: NDArray[np.float32], start: int, count: int) -> NDArray[np.float32]:
+        Args:
+            ids: tokens (T + 1) at these positions and the one after.
+        """
+
+    def draft(self, z_TD: NDArray[np.float32], start: int, ids: NDArray[np.int32], count: int) -> NDArray[np.float32]:
         """The same, and logits (count, V) of the first heads after the last position; valid until the next call."""

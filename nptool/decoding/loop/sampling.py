@@ -123,21 +123,6 @@ class Sampling:
         scores_K += gumbel_of(state_of(self.seed, position), ids_K)
         return int(ids_K[scores_K.argmax()])
 
-    def likeliest_rows(
-        self, logits_RV: NDArray[np.float32], before: NDArray[np.int32], count: int
-    ) -> NDArray[np.integer]:
-        """Ids (R, count) of the likeliest tokens of each row, the likeliest first; (R, V) if V is smaller.
-
-        Args:
-            before: all tokens before the position that every row is for.
-        """
-        if self.repeat_penalty != 1.0:
-            logits_RV = np.concatenate([self.penalized(logits_V[None], before) for logits_V in logits_RV])
-        cut = logits_RV.shape[1] - min(count, logits_RV.shape[1])
-        ids_RC: NDArray[np.intp] = np.argpartition(logits_RV, cut, axis=1)[:, cut:]
-        order_RC = np.argsort(-np.take_along_axis(logits_RV, ids_RC, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(ids_RC, order_RC, axis=1)
-
     def _winner(self, ids: list[int], logits: list[float], position: int) -> int | None:
         """The best of a row's tokens that min-p may leave, None if rounding or equal logits may change the answer."""
         state, top = state_of(self.seed, position), max(logits)

@@ -65,35 +65,23 @@ class Sequence:
             self.cached = end
         return missing
 
-    @property
-    def pending(self) -> int:
-        """Tokens before the last one that are not in the cache; above 0 only after a tree."""
-        return self.length - 1 - self.cached
-
     def lay(self, draft: NDArray[np.integer], rows: int) -> NDArray[np.int32]:
-        """The batch of a step, a view: pending tokens, the last token, `draft`, and padding up to `rows` rows.
+        """The batch of a step, a view: the last token, `draft`, and padding up to `rows` rows.
 
         Padding is whatever the buffer holds there.
         """
         self._buffer[self.length : self.length + len(draft)] = draft
-        return self._buffer[self.cached : self.cached + rows]
+        return self._buffer[self.length - 1 : self.length - 1 + rows]
 
     def before(self, rows: int) -> NDArray[np.int32]:
         """The tokens before the position of the last of `rows` rows, a view: the sequence and the draft laid last."""
         return self._buffer[: self.length + rows - 1]
 
-    def extend(self, tokens: NDArray[np.integer], rows: int = 1, path: list[int] | None = None) -> None:
-        """Append the tokens that a batch of `rows` rows gave, and remove its rejected rows from the cache.
-
-        Args:
-            path: if the batch was a tree, its rows that hold tokens of the sequence; rows after `tokens` are ignored.
-        """
+    def extend(self, tokens: NDArray[np.integer], rows: int = 1) -> None:
+        """Append the tokens that a batch of `rows` rows gave, and remove its rejected rows from the cache."""
         end = self.length + len(tokens)
         self._buffer[self.length : end] = tokens
         self.length = end
-        if path is not None:
-            self.cached += self._engine.keep(path[: self.pending])
-            return
         # All tokens but the last were drafts, so their rows are in the cache.
         self.cached = end - 1
         if rows > len(tokens):

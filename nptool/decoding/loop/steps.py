@@ -6,28 +6,15 @@ Classes that inherit from these protocols inherit their empty methods.
 
 from __future__ import annotations
 
-from enum import Enum, auto
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-DraftT = TypeVar("DraftT", covariant=True)
-Line = NDArray[np.integer]
-"""A draft without branches."""
-NO_DRAFT: Line = np.empty(0, dtype=np.int32)
+Draft = NDArray[np.integer]
+"""Guesses of the next tokens."""
+NO_DRAFT: Draft = np.empty(0, dtype=np.int32)
 _UNLIMITED = 1 << 30
-
-
-class Drafts(Enum):
-    """Kinds of drafts, by what a step of one width shows about other widths."""
-
-    ITERATED = auto()
-    """Nothing: the quality of a guess depends on the rows of the steps before."""
-    INDEPENDENT = auto()
-    """Narrower widths: the first tokens of a line are the same for every length of it."""
-    BRANCHING = auto()
-    """Nothing: a tree of another size has other branches."""
 
 
 class Step(NamedTuple):
@@ -43,8 +30,8 @@ class Step(NamedTuple):
     """The part of `seconds` spent in models that draft."""
 
 
-class Proposer(Protocol[DraftT]):
-    """Drafts tokens for one sequence: a line or a tree."""
+class Proposer(Protocol):
+    """Drafts tokens for one sequence."""
 
     width: int
     """Rows of a full step: the last accepted token and the longest draft."""
@@ -53,8 +40,8 @@ class Proposer(Protocol[DraftT]):
     def seconds(self) -> float:
         """Time that `propose` has spent in models of its own."""
 
-    def propose(self, room: int) -> DraftT:
-        """The draft of the next step, at most `room` tokens deep."""
+    def propose(self, room: int) -> Draft:
+        """The draft of the next step, at most `room` tokens."""
 
     def observe(self, picks: NDArray[np.integer], accepted: int) -> None:
         """Take the result of a step into account.
@@ -66,13 +53,13 @@ class Proposer(Protocol[DraftT]):
         return
 
 
-class Autoregressive(Proposer[Line]):
+class Autoregressive(Proposer):
     """No draft: one token per forward pass."""
 
     width = 1
     seconds = 0.0
 
-    def propose(self, room: int) -> Line:
+    def propose(self, room: int) -> Draft:
         return NO_DRAFT
 
 
@@ -90,12 +77,8 @@ class Widths(Protocol):
         """Take the time of a batch of one row after `length` tokens into account."""
         return
 
-    def choose(self, length: int, room: int, least: int = 1) -> int:
-        """Rows of the next step of a sequence of `length` tokens with room for `room` drafts.
-
-        Args:
-            least: rows that the step has without any draft.
-        """
+    def choose(self, length: int, room: int) -> int:
+        """Rows of the next step of a sequence of `length` tokens with room for `room` drafts."""
 
     def observe(self, step: Step) -> None:
         """Take a step into account."""
@@ -116,5 +99,5 @@ class FixedWidth(Widths):
         self.members = () if width is None else (width,)
         self._width = _UNLIMITED if width is None else width
 
-    def choose(self, length: int, room: int, least: int = 1) -> int:
+    def choose(self, length: int, room: int) -> int:
         return self._width

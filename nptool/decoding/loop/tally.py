@@ -33,7 +33,7 @@ class Tally:
     first_step_seconds: float = 0.0
     """Time to the first token: prefill and first step."""
     passes_by_draft: list[int] = field(default_factory=list, repr=False)
-    """Passes by the depth of their draft: 0, 1, ..."""
+    """Passes by the tokens of their draft: 0, 1, ..."""
     passes_by_accepted: list[int] = field(default_factory=list, repr=False)
     """Passes by the number of accepted drafts: 0, 1, ..."""
     widths: Counter[int] = field(default_factory=Counter)
@@ -85,7 +85,7 @@ class Tally:
         return [float(value) for value in self.accepted[:places] / drafted[:places]]
 
     def add(self, other: Tally) -> None:
-        """Add another answer's figures, for totals. Drafts deeper than `width` count as `width` tokens deep."""
+        """Add another answer's figures, for totals. Drafts of more than `width` tokens count as `width` tokens."""
         for name, value in vars(other).items():
             mine = getattr(self, name)
             if isinstance(value, list):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import NO_DRAFT, DraftT, Line, Proposer
+from nptool.decoding.loop.steps import NO_DRAFT, Draft, Proposer
 
 
 class DraftHeads(Protocol):
@@ -22,22 +22,20 @@ class DraftHeads(Protocol):
 
     count: int
     """n: all heads, including the model's own."""
-    shares: tuple[tuple[float, ...], ...] | None
-    """For heads 2..n, how often the first, second, ... choice was right on held-out text; None is unknown."""
 
     @property
     def heads_seconds(self) -> float:
         """Time spent inside the heads so far."""
 
-    def draft_logits(self, most: int) -> NDArray[np.float32] | None:
-        """Logits of the tokens after the last one, at most `most` rows; None if there was no pass before it."""
+    def draft_logits(self, last: int, most: int) -> NDArray[np.float32] | None:
+        """Logits of the tokens after `last`, at most `most` rows; None if there was no pass before it."""
 
 
-class HeadsProposer(Proposer[DraftT]):
-    """What drafting by heads needs, for lines and trees."""
+class HeadsChain(Proposer):
+    """At most n-1 tokens, each the likeliest one of its head."""
 
-    def __init__(self, width: int, heads: DraftHeads, sequence: Sequence, sampling: Sampling) -> None:
-        self.width = width
+    def __init__(self, heads: DraftHeads, sequence: Sequence, sampling: Sampling) -> None:
+        self.width = heads.count
         self._heads = heads
         self._sequence = sequence
         # Drafts are penalized like picks, but not sampled: heads are right more often without the pick's noise.
@@ -47,18 +45,11 @@ class HeadsProposer(Proposer[DraftT]):
     def seconds(self) -> float:
         return self._heads.heads_seconds
 
-
-class HeadsChain(HeadsProposer[Line]):
-    """A line of at most n-1 tokens, each the likeliest one of its head."""
-
-    def __init__(self, heads: DraftHeads, sequence: Sequence, sampling: Sampling) -> None:
-        super().__init__(heads.count, heads, sequence, sampling)
-
-    def propose(self, room: int) -> Line:
-        logits_KV = self._heads.draft_logits(room) if room > 0 and self.width > 1 else None
+    def propose(self, room: int) -> Draft:
+        position, known = self._sequence.length, self._sequence.tokens
+        logits_KV = self._heads.draft_logits(int(known[-1]), room) if room > 0 and self.width > 1 else None
         if logits_KV is None:
             return NO_DRAFT
-        position, known = self._sequence.length, self._sequence.tokens
         if self._choosing.repeat_penalty == 1.0:
             return self._choosing.pick_rows(logits_KV[:room], position, known)
         # The penalty of a token depends on the drafts before it.

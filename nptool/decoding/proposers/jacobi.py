@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.steps import Line, Proposer
+from nptool.decoding.loop.steps import Draft, Proposer
 
 # Tokens drawn in advance; they are reused in turn when a sequence needs more.
 FILL_LENGTH = 4096
@@ -35,7 +35,7 @@ class Fill:
         return self._tokens[start : self._next]
 
 
-class JacobiWindow(Proposer[Line]):
+class JacobiWindow(Proposer):
     """A sliding window: accepted tokens leave at the front, as many fresh ones enter at the end.
 
     A step may draft only a prefix of the window, or nothing; the rest keeps its place in the sequence.
@@ -50,7 +50,7 @@ class JacobiWindow(Proposer[Line]):
         self._passed = 0
         """Tokens at the front of the guess whose positions the sequence has passed."""
 
-    def propose(self, room: int) -> Line:
+    def propose(self, room: int) -> Draft:
         if room < 1:
             return self._guess[:0]
         if self._passed:
@@ -75,7 +75,7 @@ class JacobiWindow(Proposer[Line]):
         self._guess[len(kept) :] = self._fill.take(len(self._guess) - len(kept))
 
 
-class JacobiBlock(Proposer[Line]):
+class JacobiBlock(Proposer):
     """The paper's blocks: n tokens are iterated until all are accepted, then the next n."""
 
     seconds = 0.0
@@ -86,7 +86,7 @@ class JacobiBlock(Proposer[Line]):
         self._guess: NDArray[np.integer] = self._fill.take(n - 1)
         self._left = n
 
-    def propose(self, room: int) -> Line:
+    def propose(self, room: int) -> Draft:
         """The guess of the rest of the block without its last token, which is the pick after the guess."""
         return self._guess[: max(0, room)]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.decoding.loop.steps import Line, Proposer
+from nptool.decoding.loop.steps import Draft, Proposer
 from nptool.decoding.proposers.jacobi import Fill
 
 # Tokens of an n-gram, including the first one, by which it is found.
@@ -20,7 +20,7 @@ NGRAM = 4
 NGram = tuple[int, ...]
 
 
-class LookaheadDecoding(Proposer[Line]):
+class LookaheadDecoding(Proposer):
     """A sliding window of guesses, each stored as the n-gram that ends in it."""
 
     seconds = 0.0
@@ -34,7 +34,7 @@ class LookaheadDecoding(Proposer[Line]):
         """The n-gram that ends in the last token of the sequence."""
         self._window = self._fresh(n - 1)
 
-    def propose(self, room: int) -> Line:
+    def propose(self, room: int) -> Draft:
         """The newest n-gram after the last token, then the guesses after it."""
         ngram = self._last[-1:]
         for place, token in enumerate(self._pool.get(self._last[-1], ())[: len(self._window)]):

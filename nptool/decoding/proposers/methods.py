@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Autoregressive, Drafts, Line, Proposer
-from nptool.decoding.loop.verification import Verify, verify_line, verify_tree
+from nptool.decoding.loop.steps import Autoregressive, Proposer
 from nptool.decoding.proposers.chain import DraftHeads, HeadsChain
 from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
 from nptool.decoding.proposers.lookahead import LookaheadDecoding
 from nptool.decoding.proposers.prompt_lookup import PromptLookup
-from nptool.decoding.proposers.tree import HeadsTree
 from nptool.errors import UsageError
 
-AUTOREGRESSIVE, JACOBI, JACOBI_BLOCK = "ar", "jacobi", "jacobi-block"
-HEADS, HEADS_TREE = "heads", "heads-tree"
+AUTOREGRESSIVE, JACOBI, JACOBI_BLOCK, HEADS = "ar", "jacobi", "jacobi-block", "heads"
 LOOKAHEAD, PROMPT_LOOKUP = "lookahead", "prompt-lookup"
 
 
@@ -46,14 +42,12 @@ class Method:
     """One way to decode."""
 
     name: str
-    propose: Callable[[Task], Proposer[Any]]
+    propose: Callable[[Task], Proposer]
     """Makes a proposer."""
-    drafts: Drafts = Drafts.ITERATED
+    independent: bool = False
+    """Whether the first drafts of a step are the same at every width, so that it shows what narrower ones bring."""
     heads: bool = False
-    """Whether it uses the model's extra heads."""
-    counts_heads: bool = False
-    """Whether n is how many heads are used, including the model's own; otherwise n is the rows of a step."""
-    verify: Verify = verify_line
+    """Whether it uses the model's extra heads: n is how many, including the model's own, not the rows of a step."""
 
     @property
     def parallel(self) -> bool:
@@ -61,7 +55,7 @@ class Method:
         return self.name != AUTOREGRESSIVE
 
 
-def _from_prompt(proposer: Callable[[int, NDArray[np.int32], int], Proposer[Line]]) -> Callable[[Task], Proposer[Line]]:
+def _from_prompt(proposer: Callable[[int, NDArray[np.int32], int], Proposer]) -> Callable[[Task], Proposer]:
     """For proposers that are made from n, the prompt and the seed."""
     return lambda task: proposer(task.n, task.sequence.tokens, task.sampling.seed)
 
@@ -71,21 +65,15 @@ def _chain(task: Task) -> HeadsChain:
     return HeadsChain(task.heads, task.sequence, task.sampling)
 
 
-def _tree(task: Task) -> HeadsTree:
-    assert task.heads is not None, "a method with heads was given none"
-    return HeadsTree(task.n, task.heads, task.sequence, task.sampling)
-
-
 METHODS = {
     method.name: method
     for method in (
         Method(AUTOREGRESSIVE, lambda task: Autoregressive()),
         Method(JACOBI, _from_prompt(JacobiWindow)),
         Method(JACOBI_BLOCK, _from_prompt(JacobiBlock)),
-        Method(HEADS, _chain, Drafts.INDEPENDENT, heads=True, counts_heads=True),
-        Method(HEADS_TREE, _tree, Drafts.BRANCHING, heads=True, verify=verify_tree),
+        Method(HEADS, _chain, independent=True, heads=True),
         Method(LOOKAHEAD, _from_prompt(LookaheadDecoding)),
-        Method(PROMPT_LOOKUP, lambda task: PromptLookup(task.n, task.sequence), Drafts.INDEPENDENT),
+        Method(PROMPT_LOOKUP, lambda task: PromptLookup(task.n, task.sequence), independent=True),
     )
 }
 

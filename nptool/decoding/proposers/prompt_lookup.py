@@ -10,10 +10,10 @@ from __future__ import annotations
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.steps import Line, Proposer
+from nptool.decoding.loop.steps import Draft, Proposer
 
 
-class PromptLookup(Proposer[Line]):
+class PromptLookup(Proposer):
     """The tokens after the first earlier occurrence of the last two tokens, or else of the last one."""
 
     seconds = 0.0
@@ -23,6 +23,6 @@ class PromptLookup(Proposer[Line]):
         self._sequence = sequence
         self._lookup = LlamaPromptLookupDecoding(num_pred_tokens=n - 1)
 
-    def propose(self, room: int) -> Line:
-        found: Line = self._lookup(self._sequence.tokens)[:room]
+    def propose(self, room: int) -> Draft:
+        found: Draft = self._lookup(self._sequence.tokens)[:room]
         return found

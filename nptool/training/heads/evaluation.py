@@ -23,7 +23,7 @@ from nptool.training.heads.model import MultiHead
 from nptool.training.sequences import Sequences
 
 RANKS = 10
-"""Choices of a head that are counted (Medusa's trees use the first ten)."""
+"""Choices of a head that are counted."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from nptool.decoding.adaptive.chooser import Chooser
 from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.adaptive.gains import SHORT, TRIAL_STEPS, Gains
 from nptool.decoding.adaptive.widths import AdaptiveWidth
-from nptool.decoding.loop.steps import Drafts, Step
+from nptool.decoding.loop.steps import Step
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 # t(w) / t(1) of 110M parameters on two cores, and of a processor to which 64 rows are like one.
@@ -87,13 +87,11 @@ class Prior(NamedTuple):
     weight: float = TRIAL_STEPS
 
 
-def chooser_of(
-    calibration: Calibration, *priors: Prior, drafts: Drafts = Drafts.ITERATED, learnt: object = None
-) -> Chooser:
+def chooser_of(calibration: Calibration, *priors: Prior, independent: bool = False, learnt: object = None) -> Chooser:
     """A chooser among as many methods as there are priors."""
     found = Chooser(calibration, learnt)
     for number, prior in enumerate(priors):
-        found.add(str(number), Gains(*prior, drafts=drafts))
+        found.add(str(number), Gains(*prior, independent=independent))
     return found
 
 
@@ -237,7 +235,7 @@ def test_a_wide_step_of_independent_drafts_tells_of_narrow_ones() -> None:
     """Heads: of four tokens the first two are always right, so two rows less cost nothing."""
     costs = {1: 1.0, 2: 1.2, 3: 1.3, 4: 1.6}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
-    chooser = chooser_of(calibration, Prior(0.9), drafts=Drafts.INDEPENDENT)
+    chooser = chooser_of(calibration, Prior(0.9), independent=True)
     widths, used = adaptive(chooser, exact=True, widest=4), []
     for step in range(40):
         rows = widths.choose(TEXT + step, 99)
@@ -251,7 +249,7 @@ def test_the_time_of_a_draft_counts_where_one_is_made() -> None:
     """Heads that are always right but take as long as three passes of the model, and later hardly any time."""
     costs = {1: 1.0, 2: 1.2, 4: 1.5}
     calibration = Calibration((128,), tuple(costs), (tuple(costs.values()),), (tuple(costs),))
-    chooser = chooser_of(calibration, Prior(0.9), drafts=Drafts.INDEPENDENT)
+    chooser = chooser_of(calibration, Prior(0.9), independent=True)
     widths, used = adaptive(chooser, exact=True, widest=4), []
     for step in range(1500):
         rows = widths.choose(TEXT + step, 99)

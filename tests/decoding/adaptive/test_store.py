@@ -18,7 +18,7 @@ from nptool.decoding.adaptive.cost import GRID, Calibration
 from nptool.decoding.adaptive.gains import Gains
 from nptool.decoding.adaptive.store import Store
 from nptool.decoding.answer import Answer
-from nptool.decoding.loop.steps import Drafts, Step
+from nptool.decoding.loop.steps import Step
 from nptool.decoding.text_model import TextModel
 
 KEY = {"model": "a", "threads": 2}
@@ -43,7 +43,7 @@ def store(measure: Callable[[], Calibration] = never, **key: Any) -> Store:
 def use(kept: Store) -> Chooser:
     """Three steps of the method `heads`."""
     chooser = kept.chooser()
-    chooser.add("heads", Gains(0.4, drafts=Drafts.INDEPENDENT))
+    chooser.add("heads", Gains(0.4, independent=True))
     chooser.learn("heads", STEPS, None)
     return chooser
 
@@ -72,7 +72,7 @@ class TestFile:
         learnt = use(first).to_json()["gains"]["heads"]
         first.keep()
         second = store()
-        second.chooser().add("jacobi", Gains(0.5, drafts=Drafts.ITERATED))
+        second.chooser().add("jacobi", Gains(0.5))
         second.chooser().learn("jacobi", STEPS[2:], None)
         second.keep()
         exponent, weight, shown = store().chooser().to_json()["gains"]["heads"]

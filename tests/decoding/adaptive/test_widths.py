@@ -22,7 +22,7 @@ from nptool.decoding.answer import Answer
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence as Text
-from nptool.decoding.loop.steps import Autoregressive, Drafts, FixedWidth, Proposer, Step, Widths
+from nptool.decoding.loop.steps import Autoregressive, FixedWidth, Proposer, Step, Widths
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.loop.timing import time_plain
 from nptool.decoding.proposers.jacobi import JacobiBlock, JacobiWindow
@@ -86,7 +86,7 @@ def chooser_of(exponent: float, flat: bool = True) -> Chooser:
     widths = tuple(width for members in CLASSES for width in members)
     times = tuple(1e-3 * (1 + 0.01 * width if flat else width) for width in widths)
     chooser = Chooser(Calibration((10,), widths, (times,), CLASSES))
-    chooser.add("method", Gains(exponent, drafts=Drafts.ITERATED))
+    chooser.add("method", Gains(exponent))
     return chooser
 
 
@@ -105,7 +105,7 @@ class Scripted:
 
     def time_plain(self, length: int, seconds: float) -> None: ...
 
-    def choose(self, length: int, room: int, least: int = 1) -> int:
+    def choose(self, length: int, room: int) -> int:
         return self._widths.pop(0) if len(self._widths) > 1 else self._widths[0]
 
     def observe(self, step: Step) -> None: ...

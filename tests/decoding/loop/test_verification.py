@@ -1,4 +1,4 @@
-"""A line is verified as if every row were sampled alone; picks after the first rejected token are the likeliest."""
+"""A draft is verified as if every row were sampled alone; picks after the first rejected token are the likeliest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence
-from nptool.decoding.loop.verification import verify_line
+from nptool.decoding.loop.verification import verify
 
 PROMPT = [3, 1, 4, 1, 5]
 VOCABULARY = 12
@@ -23,18 +23,8 @@ class OneBatch:
     def __init__(self, logits_RV: NDArray[np.float32]) -> None:
         self._logits_RV = logits_RV
 
-    def evaluate(
-        self,
-        tokens: NDArray[np.int32],
-        start: int,
-        *,
-        outputs: bool = True,
-        parents: tuple[int, ...] | None = None,
-    ) -> NDArray[np.float32]:
+    def evaluate(self, tokens: NDArray[np.int32], start: int, *, outputs: bool = True) -> NDArray[np.float32]:
         return self._logits_RV[: len(tokens)]
-
-    def keep(self, path: list[int]) -> int:
-        raise AssertionError("a line is not a tree")
 
     def rollback(self, position: int) -> None:
         """Nothing is cached."""
@@ -66,9 +56,9 @@ def test_picks_are_those_of_single_rows_as_far_as_the_draft_is_right(
     sequence = Sequence(OneBatch(logits_RV))
     sequence.open(PROMPT)
     sequence.prefill()
-    step = verify_line(OneBatch(logits_RV), sequence, np.array(draft, dtype=np.int32), sampling, None)
+    step = verify(OneBatch(logits_RV), sequence, np.array(draft, dtype=np.int32), sampling, rows)
     accepted = min(right, rows - 1)
-    assert (step.accepted, step.drafted, step.rows) == (accepted, rows - 1, rows)
+    assert step.accepted == accepted
     assert step.picks[: accepted + 1].tolist() == picked[: accepted + 1]
     guesses = [
         greedy.pick(logits_RV[row], 0, np.array(PROMPT + draft[:row], dtype=np.int32))
