@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
-        "packages": {name: _package_version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "machine": machine(),
     }
 
@@ -48,7 +48,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _package_version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
