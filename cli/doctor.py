@@ -34,7 +34,9 @@ def doctor(as_json: AsJson = False) -> None:
             print(f"{label:<{LABEL}}{text}")
         print(*(f"problem: {line}" for line in problems), sep="\n", end="\n" if problems else "")
         print(*(f"note: {line}" for line in remarks), sep="\n", end="\n" if remarks else "")
-        print("no problem found" if not problems else f"{len(problems)} found")
+        print(
+            "no problem found" if not problems else f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found"
+        )
     raise typer.Exit(1 if problems else 0)
 
 

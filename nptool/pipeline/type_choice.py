@@ -214,8 +214,10 @@ def decide(candidates: Sequence[Candidate], impossible: dict[str, str]) -> TypeC
         GgufError: no candidate does.
     """
     kept = [candidate for candidate in candidates if candidate.same >= SAME]
+    if not candidates:
+        raise GgufError(f"llama.cpp's quantizer refuses every type: {'; '.join(impossible.values())}")
     if not kept:
-        tried = "; ".join((*(f"{one.type} changes {_changed(one)}" for one in candidates), *impossible.values()))
+        tried = "; ".join((f"{_listed([one.type for one in candidates])} {_changes(candidates)}", *impossible.values()))
         raise GgufError(f"no type keeps {SAME:.0%} of the greedy tokens ({tried}); name a type")
     chosen = max(kept, key=lambda candidate: candidate.speed)
     default = next((one for one in candidates if one.type == DEFAULT_TYPE), None)
@@ -224,10 +226,16 @@ def decide(candidates: Sequence[Candidate], impossible: dict[str, str]) -> TypeC
         head = f"{chosen.type}: {chosen.speed / default.speed:.2f} times {DEFAULT_TYPE} here"
     else:
         head = f"{chosen.type}: the fastest here" + (f" that keeps {SAME:.0%} of greedy tokens" if faster else "")
-    lost = "".join(f"; {one.type} would be faster but changes {_changed(one)}" for one in faster)
+    lost = f"; {_listed([one.type for one in faster])} would be faster but {_changes(faster)}" if faster else ""
     sentence = f"{head} by t({chosen.best.width}) and {chosen.best.tokens:.1f} tokens per forward{lost}"
     return TypeChoice(chosen.type, tuple(candidates), impossible, sentence)
 
 
-def _changed(candidate: Candidate) -> str:
-    return f"{100 * (1 - candidate.same):.2g} % of greedy tokens"
+def _changes(candidates: Sequence[Candidate]) -> str:
+    verb = "changes" if len(candidates) == 1 else "change"
+    return f"{verb} {_listed([f'{100 * (1 - one.same):.2g}' for one in candidates])} % of greedy tokens"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

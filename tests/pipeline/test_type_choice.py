@@ -66,6 +66,14 @@ class TestDecision:
             "faster but changes 50 % of greedy tokens"
         )
 
+    def test_several_that_are_faster(self) -> None:
+        found = [candidate("f32", 1.0), candidate("f16", 2.0, 0.98), candidate("q8_0", 3.0, 0.9)]
+        found.append(candidate("q4_0", 4.0, 0.5))
+        assert decide(found, {}).sentence == (
+            "f32: 0.50 times f16 here by t(8) and 5.9 tokens per forward; f16, q8_0 and q4_0 would be faster but "
+            "change 2, 10 and 50 % of greedy tokens"
+        )
+
     def test_f16_was_not_possible(self) -> None:
         choice = decide([candidate("f32", 1.0)], {"f16": "a reason"})
         assert (choice.type, choice.impossible) == ("f32", {"f16": "a reason"})
@@ -73,6 +81,8 @@ class TestDecision:
     def test_no_type_is_good_enough(self) -> None:
         with pytest.raises(GgufError, match=r"q4_0 changes 50 % of greedy tokens; a reason\); name a type"):
             decide([candidate("q4_0", 3.0, 0.5)], {"f16": "a reason"})
+        with pytest.raises(GgufError, match="refuses every type: a reason"):
+            decide([], {"f16": "a reason"})
 
 
 @pytest.mark.parametrize(
