@@ -56,7 +56,7 @@ def _predict(model: TextModel, calibration: Calibration) -> Iterator[Prediction]
         heads = model.contexts.count_heads() if method.heads else 1
         alike, each = model.contexts.time_draft(heads) if method.heads else (0.0, 0.0)
         widths = [width for width in wider if width <= heads or not method.heads]
-        gains = first_gains(metadata, method, heads)
+        gains = first_gains(metadata, method)
         tokens = gains.tokens(widths, {}, gains.exponent)
         seconds = {width: calibration.at(width, length) + alike + each * width for width in widths}
         best = max(widths, key=lambda width: tokens[width] / seconds[width])
