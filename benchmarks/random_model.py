@@ -55,7 +55,7 @@ def write_random_model(
     sharpness: float = 2.0,
     chat_template: str | None = CHAT_TEMPLATE,
     add_bos: bool = False,
-    metadata: Mapping[str, str | int] | None = None,
+    metadata: Mapping[str, str | int | float] | None = None,
     heads: int = 1,
     counting: float = 0.0,
 ) -> Path:
@@ -71,7 +71,7 @@ def write_random_model(
             every head right; with 0 they are random.
     """
     path = Path(path)
-    entries: dict[str, str | int] = dict(metadata or {})
+    entries: dict[str, str | int | float] = dict(metadata or {})
     if heads > 1:
         entries |= {COUNT_KEY: heads, TRUNK_LAYER_KEY: shape.layers - 1}
     generator = np.random.default_rng(seed)
@@ -84,6 +84,8 @@ def write_random_model(
     for key, value in entries.items():
         if isinstance(value, int):
             writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         else:
             writer.add_string(key, value)
     _finish(writer, tensors, kind)

@@ -20,6 +20,7 @@ from nptool.cli.bench import bench
 from nptool.cli.chat import chat
 from nptool.cli.collect import collect
 from nptool.cli.convert import convert
+from nptool.cli.doctor import doctor
 from nptool.cli.generate import generate
 from nptool.cli.inspect_gguf import inspect
 from nptool.cli.quantize import quantize
@@ -75,7 +76,7 @@ def root(
         print(context.get_help())
 
 
-for command in (bench, chat, collect, convert, generate, inspect, quantize, trace):
+for command in (bench, chat, collect, convert, doctor, generate, inspect, quantize, trace):
     app.command()(command)
 
 

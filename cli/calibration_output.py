@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from nptool.bench.advice import Advice, Way
 from nptool.bench.calibrate import CalibrationReport
 from nptool.cli.bench_output import counted, settings
 from nptool.cli.console import bar
@@ -27,6 +28,14 @@ def print_calibration(report: CalibrationReport, *, plot: bool) -> None:
     console.print()
     for members in measured.classes:
         console.print(f"same bits: {', '.join(map(str, members))}")
+    console.print("\ntokens per forward from which a width pays, and what models trained on text-to-SQL reach:")
+    console.print(_advice_table(report.advice))
+    for own in report.advice.own:
+        speed = own.rate / report.plain_rate
+        console.print(
+            f"this file by {own.method}: {own.tokens:.2f} at {own.width} rows, predicted {speed:.2f} times AR"
+        )
+    console.print(f"\n{report.advice.sentence}")
     if plot:
         _bars(console, "t(w) / t(1)", measured.widths, [report.cost_ratio(width) for width in measured.widths])
         title = f"predicted speed-up with w^{report.exponent:.2f} tokens per step"
@@ -60,6 +69,19 @@ def _table(report: CalibrationReport) -> Table:
         ratio, speed = report.cost_ratio(width), report.predicted_speedup(width)
         table.add_row(str(width), *times, f"{ratio:.2f}", f"{speed:.2f}")
     return table
+
+
+def _advice_table(advice: Advice) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in ("width", "CLLM\nneeds", "at most", "reach", "heads\nneed", "at most", "reach"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for found in advice.widths:
+        table.add_row(str(found.width), *_cells(found.cllm), *_cells(found.heads))
+    return table
+
+
+def _cells(way: Way | None) -> tuple[str, ...]:
+    return () if way is None else (f"{way.needed:.2f}", f"{way.most:.1f}", f"{way.low:.2f}-{way.high:.2f}")
 
 
 def _bars(console: Console, title: str, widths: Sequence[int], values: Sequence[float]) -> None:

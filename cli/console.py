@@ -12,6 +12,7 @@ from nptool.progress import Progress
 
 if TYPE_CHECKING:
     from nptool.heads_sample import HeadsFigures
+    from nptool.pipeline.type_choice import TypeChoice
 
 REDRAW_SECONDS = 0.2
 LONGEST_BAR = 48
@@ -41,6 +42,13 @@ def chain_figures(figures: HeadsFigures) -> str:
     """Tokens per forward and acceptance of a chain of heads, in a few words."""
     accepted = ", ".join(f"{share:.0%}" for share in figures.acceptance)
     return f"{figures.tokens_per_forward:.2f} tokens per forward; drafts accepted: {accepted}"
+
+
+def print_choice(choice: TypeChoice) -> None:
+    """What `--type auto` chose, and the types that were not possible."""
+    print(choice.sentence)
+    for name, reason in choice.impossible.items():
+        print(f"note: {name} is not possible: {reason}")
 
 
 @contextmanager

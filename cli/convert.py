@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nptool.cli.console import chain_figures, progress_bars
+from nptool.cli.console import chain_figures, print_choice, progress_bars
 from nptool.cli.options import AsJson
-from nptool.convert.file_types import DEFAULT_TYPE, FILE_TYPES
+from nptool.convert.file_types import AUTO, DEFAULT_TYPE, FILE_TYPES
 from nptool.errors import DataError
 from nptool.heads import SEPARATE
 from nptool.runs import latest_run
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nptool.convert.conversion import Conversion, ConvertedHeads
     from nptool.convert.verification import LogitComparison
     from nptool.heads_sample import HeadsScore
+    from nptool.pipeline.type_choice import TypeChoice
 
 CHECKPOINT = Annotated[
     str | None,
@@ -34,7 +35,12 @@ OUTPUT = Annotated[
         "-o", "--output", metavar="GGUF", help="file to write [the run's model.gguf, else NAME-TYPE.gguf here]"
     ),
 ]
-TYPE = Annotated[str, typer.Option("--type", metavar="TYPE", help=f"type of the matrices: {', '.join(FILE_TYPES)}")]
+TYPE = Annotated[
+    str,
+    typer.Option(
+        "--type", metavar="TYPE", help=f"type of the matrices: {', '.join(FILE_TYPES)}; or auto: the fastest here"
+    ),
+]
 HEADS_TYPE = Annotated[
     str | None, typer.Option(metavar="TYPE", help="type of the extra heads: f32, f16, bf16, q8_0, q4_0 [q8_0]")
 ]
@@ -68,7 +74,13 @@ def convert(
         return score_heads(path, directory)
 
     source = checkpoint if checkpoint is not None else _newest_model()
+    choice = None
     with progress_bars() as progress:
+        if type_name.lower() == AUTO:
+            from nptool.pipeline.type_choice import choose_for_checkpoint
+
+            choice = choose_for_checkpoint(source, output, heads_type_name=heads_type, pre=pre, progress=progress)
+            type_name = choice.type
         done = convert_checkpoint(
             source,
             output,
@@ -81,8 +93,10 @@ def convert(
             progress=progress,
         )
     if as_json:
-        _print_json(done)
+        _print_json(done, choice)
     else:
+        if choice is not None:
+            print_choice(choice)
         _print_text(done, newest=checkpoint is None and output is None)
 
 
@@ -96,8 +110,8 @@ def _newest_model() -> str:
         ) from error
 
 
-def _print_json(done: Conversion) -> None:
-    result: dict[str, Any] = asdict(done) | {"path": str(done.path)}
+def _print_json(done: Conversion, choice: TypeChoice | None) -> None:
+    result: dict[str, Any] = asdict(done) | {"path": str(done.path), "choice": choice and asdict(choice)}
     if done.verification is not None:
         result["verification"]["logits"]["relative"] = done.verification.logits.relative
     if done.heads is not None and done.heads.logits is not None:

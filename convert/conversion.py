@@ -5,7 +5,6 @@ The checkpoint is checked before a byte is written. The file appears under its n
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from nptool.errors import NptoolError, UsageError
 from nptool.heads import NEXTN
 from nptool.heads_sample import HeadsScore, Scorer
 from nptool.progress import Progress, silent
+from nptool.resources import free_memory
 from nptool.runs import run_of
 
 if TYPE_CHECKING:
@@ -263,16 +263,9 @@ class _Job:
 def _check_memory(tensors: Sequence[Tensor]) -> None:
     """Refuse to verify where the reference, in float32, does not fit."""
     needed = 4 * sum(tensor.size for tensor in tensors) + MEMORY_LEFT
-    free = _free_memory()
+    free = free_memory()
     if free is not None and needed > free:
         raise UsageError(
             f"verifying loads the model in transformers, which takes {needed / 2**30:.0f} GiB of memory, and "
             f"{free / 2**30:.0f} are free; add --no-verify, or convert on a larger machine"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes that a process can still allocate; None if the system does not say."""
-    path = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: +(\d+) kB", path.read_text(encoding="utf-8")) if path.is_file() else None
-    return int(found[1]) * 1024 if found else None

@@ -50,6 +50,8 @@ FILE_TYPES = {
     )
 }
 DEFAULT_TYPE = "f16"
+AUTO = "auto"
+"""`--type auto`: the command measures types and chooses one, see `nptool.pipeline.type_choice`."""
 
 
 def file_type(name: str, option: str = "--type") -> FileType:

@@ -20,7 +20,7 @@ from nptool.convert.samples import Sample
 from nptool.errors import GgufError
 from nptool.llama.library import cause, error_lines
 from nptool.llama.model import Model
-from nptool.provenance import usable_cores
+from nptool.resources import usable_cores
 
 CELLS = 256
 """Context of the comparison, in tokens."""

@@ -17,7 +17,7 @@ from typing import Any
 from nptool.convert.file_types import FileType
 from nptool.errors import DiskFullError, GgufError
 from nptool.progress import Progress
-from nptool.provenance import usable_cores
+from nptool.resources import usable_cores
 
 QUANTIZING = "quantizing"
 FULL_BELOW = 1 << 20

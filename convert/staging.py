@@ -26,6 +26,21 @@ def staged_file(path: Path) -> Iterator[Path]:
         DiskFullError: the disk filled up; `path` is as it was before.
         UsageError: the place cannot be written to.
     """
+    with staging_folder(path) as folder:
+        staged = folder / path.name
+        yield staged
+        with staged.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(staged, path)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`, which is removed with all that is in it.
+
+    Raises:
+        DiskFullError, UsageError: see `staged_file`.
+    """
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a directory; name the file, for example {path / 'model.gguf'}")
     with disk_errors(path):
@@ -33,8 +48,4 @@ def staged_file(path: Path) -> Iterator[Path]:
         with TemporaryDirectory(
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", ignore_cleanup_errors=True
         ) as directory:
-            staged = Path(directory) / path.name
-            yield staged
-            with staged.open("rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(staged, path)
+            yield Path(directory)

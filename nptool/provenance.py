@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -13,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nptool.resources import usable_cores
+
 PACKAGES = ("nptool", "torch", "transformers", "llama-cpp-python", "gguf", "tokenizers", "safetensors", "numpy")
 
 
@@ -22,7 +23,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
-        "packages": {name: _package_version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "machine": machine(),
     }
 
@@ -38,11 +39,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may use; a container may grant fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -52,7 +48,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _package_version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

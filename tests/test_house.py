@@ -57,7 +57,7 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
 FLOORS = (
     ("nptool",),
     ("nptool.data", "nptool.llama", "nptool.text_to_sql"),
-    ("nptool.collection", "nptool.convert.layers", "nptool.decoding.loop"),
+    ("nptool.collection", "nptool.convert.layers", "nptool.decoding.loop", "nptool.doctor"),
     ("nptool.convert.families", "nptool.decoding.proposers", "nptool.decoding.adaptive"),
     ("nptool.convert", "nptool.decoding", "nptool.training"),
     ("nptool.bench", "nptool.training.responses"),

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nptool.bench.advice import Advice, advise
+from nptool.bench.prediction import Prediction, plain, predict
 from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.adaptive.gains import power_with_bend
 from nptool.decoding.expectations import first_gains
 from nptool.decoding.proposers.methods import JACOBI, METHODS
 from nptool.decoding.text_model import TextModel
+from nptool.llama.gguf_summary import summarize
 from nptool.provenance import machine, provenance
 
 
@@ -26,12 +29,18 @@ class CalibrationReport:
     calibration: Calibration
     exponent: float
     """A step of w rows is expected to give w to this power tokens; beyond 16 rows with diminishing returns."""
+    advice: Advice
     provenance: dict[str, Any]
 
     def cost_ratio(self, width: int) -> float:
         """t(w) / t(1) after the shorter prefix: the tokens per step from which this width pays off."""
         times, context = self.calibration, self.calibration.contexts[0]
         return times.at(width, context) / times.at(1, context)
+
+    @property
+    def plain_rate(self) -> float:
+        """Tokens per second of autoregressive decoding."""
+        return plain(self.calibration).rate
 
     def predicted_speedup(self, width: int) -> float:
         """Over autoregressive decoding, at the exponent that the file's metadata suggests."""
@@ -41,8 +50,9 @@ class CalibrationReport:
         """A value for `json.dumps`."""
         widths = self.calibration.widths
         return {
-            **{name: value for name, value in vars(self).items() if name != "calibration"},
+            **vars(self),
             "calibration": asdict(self.calibration),
+            "advice": asdict(self.advice),
             "cost_ratio": {str(width): self.cost_ratio(width) for width in widths},
             "predicted_speedup": {str(width): self.predicted_speedup(width) for width in widths},
         }
@@ -70,6 +80,7 @@ def run_calibration(
         flash_attention=flash_attention,
     ) as model:
         calibration = model.store.calibrate()
+        own = tuple(found for found in predict(model, calibration) if found.measured)
         engine = model.contexts.trunk(1)
         return CalibrationReport(
             model=str(path),
@@ -80,5 +91,11 @@ def run_calibration(
             flash_attention=engine.settings.flash_attention,
             calibration=calibration,
             exponent=first_gains(model.model.header.metadata, METHODS[JACOBI]).exponent,
+            advice=_advise(path, calibration, own, on_gpu=gpu_layers != 0),
             provenance=provenance(),
         )
+
+
+def _advise(path: Path, calibration: Calibration, own: tuple[Prediction, ...], *, on_gpu: bool) -> Advice:
+    seconds = {width: calibration.at(width, calibration.contexts[0]) for width in calibration.widths}
+    return advise(seconds, summarize(path).parts[0], own, on_gpu=on_gpu)

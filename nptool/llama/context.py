@@ -25,7 +25,7 @@ from nptool.llama.native import (
     float_view,
     get_logits,
 )
-from nptool.provenance import usable_cores
+from nptool.resources import usable_cores
 
 DEFAULT_CONTEXT = 4096
 # llama.cpp's default physical batch size; a prompt is prefilled in batches of this many rows.

@@ -20,7 +20,7 @@ from nptool.errors import ContextError, GgufError, UsageError
 from nptool.heads import KIND_KEY, NEXTN
 from nptool.llama.library import Closable, cause, error_lines
 from nptool.llama.model import Model
-from nptool.provenance import usable_cores
+from nptool.resources import usable_cores
 
 CACHE_TYPES = {
     name: int(GGMLQuantizationType[name.upper()])

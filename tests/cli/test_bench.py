@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from random_model import Shape, write_random_model
 
+from nptool.bench.advice import Advice, Way, WidthAdvice
 from nptool.bench.calibrate import CalibrationReport
+from nptool.bench.prediction import Prediction
 from nptool.cli.app import run
 from nptool.cli.calibration_output import print_calibration
 from nptool.decoding.adaptive.cost import Calibration
@@ -26,6 +29,10 @@ KEYS = {
     "identical_width_1": float,
     "first_token_ms": float,
 }
+
+
+WAY = Way(needed=2.0, most=4.5, low=3.8, high=4.2)
+ADVICE = Advice((WidthAdvice(8, WAY, WAY), WidthAdvice(64, WAY, None)), (), "worth it: for a test")
 
 
 def words(model: Path, *more: str) -> list[str]:
@@ -74,6 +81,11 @@ class TestCalibrate:
         widths = result["calibration"]["widths"]
         assert result["cost_ratio"]["1"] == result["predicted_speedup"]["1"] == 1.0
         assert set(result["cost_ratio"]) == {str(width) for width in widths}
+        advice = result["advice"]
+        assert [found["width"] for found in advice["widths"]] == widths[1:]
+        assert [found["cllm"]["needed"] for found in advice["widths"]] == list(result["cost_ratio"].values())[1:]
+        assert advice["own"] == []
+        assert advice["sentence"].startswith(("worth it: ", "perhaps: ", "not on this machine in this type: "))
         assert {width for members in result["calibration"]["classes"] for width in members} <= set(widths)
 
     def test_tables_and_bars(self, run_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,12 +100,27 @@ class TestCalibrate:
         seconds = ((0.001, 0.0248), (0.003, 0.0202))
         measured = Calibration((128, 640), (1, 64), seconds, ((1,), (64,)), complete=True, spent=1.0)
         machine = {"processor": "one", "cores": 2}
-        report = CalibrationReport("m.gguf", "a model", machine, 2, 0, True, measured, 0.5, {})
+        report = CalibrationReport("m.gguf", "a model", machine, 2, 0, True, measured, 0.5, ADVICE, {})
         print_calibration(report, plot=False)
         rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
         assert ["1", "1.00", "3.00"] in rows
         assert ["64", "24.80", "20.20"] in rows
         assert measured.at(64, 640) == 0.0248
+
+    def test_the_output_ends_with_advice(self, capsys: pytest.CaptureFixture[str]) -> None:
+        measured = Calibration((128,), (1, 8, 64), ((0.001, 0.002, 0.02),), ((1, 8, 64),))
+        own = Prediction("jacobi", 8, 4.0, 0.002, measured=True)
+        machine = {"processor": "one", "cores": 2}
+        advice = replace(ADVICE, own=(own,))
+        print_calibration(CalibrationReport("m", "a", machine, 2, 0, True, measured, 0.5, advice, {}), plot=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert ["8", "2.00", "4.5", "3.80-4.20", "2.00", "4.5", "3.80-4.20"] in [line.split() for line in lines]
+        assert ["64", "2.00", "4.5", "3.80-4.20"] in [line.split() for line in lines]
+        assert lines[-3:] == [
+            "this file by jacobi: 4.00 at 8 rows, predicted 2.00 times AR",
+            "",
+            "worth it: for a test",
+        ]
 
     def test_a_file_with_both_curves(self, run_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "plots" / "cost.svg"

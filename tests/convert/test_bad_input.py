@@ -280,7 +280,7 @@ def test_output_that_is_a_directory(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_memory_to_verify(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nptool.convert.conversion._free_memory", lambda: 2**29)
+    monkeypatch.setattr("nptool.convert.conversion.free_memory", lambda: 2**29)
     assert refusal(checkpoint, UsageError, verified=True) == (
         "verifying loads the model in transformers, which takes 1 GiB of memory, and 0 are free; add --no-verify, or "
         "convert on a larger machine"
