@@ -51,8 +51,7 @@ def of_gguf(path: Path, prompts: Sequence[str], limits: Sequence[int]) -> Iterat
     with nptool.load(path) as model:
         for prompt, limit in zip(prompts, limits, strict=True):
             answer = model.generate(prompt, max_tokens=limit)
-            text = "".join(token.text for token in answer)
-            yield Reply(text, answer.finish == "end")
+            yield Reply(answer.text, answer.finish == "end")
 
 
 def of_checkpoint(path: Path, prompts: Sequence[str], limits: Sequence[int]) -> Iterator[Reply]:

@@ -17,7 +17,7 @@ from nptool.cli.decoding_options import held_out, say, utf8_input
 from nptool.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from nptool.decoding.text_model import Prompt
+    from nptool.decoding.text_model import Text
 
 PromptText = Annotated[
     str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]")
@@ -34,7 +34,7 @@ PATIENCE = 10.0
 class AskedPrompt:
     """A prompt, and where it came from."""
 
-    content: Prompt
+    content: Text
     raw: bool
     """Decode without the chat template."""
     remark: str = ""

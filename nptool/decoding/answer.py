@@ -6,7 +6,7 @@ from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,8 @@ class DecodeConfig:
             raise UsageError(f"-n must be at least 1, got {self.n}")
         if self.n is not None and self.n > DEFAULT_BATCH:
             raise ContextError(f"-n {self.n} is above the batch limit of {DEFAULT_BATCH} rows; choose a smaller n")
+        if "" in self.stop:
+            raise UsageError("a stop string is empty; leave it out")
         if self.max_tokens < 1:
             raise UsageError(f"--max-tokens must be at least 1, got {self.max_tokens}")
 
@@ -117,8 +119,8 @@ class Answer:
         """Ids so far, the end token included."""
         self.text = ""
         self.finish: str | None = None
-        """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`) or `context` (no room
-        left). None before the end, or if it was not read to its end."""
+        """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room left)
+        or `cancelled`. None before the end, or if it was not read to its end."""
         self.method, self.n, self.widths = way.method.name, way.n, way.widths
         drafting = METHODS[AUTOREGRESSIVE] if way.method.heads and self._heads is None else way.method
         self.proposer = drafting.propose(Task(way.n, self._sequence, config.sampling, self._heads))
@@ -126,7 +128,7 @@ class Answer:
         self.tally = Tally(width=self.proposer.width, prompt_tokens=len(prompt))
         self._limit = min(self._engine.capacity, len(prompt) + config.max_tokens)
         self._steps = self._run()
-        self._superseded = False
+        self._superseded = self._cancelled = False
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -141,6 +143,19 @@ class Answer:
                 "this answer ended early because the model was asked for another one; read an answer to its end first"
             )
         return next(self._steps)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def finished(self) -> Self:
+        """The answer, read to its end."""
+        for _ in self:
+            pass
+        return self
+
+    def cancel(self) -> None:
+        """End the answer before its next token, from any thread."""
+        self._cancelled = True
 
     def close(self) -> None:
         """Stop here. The tokens generated so far stay in the cache."""
@@ -159,6 +174,9 @@ class Answer:
                 if self.tally.passes == 1:
                     self.tally.first_step_seconds = self.tally.prefill_seconds + self.tally.decode_seconds
                 for token in tokens.tolist():
+                    if self._cancelled:
+                        self.finish = "cancelled"
+                        return
                     self.tokens.append(token)
                     reason = self._reason(token)
                     text = stream.feed(b"" if reason == "end" else self._vocabulary.piece(token))

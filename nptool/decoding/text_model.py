@@ -1,17 +1,19 @@
-"""Text from a GGUF: load it, then iterate over tokens.
+"""Text from a GGUF.
 
 with nptool.load("model.gguf") as model:
-    for token in model.generate("prompt", jacobi=True, n=16):
+    print(model.generate("prompt").text)
+    for token in model.stream("prompt", method="jacobi", n=16):
         print(token.text, end="")
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Self
+from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from nptool.data.chat_template import ChatTemplate
 from nptool.data.records import Message
 from nptool.decoding.adaptive.cost import BUDGET, Calibration, calibrate, fitting
 from nptool.decoding.adaptive.store import Store
-from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig
+from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig, Token
 from nptool.decoding.contexts import Contexts
 from nptool.decoding.decoder import Decoder
 from nptool.decoding.loop.sampling import Sampling
@@ -39,7 +41,34 @@ CLLM = "cllm"
 LOADING_SHARE = 0.25
 """A calibration may take this share of the model's loading time, or `BUDGET` if that is more."""
 
-Prompt = str | Sequence[Message | Mapping[str, str]]
+Messages = Sequence[Message | Mapping[str, str]]
+Text = str | Messages
+"""A user's text, or the messages of a conversation."""
+Prompt = Text | Sequence[int] | NDArray[np.integer]
+"""A text, or token ids."""
+AUTO = "auto"
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The options of `TextModel.generate`, `stream`, `astream` and `chat`."""
+
+    method: str | Sequence[str]
+    """`auto` (the default): what the file was trained for, or AR, whatever is fastest, as `nptool chat` does. Or a name
+    of `METHODS`, or several, of which the most promising one is chosen for each prompt."""
+    n: int | None
+    """Most tokens in a step, or most heads; None is no limit."""
+    fixed: bool
+    """Give every step n rows, instead of the fastest width."""
+    exact: bool | None
+    """See `DecodeConfig`."""
+    max_tokens: int
+    """Longest answer."""
+    stop: str | Sequence[str]
+    """Strings that end the answer and are not part of it."""
+    raw: bool
+    """Use a text as it is, without the chat template."""
+    sampling: Sampling | None
+    """How tokens are picked; None is greedily."""
 
 
 class TextModel:
@@ -114,52 +143,97 @@ class TextModel:
         bos, eos = ("" if token is None else self.model.token_text(token) for token in (self.model.bos, self.model.eos))
         return ChatTemplate(source, bos=bos, eos=eos, origin=str(self.path))
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        jacobi: bool = False,
-        block_mode: bool = False,
-        heads: bool = False,
-        n: int | Literal["auto"] | None = None,
-        adapt: bool = False,
-        exact: bool | None = None,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        **sampling: Any,
-    ) -> Answer:
-        """Answer a prompt.
+    @overload
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Unpack[GenerateOptions]) -> list[Answer]: ...
+    def generate(self, prompt: Prompt | list[str], **options: Unpack[GenerateOptions]) -> Answer | list[Answer]:
+        """Answer a prompt, or each of a list of prompts.
 
         Args:
-            prompt: a user's text, or the messages of a conversation.
-            jacobi: decode n tokens in parallel.
-            block_mode: Jacobi iteration block by block instead of a sliding window.
-            heads: let the model's extra heads draft n-1 tokens per pass. With `jacobi` and n="auto" the better of the
-                two is chosen for each prompt.
-            n, adapt, exact, max_tokens, stop: see `DecodeConfig`; n="auto" is `adapt` without an upper bound.
-            raw: use the text as it is, without the chat template.
-            sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
+            prompt: a user's text, the messages of a conversation, or token ids, which are used as they are.
 
         Returns:
-            An iterator over the tokens, which are decoded while it is read. Another answer of the model ends it.
+            The finished answer, or a list of them in the order of the prompts.
 
         Raises:
             UsageError: an invalid option.
-            GgufError: `heads`, and the file has none.
+            GgufError: the method needs heads, and the file has none.
             ContextError: the prompt does not fit the context, or n the batch.
         """
-        bound, adapts = (None if n == "auto" else n), adapt or n == "auto"
-        method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, adapt=adapts)
-        chosen = Sampling(**sampling)
-        config = DecodeConfig(method, bound, exact, max_tokens, tuple(stop), chosen, adapts, tuple(others))
-        return self.answer(self.encode(prompt, raw=raw), config)
+        if isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
+            return [self.stream(cast(str, item), **options).finished() for item in prompt]
+        return self.stream(cast(Prompt, prompt), **options).finished()
+
+    def chat(self, messages: Messages, **options: Unpack[GenerateOptions]) -> Answer:
+        """Answer a conversation; the same as `generate`."""
+        return self.generate(messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
+        """As `generate`, but the answer is an iterator over tokens, which are decoded while it is read.
+
+        Another answer of the model ends it.
+        """
+        config = self._config(**options)
+        return self.answer(self._ids(prompt, raw=options.get("raw", False)), config)
+
+    async def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncIterator[Token]:
+        """As `stream`, for asyncio: each step runs in a thread. Leaving the loop early frees the model."""
+        answer = self.stream(prompt, **options)
+        step = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, answer, None))
+                token = await asyncio.shield(step)
+                if token is None:
+                    return
+                yield token
+        finally:
+            answer.cancel()
+            if step is not None and not step.done():
+                await step
+            answer.close()
+
+    def _config(
+        self,
+        *,
+        method: str | Sequence[str] = AUTO,
+        n: int | None = None,
+        fixed: bool = False,
+        exact: bool | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        stop: str | Sequence[str] = (),
+        raw: bool = False,
+        sampling: Sampling | None = None,
+    ) -> DecodeConfig:
+        """The configuration for the options of `generate`; `raw` is about the prompt."""
+        named = (method,) if isinstance(method, str) else tuple(method)
+        names = self.trained_methods() if method == AUTO else named
+        if not names:
+            raise UsageError("method is empty; name one or several, or leave it out")
+        for name, value in (("n", n), ("max_tokens", max_tokens)):
+            if value is not None and not isinstance(value, int):
+                raise UsageError(f"{name} must be a whole number, got {value!r}")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        return DecodeConfig(names[0], n, exact, max_tokens, stops, sampling or Sampling(), not fixed, names[1:])
+
+    def _ids(self, prompt: Prompt, *, raw: bool) -> NDArray[np.int32]:
+        if isinstance(prompt, str):
+            return self.encode(prompt, raw=raw)
+        if not isinstance(prompt, (Sequence, np.ndarray)):
+            raise UsageError(f"expected a text, messages or token ids, got {prompt!r}")
+        if isinstance(prompt, np.ndarray) or all(isinstance(item, (int, np.integer)) for item in prompt):
+            ids = np.asarray(prompt, dtype=np.int32)
+            if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < self.model.vocabulary_size):
+                raise UsageError(f"token ids must be from 0 to {self.model.vocabulary_size - 1}, in one dimension")
+            return ids
+        return self.encode(cast(Messages, prompt), raw=raw)
 
     def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, **options: Any) -> Answer:
         """Answer a prompt of token ids, see `Decoder.answer`."""
         return self.decoder.answer(prompt, config, **options)
 
-    def encode(self, prompt: Prompt, *, raw: bool = False) -> NDArray[np.int32]:
+    def encode(self, prompt: Text, *, raw: bool = False) -> NDArray[np.int32]:
         """Token ids of a prompt.
 
         A chat template decides alone whether the prompt begins with BOS, as in training. Plain text gets the

@@ -26,6 +26,9 @@ ROUNDING = 1e-3
 FEW = 64
 
 
+LogitsHook = Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a token is picked. All defaults but the temperature are llama.cpp's."""
@@ -44,6 +47,10 @@ class Sampling:
     """How many tokens are recent."""
     seed: int = 0
     """Seed of the noise."""
+    logits_hook: LogitsHook | None = None
+    """Changes a row of logits (V) before everything else, given all tokens before its position, drafts included. A pure
+    function, so that every method picks what autoregressive decoding picks; rows of rejected drafts are given to it
+    too. It gets a copy of the row."""
 
     def __post_init__(self) -> None:
         limits = (
@@ -56,12 +63,19 @@ class Sampling:
         for name, value, high in limits:
             if not 0 <= value <= high:
                 raise UsageError(f"{name} must be {'0 or more' if high == inf else 'from 0 to 1'}, got {value}")
+        if not isfinite(self.temperature):
+            raise UsageError(f"--temp must be finite, got {self.temperature}")
         if not 0.0 < self.repeat_penalty < inf:
             raise UsageError(f"--repeat-penalty must be above 0, got {self.repeat_penalty}")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def raw(self) -> bool:
+        """Whether `adjusted` changes nothing."""
+        return self.repeat_penalty == 1.0 and self.logits_hook is None
 
     @cached_property
     def _reach(self) -> float:
@@ -76,33 +90,44 @@ class Sampling:
     def pick_rows(
         self, logits_RV: NDArray[np.float32], position: int, before: NDArray[np.int32]
     ) -> NDArray[np.integer]:
-        """The tokens (R) at `position`, `position + 1`, ..., each as if picked alone; `before` as in `penalized`."""
-        logits_RV = self.penalized(logits_RV, before)
+        """The tokens (R) at `position`, `position + 1`, ..., each as if picked alone; `before` as in `adjusted`."""
+        logits_RV = self.adjusted(logits_RV, before)
         picks_R: NDArray[np.integer] = logits_RV.argmax(axis=1)
         if not self.greedy:
             for row, likeliest in enumerate(picks_R.tolist()):
                 picks_R[row] = self.draw(logits_RV[row], position + row, likeliest)
         return picks_R
 
-    def penalized(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.float32]:
-        """The logits after the repetition penalty: a copy, or `logits_RV` itself without penalty.
+    def adjusted(self, logits_RV: NDArray[np.float32], before: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The logits after hook and repetition penalty: a copy, or `logits_RV` itself without both.
 
         Args:
             before: all tokens before the position of the last row, drafts included.
+
+        Raises:
+            UsageError: the hook returned something else than a row.
         """
-        if self.repeat_penalty == 1.0:
+        if self.raw:
             return logits_RV
         logits_RV = logits_RV.copy()
         first = len(before) - len(logits_RV) + 1
         for row, logits_V in enumerate(logits_RV):
             end = max(0, first + row)
-            recent = np.unique(before[max(0, end - self.repeat_last) : end])
-            values = logits_V[recent]
-            logits_V[recent] = np.where(values <= 0, values * self.repeat_penalty, values / self.repeat_penalty)
+            if self.logits_hook is not None:
+                changed_V = np.asarray(self.logits_hook(logits_V.copy(), before[:end]))
+                if changed_V.shape != logits_V.shape:
+                    raise UsageError(
+                        f"a logits hook must return a row of {len(logits_V)} logits, got shape {changed_V.shape}"
+                    )
+                logits_V[:] = changed_V
+            if self.repeat_penalty != 1.0:
+                recent = np.unique(before[max(0, end - self.repeat_last) : end])
+                values = logits_V[recent]
+                logits_V[recent] = np.where(values <= 0, values * self.repeat_penalty, values / self.repeat_penalty)
         return logits_RV
 
     def draw(self, logits_V: NDArray[np.float32], position: int, likeliest: int) -> int:
-        """Sample the token at `position` from one row of `penalized` logits, whose argmax is `likeliest`."""
+        """Sample the token at `position` from one row of `adjusted` logits, whose argmax is `likeliest`."""
         least = logits_V.item(likeliest) + self._reach
         # The second largest by argmax again: functions of numpy that have left the processor's cache are slow.
         below, above = logits_V[:likeliest], logits_V[likeliest + 1 :]

@@ -34,9 +34,9 @@ def verify(engine: Engine, sequence: Sequence, draft: Draft, sampling: Sampling,
     drafted, greedy = draft.tolist(), sampling.greedy
     used = len(drafted) + 1
     logits_RV = engine.evaluate(sequence.lay(draft, rows), sequence.length - 1)[:used]
-    # `penalized` checks this too; here it saves a step without penalty the view of the tokens before.
-    if sampling.repeat_penalty != 1.0:
-        logits_RV = sampling.penalized(logits_RV, sequence.before(used))
+    # `adjusted` checks this too; here it saves a plain step the view of the tokens before.
+    if not sampling.raw:
+        logits_RV = sampling.adjusted(logits_RV, sequence.before(used))
     picks_R: NDArray[np.integer] = logits_RV.argmax(axis=1)
     for row, picked in enumerate(picks_R.tolist()):
         if not greedy:

@@ -50,9 +50,9 @@ class HeadsChain(Proposer):
         logits_KV = self._heads.draft_logits(int(known[-1]), room) if room > 0 and self.width > 1 else None
         if logits_KV is None:
             return NO_DRAFT
-        if self._choosing.repeat_penalty == 1.0:
+        if self._choosing.raw:
             return self._choosing.pick_rows(logits_KV[:room], position, known)
-        # The penalty of a token depends on the drafts before it.
+        # Penalty and hook of a token depend on the drafts before it.
         for logits_V in logits_KV[:room]:
             token = self._choosing.pick(logits_V, position, known)
             known = np.append(known, np.int32(token))

@@ -191,7 +191,7 @@ class TestModel:
         monkeypatch.setattr("nptool.decoding.loop.loop.perf_counter", (1e-3 * tick for tick in count()).__next__)
         for _ in range(2):
             with nptool.load(tiny_gguf("f16"), threads=1) as model:
-                for _ in model.generate("once", jacobi=True, n="auto", max_tokens=60):
+                for _ in model.stream("once", method="jacobi", max_tokens=60):
                     pass
         assert len(made) == (2 if again else 1)
 
@@ -199,14 +199,11 @@ class TestModel:
         with nptool.load(tiny_gguf("f16"), threads=1) as model:
             sound = model.calibration
             model.store.calibration = replace(sound, seconds=tuple((1e3,) * len(row) for row in sound.seconds))
-            for _ in model.generate("once", jacobi=True, n="auto", max_tokens=20):
+            for _ in model.stream("once", method="jacobi", max_tokens=20):
                 pass
         with nptool.load(tiny_gguf("f16"), threads=1) as model:
             assert model.calibration == sound
 
 
-def answer(model: TextModel, prompt: str, n: Any = "auto") -> Answer:
-    found = model.generate(prompt, jacobi=True, n=n, max_tokens=40)
-    for _ in found:
-        pass
-    return found
+def answer(model: TextModel, prompt: str, n: int | None = None) -> Answer:
+    return model.generate(prompt, method="jacobi", n=n, fixed=n is not None, max_tokens=40)

@@ -18,7 +18,6 @@ from nptool.decoding.adaptive.chooser import Chooser
 from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.adaptive.gains import Gains
 from nptool.decoding.adaptive.widths import AdaptiveWidth
-from nptool.decoding.answer import Answer
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.sequence import Sequence as Text
@@ -199,35 +198,29 @@ class TestModel:
 
     @pytest.mark.parametrize("flash_attention", [True, False])
     @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
-    @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 7}])
+    @pytest.mark.parametrize("options", [{}, {"sampling": Sampling(0.8, seed=7)}])
     def test_exact_text_is_autoregressive_decodings(
         self, tiny_gguf: Callable[..., Path], kind: str, options: dict[str, Any], flash_attention: bool
     ) -> None:
         path = tiny_gguf(kind, metadata={"nptool.method": "cllm"})
         with nptool.load(path, threads=1, flash_attention=flash_attention) as model:
             for prompt in ("once", "upon a time"):
-                found = read(model.generate(prompt, jacobi=True, n="auto", max_tokens=80, **options))
+                found = model.generate(prompt, method="jacobi", max_tokens=80, **options)
                 assert set(found.tally.widths) <= set(found.widths.members)
                 for width in {found.widths.members[0], max(found.tally.widths)}:
-                    expected = read(model.generate(prompt, n=width, exact=True, max_tokens=80, **options))
+                    expected = model.generate(prompt, n=width, exact=True, max_tokens=80, **options)
                     assert found.tokens == expected.tokens
 
     def test_the_context_is_filled_to_its_last_token(self, tiny_gguf: Callable[..., Path]) -> None:
         with nptool.load(tiny_gguf(), threads=1, context_length=40) as model:
             for exact in (True, False):
-                answer = read(model.generate("context", jacobi=True, n="auto", exact=exact, max_tokens=500))
+                answer = model.generate("context", method="jacobi", exact=exact, max_tokens=500)
                 assert answer.finish == "context"
                 assert len(answer.prompt) + len(answer.tokens) == 40
 
     def test_a_number_is_the_upper_bound(self, tiny_gguf: Callable[..., Path]) -> None:
         path = tiny_gguf("q8_0", metadata={"nptool.method": "cllm"})
         with nptool.load(path, threads=1) as model:
-            answer = read(model.generate("a", jacobi=True, n=6, adapt=True, exact=False, max_tokens=60))
+            answer = model.generate("a", method="jacobi", n=6, exact=False, max_tokens=60)
             assert max(answer.tally.widths) <= 6
             assert answer.widths.members == ()
-
-
-def read(answer: Answer) -> Answer:
-    for _ in answer:
-        pass
-    return answer

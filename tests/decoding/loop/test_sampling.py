@@ -289,7 +289,7 @@ def test_the_filters_are_llama_cpps(options: dict[str, float]) -> None:
         logits = generator.normal(0, 2, 200).astype(np.float32)
         recent = generator.integers(0, 200, 30)
         expected = llama_candidates(logits, recent.tolist(), sampling)
-        rows = sampling.penalized(logits[None], recent.astype(np.int32))
+        rows = sampling.adjusted(logits[None], recent.astype(np.int32))
         ids, values = sampling.candidates(rows[0])
         found = dict(zip(ids.tolist(), values.tolist(), strict=True))
         assert found == pytest.approx(expected, rel=1e-6)
