@@ -31,5 +31,13 @@ def test_every_command_of_the_readme_exists() -> None:
     from nptool.cli.app import app
 
     root = get_command(app)
-    named = set(re.findall(r"nptool (train|collect|convert|chat|generate|bench|inspect|quantize|trace)\b", README))
+    text = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    named = set(re.findall(r"(?:`|^    (?:\S+ )?)nptool ([a-z-]+)", text, re.M))
+    assert {"train", "convert", "chat"} <= named
     assert named <= set(root.commands)
+
+
+def test_every_link_to_a_file_of_the_repository_leads_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
