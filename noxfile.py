@@ -46,11 +46,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The main job on the embedded default: train, convert, one answer by Jacobi decoding beside AR."""
+    """The main job on the embedded default: train, convert, one answer, decoded by what is fastest beside AR."""
     prepare(session)
     session.run("python", "-m", "nptool", "train")
     session.run("python", "-m", "nptool", "convert")
-    session.run("python", "-m", "nptool", "generate", "--jacobi", "-n", "16", "--fixed", "--compare")
+    session.run("python", "-m", "nptool", "generate", "--compare")
 
 
 @nox.session

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from random_model import Shape, write_random_model
 
+from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.text_model import TextModel
 from nptool.provenance import machine
 
@@ -114,11 +115,10 @@ def loop_overhead(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         for name, temperature in (("greedy", 0.0), ("temperature 0.8", 0.8)):
             tallies = []
             for seed in range(5):
+                sampling = Sampling(temperature, seed=seed)
                 answer = model.generate(
-                    PROMPT, jacobi=True, n=options.n, max_tokens=100, temperature=temperature, seed=seed
+                    PROMPT, method="jacobi", n=options.n, fixed=True, max_tokens=100, sampling=sampling
                 )
-                for _ in answer:
-                    pass
                 tallies.append(answer.tally)
             found[name] = {
                 "share_outside_llama_decode": median(tally.overhead for tally in tallies),

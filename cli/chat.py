@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from nptool.cli.decoding_options import (
     Temperature,
     TopK,
     TopP,
+    automatic,
     decode_config,
     describe,
     figures,
@@ -114,8 +114,7 @@ def chat(
     chosen = jacobi or block_mode or heads or exact
     with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
         if not chosen:
-            method, *others = text_model.trained_methods()
-            config = replace(config, method=method, others=tuple(others), adapt=True)
+            config = automatic(config, text_model)
         session = Session(text_model, config, system=system, raw=raw)
         if sys.stdin.isatty():
             way = describe(config, text_model.block_length(config))

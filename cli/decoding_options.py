@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,6 +125,12 @@ def decode_config(
     method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, adapt=adapt)
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     return DecodeConfig(method, length, exact, max_tokens, tuple(stop or ()), sampling, adapt, tuple(others))
+
+
+def automatic(config: DecodeConfig, model: TextModel) -> DecodeConfig:
+    """The configuration with the methods that the model was trained for, whichever is fastest, down to AR."""
+    method, *others = model.trained_methods()
+    return replace(config, method=method, others=tuple(others), adapt=True)
 
 
 def _length(text: str | None) -> int | None:

@@ -23,6 +23,7 @@ from nptool.cli.decoding_options import (
     Temperature,
     TopK,
     TopP,
+    automatic,
     decode_config,
     describe,
     figures,
@@ -52,9 +53,7 @@ if TYPE_CHECKING:
     from nptool.decoding.answer import Answer, DecodeConfig
     from nptool.decoding.text_model import TextModel
 
-COMPARE = Annotated[
-    bool, typer.Option("--compare", help="also decode autoregressively and compare; without --heads implies --jacobi")
-]
+COMPARE = Annotated[bool, typer.Option("--compare", help="also decode autoregressively and compare")]
 # Answers that take less than COMPARE_SECONDS are timed COMPARE_ROUNDS times, the two methods in turns.
 COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
@@ -86,9 +85,14 @@ def generate(
     flash_attention: FlashAttention = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one prompt."""
+    """Answer one prompt.
+
+    A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of
+    autoregressive decoding; --jacobi, --heads and --exact choose.
+    """
+    chosen = jacobi or block_mode or heads or exact
     config = decode_config(
-        jacobi=jacobi or (compare and not heads),
+        jacobi=jacobi or (compare and not heads and (n is not None or fixed)),
         block_mode=block_mode,
         heads=heads,
         n=n,
@@ -108,6 +112,10 @@ def generate(
         if asked.remark:
             say(asked.remark)
         ids = text_model.encode(asked.content, raw=asked.raw)
+        if not chosen and not config.methods[0].parallel:
+            config = automatic(config, text_model)
+        if compare and not config.methods[0].parallel:
+            config = replace(config, method="jacobi")
         if compare:
             _compare(text_model, ids, config, as_json)
         else:
@@ -177,6 +185,18 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
     if note := widths_used(shown):
         say(note)
     say(f"{ratio:.2f} times as fast (median of {len(rounds)}); {_verdict(parallel, single, padded)}")
+    if max(shown.tally.widths) > 1:
+        say(_why(shown, plain))
+
+
+def _why(parallel: Answer, plain: Answer) -> str:
+    """One sentence that explains the ratio by the cost of a step."""
+    step, one = (answer.tally.decode_seconds / answer.tally.passes for answer in (parallel, plain))
+    tokens = parallel.tally.tokens_per_forward
+    return (
+        f"a step takes {step / one:.2f} times as long as one of AR here and gives {tokens:.2f} tokens; where it takes "
+        f"no longer, as larger models' steps on a GPU or on many cores nearly do, that is {tokens:.2f} times as fast"
+    )
 
 
 def _run(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig) -> Answer:

@@ -39,13 +39,13 @@ def test_each_line_of_a_pipe_is_a_turn(
     path = tiny_gguf("f16")
     with nptool.load(path, threads=1) as model:
         first = model.generate("hello", max_tokens=8)
-        texts = ["".join(token.text for token in first)]
+        texts = [first.text]
         turns = [
             {"role": "user", "content": "hello"},
             {"role": "assistant", "content": texts[0]},
             {"role": "user", "content": "and now"},
         ]
-        texts.append("".join(token.text for token in model.generate(turns, max_tokens=8)))
+        texts.append(model.generate(turns, max_tokens=8).text)
     lines(monkeypatch, "hello\n\n\n  and now  \n")
     assert chat(path, "--max-tokens", "8") == 0
     shown = capsys.readouterr()
@@ -82,7 +82,7 @@ def test_without_options_a_model_answers_by_what_it_was_trained_for(
         assert model.trained_methods() == methods
         # A class without the width 1 has a text of its own.
         texts = {
-            "".join(token.text for token in model.generate("hello", exact=True, n=width, max_tokens=12))
+            model.generate("hello", method="ar", exact=True, n=width, max_tokens=12).text
             for width in model.calibration.widths
         }
     lines(monkeypatch, "hello\n")
@@ -114,7 +114,7 @@ def test_a_message_of_several_lines_from_a_pipe(
 ) -> None:
     path, message = tiny_gguf("f16"), "player(id, city)\n/name is no command\nWhich city?"
     with nptool.load(path, threads=1) as model:
-        text = "".join(token.text for token in model.generate(message, max_tokens=8))
+        text = model.generate(message, max_tokens=8).text
     lines(monkeypatch, message + "\n/stats\n")
     assert chat(path, "--max-tokens", "8") == 0
     shown = capsys.readouterr()

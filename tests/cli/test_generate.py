@@ -53,9 +53,7 @@ def costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable
 def test_the_answer_and_its_figures(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
     path = tiny_gguf("f16")
     with nptool.load(path, threads=1) as model:
-        expected = model.generate("hello", jacobi=True, n=5, max_tokens=30)
-        for _ in expected:
-            pass
+        expected = model.generate("hello", method="jacobi", n=5, fixed=True, max_tokens=30)
     assert generate(path, "-p", "hello", "--jacobi", "-n", "5", "--fixed", "--max-tokens", "30") == 0
     shown = capsys.readouterr()
     assert shown.out == expected.text + "\n"
@@ -151,7 +149,8 @@ def test_compare_shows_both_speeds_and_whether_the_texts_agree(tiny_gguf: Callab
     shown = capsys.readouterr()
     assert re.search(r"ar, width 1: [\d.]+ tokens/s, 1\.00 tokens per forward, 20 forward passes", shown.err)
     assert re.search(r"jacobi, n = 4: [\d.]+ tokens/s", shown.err)
-    assert re.search(r"[\d.]+ times as fast \(median of \d\); the texts are equal\n", shown.err)
+    why = r"a step takes [\d.]+ times as long as one of AR here and gives [\d.]+ tokens; where it takes no longer, .*\n"
+    assert re.search(r"[\d.]+ times as fast \(median of \d\); the texts are equal\n" + why, shown.err)
     generate(path, *words, "--json")
     result = json.loads(capsys.readouterr().out)
     assert result["identical_width_1"] is result["identical_equal_width"] is True
@@ -186,6 +185,17 @@ def test_by_default_every_step_chooses_its_width(tiny_gguf: Callable[..., Path],
     assert {int(width) for width in result["passes_by_width"]} <= set(result["width_class"])
     assert generate(path, "-p", "x", "--compare", "-n", "4", "--max-tokens", "20") == 0
     assert re.search(r"jacobi, n up to 4: [\d.]+ tokens/s", capsys.readouterr().err)
+
+
+def test_without_options_it_answers_by_what_the_file_was_trained_for(
+    tiny_gguf: Callable[..., Path], capsys: Any
+) -> None:
+    for note, methods in (("cllm", {"jacobi"}), (None, {"ar"})):
+        path = tiny_gguf("q8_0", metadata={"nptool.method": note} if note else {})
+        assert generate(path, "-p", "x", "--json", "--max-tokens", "9") == 0
+        assert json.loads(capsys.readouterr().out)["method"] in methods
+        assert generate(path, "-p", "x", "--compare", "--max-tokens", "9") == 0
+        assert re.search(r"jacobi, n up to \d+: [\d.]+ tokens/s", capsys.readouterr().err)
 
 
 def test_each_text_is_decoded_by_the_better_one_of_jacobi_and_heads(
