@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 
 SYSTEM = Annotated[
     str | None,
-    typer.Option("--system", metavar="TEXT", help="system message that begins the conversation", show_default=False),
+    typer.Option(
+        "-sys", "--system", metavar="TEXT", help="system message that begins the conversation", show_default=False
+    ),
 ]
 PROMPT_SIGN = "> "
 CONTINUATION_SIGN = ". "
