@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from nptool.checkpoints import load_model
 from nptool.collection.store import read_collected
 from nptool.errors import UsageError
 from nptool.runs import Run
@@ -45,6 +47,15 @@ def test_the_estimate_counts_what_the_training_will_do(collected: Path) -> None:
     assert estimate["run"] == "one"
     result = train_cllm(config)
     assert result.steps == estimate["steps"]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_adapters_leave_the_model_in_its_own_type(collected: Path, checkpoint: Path, stored: torch.dtype) -> None:
+    load_model(checkpoint, stored).save_pretrained(checkpoint)
+    estimate = dry_run(CllmConfig(data=(collected,), lora_rank=2, precision="bfloat16"))
+    adapters = estimate["trained_parameters"]
+    own = 2 if stored is torch.bfloat16 else 6
+    assert estimate["memory"]["weights"] == 6 * adapters + own * estimate["parameters"]
 
 
 def test_the_estimate_of_prompts_reads_their_answers(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import torch
+
+from nptool.checkpoints import load_model
 from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.dry_run import dry_run
 from nptool.training.heads.train import train_heads
@@ -20,3 +24,13 @@ def test_the_estimate_counts_what_the_training_will_do(collected: Path) -> None:
     joint = dry_run(HeadsConfig(data=(collected,), joint=True, name="two"))
     assert joint["trained_parameters"] == estimate["parameters"]
     assert joint["memory"]["total"] > estimate["memory"]["total"]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_frozen_trunk_takes_what_it_is_loaded_in(collected: Path, checkpoint: Path, stored: torch.dtype) -> None:
+    load_model(checkpoint, stored).save_pretrained(checkpoint)
+    estimate = dry_run(HeadsConfig(data=(collected,), precision="bfloat16", name="one"))
+    heads = estimate["trained_parameters"]
+    trunk = estimate["parameters"] - heads
+    # Weights of heads are in float32, with autocast's copies; so are those of a trunk in float32.
+    assert estimate["memory"]["weights"] == 6 * heads + (2 if stored is torch.bfloat16 else 6) * trunk
