@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.decoding.headed import Opened
+from nptool.decoding.logprobs import TokenLogprob, WatchedEngine, token_logprob
 from nptool.decoding.loop.loop import decode
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.steps import Widths
@@ -44,6 +45,8 @@ class DecodeConfig:
     None is the widest calibrated step."""
     others: tuple[str, ...] = ()
     """With `adapt`: further parallel methods; the most promising one is chosen for each prompt."""
+    logprobs: int | None = None
+    """Keep the log-probability of each token and of this many likeliest ones at its place; None is no."""
 
     def __post_init__(self) -> None:
         _ = self.methods
@@ -54,6 +57,8 @@ class DecodeConfig:
             raise UsageError(f"-n must be at least 1, got {self.n}")
         if self.n is not None and self.n > DEFAULT_BATCH:
             raise ContextError(f"-n {self.n} is above the batch limit of {DEFAULT_BATCH} rows; choose a smaller n")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise UsageError(f"logprobs must be 0 or more, got {self.logprobs}")
         if "" in self.stop:
             raise UsageError("a stop string is empty; leave it out")
         if self.max_tokens < 1:
@@ -111,12 +116,15 @@ class Answer:
         Raises:
             ContextError: the prompt is empty or does not fit.
         """
-        self._engine, self._sequence, self._heads = opened
+        engine, self._sequence, self._heads = opened
+        self._engine = engine if config.logprobs is None else WatchedEngine(engine)
         self._sequence.open(prompt)
         self._vocabulary, self._config = vocabulary, config
         self.prompt = prompt
         self.tokens: list[int] = []
         """Ids so far, the end token included."""
+        self.logprobs: list[TokenLogprob] = []
+        """Of `tokens`, if they were asked for."""
         self.text = ""
         self.finish: str | None = None
         """Why it ended: `end` (an end token), `stop` (a stop string), `length` (`max_tokens`), `context` (no room left)
@@ -173,11 +181,14 @@ class Answer:
             for tokens in self._decode():
                 if self.tally.passes == 1:
                     self.tally.first_step_seconds = self.tally.prefill_seconds + self.tally.decode_seconds
-                for token in tokens.tolist():
+                for place, token in enumerate(tokens.tolist()):
                     if self._cancelled:
                         self.finish = "cancelled"
                         return
                     self.tokens.append(token)
+                    if isinstance(self._engine, WatchedEngine):
+                        row_V, count = self._engine.logits_RV[place], self._config.logprobs or 0
+                        self.logprobs.append(token_logprob(row_V, token, count))
                     reason = self._reason(token)
                     text = stream.feed(b"" if reason == "end" else self._vocabulary.piece(token))
                     if reason is not None:

@@ -69,6 +69,8 @@ class GenerateOptions(TypedDict, total=False):
     """Use a text as it is, without the chat template."""
     sampling: Sampling | None
     """How tokens are picked; None is greedily."""
+    logprobs: int | None
+    """See `DecodeConfig`."""
 
 
 class TextModel:
@@ -205,17 +207,19 @@ class TextModel:
         stop: str | Sequence[str] = (),
         raw: bool = False,
         sampling: Sampling | None = None,
+        logprobs: int | None = None,
     ) -> DecodeConfig:
         """The configuration for the options of `generate`; `raw` is about the prompt."""
         named = (method,) if isinstance(method, str) else tuple(method)
         names = self.trained_methods() if method == AUTO else named
         if not names:
             raise UsageError("method is empty; name one or several, or leave it out")
-        for name, value in (("n", n), ("max_tokens", max_tokens)):
+        for name, value in (("n", n), ("max_tokens", max_tokens), ("logprobs", logprobs)):
             if value is not None and not isinstance(value, int):
                 raise UsageError(f"{name} must be a whole number, got {value!r}")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return DecodeConfig(names[0], n, exact, max_tokens, stops, sampling or Sampling(), not fixed, names[1:])
+        picking = sampling or Sampling()
+        return DecodeConfig(names[0], n, exact, max_tokens, stops, picking, not fixed, names[1:], logprobs)
 
     def _ids(self, prompt: Prompt, *, raw: bool) -> NDArray[np.int32]:
         if isinstance(prompt, str):

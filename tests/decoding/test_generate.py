@@ -344,3 +344,29 @@ def test_a_logits_hook_keeps_the_text_of_every_method(model: TextModel, method: 
 def test_a_logits_hook_of_another_length_is_refused(model: TextModel) -> None:
     with pytest.raises(UsageError, match=r"a logits hook must return a row of \d+ logits, got shape \(3,\)"):
         model.generate("a", max_tokens=3, sampling=Sampling(logits_hook=lambda row, tokens: row[:3]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("method", ["ar", "jacobi", "jacobi-block"])
+def test_log_probabilities_are_those_of_each_row_of_logits(model: TextModel, method: str, temperature: float) -> None:
+    sampling = Sampling(temperature, repeat_penalty=1.2, seed=4)
+    answer = model.generate(
+        "c", method=method, n=N, fixed=True, exact=True, max_tokens=40, sampling=sampling, logprobs=3
+    )
+    ids = np.concatenate([answer.prompt, np.array(answer.tokens, dtype=np.int32)])
+    engine = model.contexts.scratch(len(ids))
+    engine.rollback(0)
+    logits_RV = engine.evaluate(ids, 0)[len(answer.prompt) - 1 : -1].astype(np.float64)
+    expected_RV = logits_RV - np.log(np.exp(logits_RV).sum(axis=1, keepdims=True))
+    assert len(answer.logprobs) == len(answer.tokens) == 40
+    for token, found, row_V in zip(answer.tokens, answer.logprobs, expected_RV, strict=True):
+        assert found.id == token
+        assert found.logprob == pytest.approx(row_V[token], abs=2e-2)
+        assert [value for _, value in found.top] == pytest.approx(np.sort(row_V)[:-4:-1].tolist(), abs=2e-2)
+        assert dict(found.top).get(token, found.logprob) == found.logprob
+
+
+def test_log_probabilities_of_the_picked_token_alone(model: TextModel) -> None:
+    answer = model.generate("c", max_tokens=5, logprobs=0)
+    assert [found.top for found in answer.logprobs] == [()] * 5
+    assert model.generate("c", max_tokens=5).logprobs == []
