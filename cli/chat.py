@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nptool.cli.decoding_options import (
-    BlockLengthOrModels,
-    BlockMode,
-    Exact,
-    Fixed,
-    MinP,
-    Raw,
-    RepeatPenalty,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
+    AnswerOptions,
     automatic,
-    decode_config,
     describe,
     figures,
     model_path,
@@ -30,18 +20,11 @@ from nptool.cli.decoding_options import (
     utf8_input,
     widths_used,
 )
-from nptool.cli.options import (
-    ContextLength,
-    FlashAttention,
-    GpuLayers,
-    Heads,
-    Jacobi,
-    MaxTokens,
-    ModelGguf,
-    Seed,
-    Threads,
-)
+from nptool.cli.options import ModelGguf, Raw
+from nptool.cli.signatures import options
+from nptool.decoding.loop.options import SamplingOptions
 from nptool.errors import ContextError
+from nptool.llama.loading import LoadOptions
 
 if TYPE_CHECKING:
     from nptool.decoding.session import Session
@@ -64,28 +47,20 @@ COMMANDS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(AnswerOptions):
+    max_tokens: int = 512
+
+
+@options
 def chat(
+    *,
     model: ModelGguf = None,
     system: SYSTEM = None,
     raw: Raw = False,
-    jacobi: Jacobi = False,
-    n: BlockLengthOrModels = None,
-    block_mode: BlockMode = False,
-    heads: Heads = False,
-    fixed: Fixed = False,
-    exact: Exact = None,
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.05,
-    repeat_penalty: RepeatPenalty = 1.0,
-    seed: Seed = 0,
-    stop: Stop = None,
-    gpu_layers: GpuLayers = 0,
-    context_length: ContextLength = None,
-    threads: Threads = None,
-    flash_attention: FlashAttention = None,
+    answer: ChatOptions,
+    sampling: SamplingOptions,
+    load: LoadOptions,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -97,25 +72,9 @@ def chat(
     """
     from nptool.decoding.session import Session
 
-    config = decode_config(
-        jacobi=jacobi,
-        block_mode=block_mode,
-        heads=heads,
-        n=n,
-        fixed=fixed,
-        exact=exact,
-        max_tokens=max_tokens,
-        stop=stop,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-    )
-    chosen = jacobi or block_mode or heads or exact
-    with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
-        if not chosen:
+    config = answer.config(sampling)
+    with open_model(model_path(model), load) as text_model:
+        if not answer.chosen:
             config = automatic(config, text_model)
         session = Session(text_model, config, system=system, raw=raw)
         if sys.stdin.isatty():

@@ -4,73 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from nptool.cli import training_options as training
 from nptool.cli.console import print_table, progress_bars
 from nptool.cli.options import AsJson, ConfigFile, DryRun
+from nptool.cli.signatures import Given, options
 from nptool.collection.config import CollectConfig, run_defaults
 from nptool.settings import resolve
 
 if TYPE_CHECKING:
     from nptool.collection.collect import CollectResult
 
-DEFAULTS = CollectConfig
 
-
+@options
 def collect(
-    data: training.Data = None,
-    more: training.MoreData = None,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="DIR|ID", help="Hugging Face directory or Hub id [newest run]"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="PARQUET", help=f"[{DEFAULTS.output}, or the run's]")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", "--block-length", help=f"block length in tokens [{DEFAULTS.n}]")
-    ] = None,
-    max_new_tokens: training.MaxNewTokens = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"sequences in a batch [{DEFAULTS.batch_size}]")] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="seed of everything random; the i-th prompt kept, from 0, is sampled as by `generate --seed SEED+i` "
-            "without filters (--top-k 0 --top-p 1 --min-p 0) [0]"
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temp", "--temperature", help="sampling temperature; 0 is greedy [0]")
-    ] = None,
-    limit: training.Limit = None,
-    augment: training.Augment = None,
-    keep_degenerate: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-degenerate/--drop-degenerate", help="responses that repeat themselves or do not end [drop]"
-        ),
-    ] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="use the model's chat template, if it has one [yes]")
-    ] = None,
-    prompt_field: training.PromptField = None,
-    response_field: training.ResponseField = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="skip longer prompts")] = None,
-    text_prompt_tokens: Annotated[
-        int | None, typer.Option(help=f"length of prompts cut from plain text [{DEFAULTS.text_prompt_tokens}]")
-    ] = None,
-    exclude: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="skip the prompts of this file [the run's held-out ones]")
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="device the model runs on [auto]")
-    ] = None,
-    precision: training.Precision = None,
-    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="start over if the output exists")] = None,
+    given: Annotated[Given, CollectConfig],
     config: ConfigFile = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -81,11 +29,7 @@ def collect(
     and source files, or the prompts of an earlier collection. Run the same command again to resume an interrupted
     collection.
     """
-    given = training.given_fields(locals(), CollectConfig)
-    if exclude:
-        given["exclude"] = tuple(exclude)
-    defaults = run_defaults(training.with_file(given, CollectConfig, config))
-    resolved = resolve(CollectConfig, config, defaults | given)
+    resolved = resolve(CollectConfig, config, given, run_defaults)
     if dry_run:
         from nptool.collection.dry_run import dry_run as estimate
 

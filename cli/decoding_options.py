@@ -4,57 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from nptool.decoding.loop.options import LengthOptions, SamplingOptions
 from nptool.errors import DataError, GgufError, UsageError
+from nptool.llama.loading import LoadOptions
+from nptool.options import option
 
 if TYPE_CHECKING:
     from nptool.data.records import Record
     from nptool.decoding.answer import Answer, DecodeConfig
+    from nptool.decoding.loop.sampling import Sampling
     from nptool.decoding.loop.tally import Tally
     from nptool.decoding.text_model import TextModel
 
-BlockLengthOrModels = Annotated[
-    str | None,
-    typer.Option(
+AUTO = "auto"
+
+
+def _length(text: str) -> int | None:
+    try:
+        return None if text == AUTO else int(text)
+    except ValueError as error:
+        raise UsageError(f"-n must be a whole number or auto, got {text!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(LengthOptions):
+    jacobi: bool = option(False, "decode n tokens in parallel by Jacobi iteration", "--jacobi")
+    n: int | None = option(
+        None,
+        "most tokens in a step, or most heads; auto is no limit",
         "-n",
         "--block-length",
         metavar="N|auto",
-        help="most tokens in a step, or most heads; auto is no limit [auto]",
-        show_default=False,
-    ),
-]
-Fixed = Annotated[bool, typer.Option("--fixed", help="n rows in every step [the fastest width, down to AR]")]
-AUTO = "auto"
-BlockMode = Annotated[
-    bool, typer.Option("--block-mode", help="iterate block by block, as in the CLLM paper, instead of a sliding window")
-]
-Exact = Annotated[
-    bool | None,
-    typer.Option(
+        shown=AUTO,
+        parse=_length,
+    )
+    block_mode: bool = option(
+        False, "iterate block by block, as in the CLLM paper, instead of a sliding window", "--block-mode"
+    )
+    heads: bool = option(False, "draft with the model's extra heads; with --jacobi, the better of the two", "--heads")
+    fixed: bool = option(False, "n rows in every step", "--fixed", shown="the fastest width, down to AR")
+    exact: bool | None = option(
+        None,
+        "pad batches so that the text is exactly AR's",
         "--exact/--free-width",
-        help="pad batches so that the text is exactly AR's [yes with --jacobi or --heads]",
-        show_default=False,
-    ),
-]
-Temperature = Annotated[float, typer.Option("--temp", metavar="T", help="temperature; 0 is greedy")]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="only the K most likely tokens; 0 is all")]
-TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="only the most likely tokens of total probability P")]
-MinP = Annotated[
-    float, typer.Option("--min-p", metavar="P", help="only tokens at least P times as likely as the most likely one")
-]
-RepeatPenalty = Annotated[
-    float, typer.Option("--repeat-penalty", metavar="X", help="penalty on the last 64 tokens; 1 is none")
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="end the answer before TEXT; may be repeated", show_default=False),
-]
-Raw = Annotated[bool, typer.Option("--raw", help="use the text as it is, without the chat template")]
+        shown="yes with --jacobi or --heads",
+    )
+    stop: tuple[str, ...] = option((), "end the answer before TEXT; may be repeated", metavar="TEXT")
+
+    @property
+    def chosen(self) -> bool:
+        """Whether a method is named, instead of what the model was trained for."""
+        return self.jacobi or self.block_mode or self.heads or bool(self.exact)
+
+    def config(self, sampling: SamplingOptions) -> DecodeConfig:
+        """The library's configuration.
+
+        Raises:
+            UsageError, ContextError: an option is invalid.
+        """
+        from nptool.decoding.answer import DecodeConfig
+        from nptool.decoding.text_model import method_names
+
+        if not self.chosen and (self.n is not None or self.fixed):
+            raise UsageError(
+                f"{'-n' if self.n is not None else '--fixed'} is for parallel decoding; add --jacobi or --heads (the "
+                "length of the answer is --max-tokens)"
+            )
+        method, *others = method_names(
+            jacobi=self.jacobi, block_mode=self.block_mode, heads=self.heads, adapt=not self.fixed
+        )
+        return DecodeConfig(
+            method=method,
+            n=self.n,
+            exact=self.exact,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            sampling=picking(sampling),
+            adapt=not self.fixed,
+            others=tuple(others),
+        )
+
+
+def picking(options: SamplingOptions) -> Sampling:
+    """The library's sampling from the command line's options."""
+    from nptool.decoding.loop.sampling import Sampling
+
+    return Sampling(**vars(options))
 
 
 def model_path(given: Path | None) -> Path:
@@ -74,72 +115,17 @@ def model_path(given: Path | None) -> Path:
     return run.gguf
 
 
-def open_model(
-    path: Path, gpu_layers: int, context_length: int | None, threads: int | None, flash_attention: bool | None
-) -> TextModel:
+def open_model(path: Path, options: LoadOptions) -> TextModel:
     """Load a GGUF with the given machine settings."""
     from nptool.decoding.text_model import load
 
-    return load(
-        path,
-        gpu_layers=gpu_layers,
-        context_length=context_length,
-        threads=threads,
-        flash_attention=flash_attention,
-    )
-
-
-def decode_config(
-    *,
-    jacobi: bool,
-    block_mode: bool,
-    heads: bool,
-    n: str | None,
-    fixed: bool,
-    exact: bool | None,
-    max_tokens: int,
-    stop: list[str] | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repeat_penalty: float,
-    seed: int,
-) -> DecodeConfig:
-    """The library's configuration from the command line's options.
-
-    Raises:
-        UsageError, ContextError: an option is invalid.
-    """
-    from nptool.decoding.answer import DecodeConfig
-    from nptool.decoding.loop.sampling import Sampling
-    from nptool.decoding.text_model import method_names
-
-    adapt, length = not fixed, _length(n)
-    parallel = jacobi or block_mode or heads
-    if not parallel and not exact and (length is not None or fixed):
-        raise UsageError(
-            f"{'-n' if length is not None else '--fixed'} is for parallel decoding; add --jacobi or --heads (the "
-            "length of the answer is --max-tokens)"
-        )
-    method, *others = method_names(jacobi=jacobi, block_mode=block_mode, heads=heads, adapt=adapt)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
-    return DecodeConfig(method, length, exact, max_tokens, tuple(stop or ()), sampling, adapt, tuple(others))
+    return load(path, **vars(options))
 
 
 def automatic(config: DecodeConfig, model: TextModel) -> DecodeConfig:
     """The configuration with the methods that the model was trained for, whichever is fastest, down to AR."""
     method, *others = model.trained_methods()
     return replace(config, method=method, others=tuple(others), adapt=True)
-
-
-def _length(text: str | None) -> int | None:
-    if text is None or text == AUTO:
-        return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UsageError(f"-n must be a whole number or auto, got {text!r}") from error
 
 
 def held_out(path: Path, seed: int) -> tuple[Record, str]:

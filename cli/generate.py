@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nptool.cli.decoding_options import (
-    BlockLengthOrModels,
-    BlockMode,
-    Exact,
-    Fixed,
-    MinP,
-    Raw,
-    RepeatPenalty,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
+    AnswerOptions,
     automatic,
-    decode_config,
     describe,
     figures,
     model_path,
@@ -32,19 +21,11 @@ from nptool.cli.decoding_options import (
     say,
     widths_used,
 )
-from nptool.cli.options import (
-    AsJson,
-    ContextLength,
-    FlashAttention,
-    GpuLayers,
-    Heads,
-    Jacobi,
-    MaxTokens,
-    ModelGguf,
-    Seed,
-    Threads,
-)
-from nptool.cli.prompt_options import PromptFile, PromptText, find_prompt
+from nptool.cli.options import AsJson, ModelGguf, Raw
+from nptool.cli.prompt_options import PromptOptions, find_prompt
+from nptool.cli.signatures import options
+from nptool.decoding.loop.options import SamplingOptions
+from nptool.llama.loading import LoadOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,30 +40,16 @@ COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
 
 
+@options
 def generate(
+    *,
     model: ModelGguf = None,
-    prompt: PromptText = None,
-    prompt_file: PromptFile = None,
+    prompt: PromptOptions,
     raw: Raw = False,
-    jacobi: Jacobi = False,
-    n: BlockLengthOrModels = None,
-    block_mode: BlockMode = False,
-    heads: Heads = False,
-    fixed: Fixed = False,
-    exact: Exact = None,
+    answer: AnswerOptions,
     compare: COMPARE = False,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.05,
-    repeat_penalty: RepeatPenalty = 1.0,
-    seed: Seed = 0,
-    stop: Stop = None,
-    gpu_layers: GpuLayers = 0,
-    context_length: ContextLength = None,
-    threads: Threads = None,
-    flash_attention: FlashAttention = None,
+    sampling: SamplingOptions,
+    load: LoadOptions,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt.
@@ -90,29 +57,14 @@ def generate(
     A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of
     autoregressive decoding; --jacobi, --heads and --exact choose.
     """
-    chosen = jacobi or block_mode or heads or exact
-    config = decode_config(
-        jacobi=jacobi or (compare and not heads and (n is not None or fixed)),
-        block_mode=block_mode,
-        heads=heads,
-        n=n,
-        fixed=fixed,
-        exact=exact,
-        max_tokens=max_tokens,
-        stop=stop,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-    )
-    with open_model(model_path(model), gpu_layers, context_length, threads, flash_attention) as text_model:
-        asked = find_prompt(text_model.path, prompt, prompt_file, raw, seed)
+    iterates = compare and not answer.heads and (answer.n is not None or answer.fixed)
+    config = replace(answer, jacobi=answer.jacobi or iterates).config(sampling)
+    with open_model(model_path(model), load) as text_model:
+        asked = find_prompt(text_model.path, prompt, raw, sampling.seed)
         if asked.remark:
             say(asked.remark)
         ids = text_model.encode(asked.content, raw=asked.raw)
-        if not chosen and not config.methods[0].parallel:
+        if not answer.chosen and not config.methods[0].parallel:
             config = automatic(config, text_model)
         if compare and not config.methods[0].parallel:
             config = replace(config, method="jacobi")

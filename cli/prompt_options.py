@@ -9,25 +9,26 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from nptool.cli.decoding_options import held_out, say, utf8_input
 from nptool.errors import DataError, UsageError
+from nptool.options import option
 
 if TYPE_CHECKING:
     from nptool.decoding.text_model import Text
 
-PromptText = Annotated[
-    str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="prompt [standard input, else a held-out one]")
-]
-PromptFile = Annotated[
-    Path | None, typer.Option("-f", "--file", metavar="FILE", help="file with the prompt; - is standard input")
-]
 # Seconds to wait for a pipe before saying so, and then before giving up.
 REMARK_AFTER = 1.0
 PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    prompt: str | None = option(
+        None, "prompt", "-p", "--prompt", metavar="TEXT", shown="standard input, else a held-out one"
+    )
+    file: Path | None = option(None, "file with the prompt; - is standard input", "-f", "--file", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,20 @@ class AskedPrompt:
         return last["content"] if isinstance(last, Mapping) else last.content
 
 
-def find_prompt(path: Path, text: str | None, file: Path | None, raw: bool, seed: int) -> AskedPrompt:
-    """The prompt from `text`, `file`, a pipe, or else the held-out split of the model at `path`.
+def find_prompt(path: Path, given: PromptOptions, raw: bool, seed: int) -> AskedPrompt:
+    """The prompt that is given, that of a pipe, or else of the held-out split of the model at `path`.
 
     Raises:
-        UsageError: both `text` and `file` are given.
+        UsageError: both a text and a file are given.
         DataError: the file cannot be read, or there is no prompt at all.
     """
     from nptool.data.rendering import split_turns
 
-    if text is not None and file is not None:
+    text = given.prompt
+    if text is not None and given.file is not None:
         raise UsageError("-p and -f are two prompts; give one of them")
-    if file is not None:
-        text = _read(file)
+    if given.file is not None:
+        text = _read(given.file)
     if text is None:
         text = _piped()
     if text is not None:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -19,22 +19,29 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nptool.errors import UsageError
+from nptool.options import described, flag, options_of
 
 Precision = Literal["auto", "float32", "bfloat16"]
+"""auto: bfloat16 if the GPU supports it, else float32. bfloat16 also works on a CPU (autocast)."""
+PRECISION = described("auto is bfloat16 on a GPU, float32 on a CPU")
 
 T = TypeVar("T")
 
-# Flags whose long name is not that of their field.
-_LONG_FLAGS = {"block_length": "n"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 
-def resolve(cls: type[T], yaml_path: str | Path | None, flags: dict[str, Any]) -> T:
-    """Build `cls` from its defaults, then `yaml_path`, then `flags`.
+def resolve(
+    cls: type[T],
+    yaml_path: str | Path | None,
+    flags: dict[str, Any],
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> T:
+    """Build `cls` from its defaults, then `defaults`, then `yaml_path`, then `flags`.
 
     Args:
         cls: a configuration dataclass.
         flags: field name to value; None means that the flag was not given.
+        defaults: values that depend on those of file and flags.
 
     Raises:
         UsageError: the file is missing, is not a flat mapping, has an unknown key or a value of the wrong type; a
@@ -42,13 +49,17 @@ def resolve(cls: type[T], yaml_path: str | Path | None, flags: dict[str, Any]) -
     """
     values = read_mapping(cls, yaml_path) if yaml_path is not None else {}
     values |= {name: value for name, value in flags.items() if value is not None}
+    if defaults is not None:
+        values = defaults(values) | values
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]  # T is a dataclass
     if unknown := values.keys() - fields.keys():
         raise TypeError(f"{cls.__name__} has no field {sorted(unknown)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise UsageError(f"{flag(name)} is missing; give it on the line or as `{name}` in the configuration file")
+            raise UsageError(
+                f"{flag(cls, name)} is missing; give it on the line or as `{name}` in the configuration file"
+            )
     return cls(**values)
 
 
@@ -60,10 +71,11 @@ def read_mapping(cls: type[Any], path: str | Path) -> dict[str, Any]:
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
+    fields_of = {each.strip("-").replace("-", "_"): name for name, o in options_of(cls).items() for each in o.flags}
     values: dict[str, Any] = {}
     for key, value in _read_yaml(Path(path)).items():
         name = str(key).replace("-", "_")
-        name = _LONG_FLAGS.get(name, name) if name not in names else name
+        name = name if name in names else fields_of.get(name, name)
         if name not in names:
             close = get_close_matches(name, names, n=1)
             known = f"the nearest is `{close[0]}`" if close else f"known are {', '.join(names)}"
@@ -142,10 +154,21 @@ def check_range(
         if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
             lower = f"{'above' if open_low else 'at least'} {low:.10g}"
             upper = "" if high == inf else f" and {'below' if open_high else 'at most'} {high:.10g}"
-            raise UsageError(f"{flag(name)} is {value}; it must be {lower}{upper}")
+            raise UsageError(f"{flag(config, name)} is {value}; it must be {lower}{upper}")
 
 
-def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def check_choices(config: Any) -> None:
+    """Check that every field whose type is a Literal has one of its values.
+
+    Raises:
+        UsageError: one has another.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal and name in config.__dataclass_fields__:
+            check_choice(config, name, typing.get_args(hint))
+
+
+def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
     """Check that a field has one of the values `choices`.
 
     Raises:
@@ -153,12 +176,7 @@ def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     """
     value = getattr(config, name)
     if value not in choices:
-        raise UsageError(f"{flag(name)} is {value!r}; expected one of {', '.join(choices)}")
-
-
-def flag(name: str) -> str:
-    """The option of a field: `min_lr_ratio` -> `--min-lr-ratio`."""
-    return "--" + name.replace("_", "-")
+        raise UsageError(f"{flag(config, name)} is {value!r}; expected one of {', '.join(choices)}")
 
 
 def to_json(config: Any) -> dict[str, Any]:

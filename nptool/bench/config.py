@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nptool.decoding.loop.options import LengthOptions
 from nptool.errors import UsageError
+from nptool.llama.loading import LoadOptions
+from nptool.options import option
 
 if TYPE_CHECKING:
     from nptool.decoding.loop.sampling import Sampling
@@ -20,35 +23,50 @@ def _greedy() -> Sampling:
     return Sampling()
 
 
-@dataclass(frozen=True)
-class BenchConfig:
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError as error:
+        raise UsageError(f"-n must be whole numbers separated by commas, such as 4,8,16; got {text!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(LengthOptions):
+    prompts: Path | None = option(None, "prompts", metavar="FILE", shown="the run's held-out ones")
+    """Data file of any known format."""
+    methods: tuple[str, ...] = option(
+        ("ar", "jacobi"),
+        "comma-separated methods; NAME-auto and NAME-free choose the width of each step, auto the method too",
+        metavar="NAMES",
+        parse=_names,
+    )
+    """Names of `METHODS`. A parallel method chooses widths within a class of widths (`-auto`) or among all (`-free`);
+    `auto` chooses the method for each prompt."""
+    n: tuple[int, ...] | None = option(
+        None,
+        "block lengths in tokens, or heads used",
+        "-n",
+        "--block-lengths",
+        metavar="LIST",
+        parse=_numbers,
+        shown="4,8,16, and all heads",
+    )
+    """Every parallel method is measured at each."""
+    rounds: int = option(3, "times each method answers each prompt")
+    count: int = option(20, "number of prompts, from the start of the file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(BenchOptions, LoadOptions):
     """One comparison, which always includes autoregressive decoding as the baseline."""
 
     model: Path | None = None
     """GGUF file; None is the newest run's."""
-    prompts: Path | None = None
-    """Data file of any known format; None is the held-out data of the model's run."""
-    methods: tuple[str, ...] = ("ar", "jacobi")
-    """Names of `METHODS`. With the suffix `-auto` a parallel method chooses the width of each step within a class of
-    widths, with `-free` among all widths; `auto` also chooses the method for each prompt."""
-    n: tuple[int, ...] | None = None
-    """Block lengths in tokens; every parallel method is measured at each. None is `LENGTHS`, and for methods with heads
-    all heads of the model."""
-    max_tokens: int = 256
-    """Longest answer in tokens."""
-    rounds: int = 3
-    """Answers of every method to every prompt."""
-    count: int = 20
-    """Prompts from the start of the file."""
     sampling: Sampling = field(default_factory=_greedy)
-    gpu_layers: int = 0
-    """Layers on the GPU; negative is all of them."""
-    context_length: int | None = None
-    """Tokens; None is the model's own, at most 4096."""
-    threads: int | None = None
-    """None is every usable core."""
-    flash_attention: bool | None = None
-    """None is the default of `nptool.llama.attention`."""
 
     def __post_init__(self) -> None:
         from nptool.bench.variants import split_name

@@ -2,60 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from nptool.data.options import ResponseOptions
 from nptool.errors import UsageError
 from nptool.files import read_json
+from nptool.options import described, option
 from nptool.runs import Run, latest_run, run_of
-from nptool.settings import Precision, check_choice, check_range
-
-Device = Literal["auto", "cpu", "cuda"]
+from nptool.settings import PRECISION, Precision, check_choices, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig:
+class CollectConfig(ResponseOptions):
     """Collection of a model's responses to the prompts of a data set, with their Jacobi trajectories."""
 
-    model: str
-    """Hugging Face directory or Hub id."""
-    data: tuple[Path, ...]
-    """JSONL, JSON, Parquet, text or source files, or directories of them."""
-    output: Path = Path("collected.parquet")
-    n: int = 16
-    """Block length in tokens."""
-    max_new_tokens: int = 512
-    """Longer responses are cut, and dropped as unfinished."""
-    batch_size: int = 32
-    """Sequences in flight."""
-    seed: int = 0
-    """Of guesses, sampling and augmentation. Prompt i is sampled as decoding does with seed + i and no filters."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    limit: int | None = None
-    """Read only this many records."""
-    augment: bool = False
-    """Copy right tokens into the states at random (CLLM's `use_aug`)."""
-    keep_degenerate: bool = False
-    """Keep responses that loop or do not end."""
-    chat: bool = True
-    """Use the model's chat template, if it has one."""
-    prompt_field: str | None = None
-    response_field: str | None = None
-    """Fields of records whose shape is not recognized."""
-    max_prompt_tokens: int | None = None
-    """Leave out longer prompts. Without it, a prompt that does not fit the context is an error."""
-    text_prompt_tokens: int = 128
-    """Plain text is cut into prompts of this length; the text after each one is its reference."""
-    exclude: tuple[Path, ...] | None = None
-    """Records whose prompts are left out. None: the held-out records of the model's run."""
-    device: Device = "auto"
-    """auto: a CUDA GPU if there is one."""
-    precision: Precision = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU."""
-    overwrite: bool = False
-    """Discard an existing output and start over."""
+    model: str = field(
+        metadata=described("Hugging Face directory or Hub id", "-m", "--model", metavar="DIR|ID", shown="newest run")
+    )
+    output: Path = option(
+        Path("collected.parquet"),
+        "file to write",
+        "-o",
+        "--output",
+        metavar="PARQUET",
+        shown="collected.parquet, or the run's",
+    )
+    n: int = option(16, "block length in tokens", "-n", "--block-length")
+    batch_size: int = option(32, "sequences in a batch")
+    seed: int = option(
+        0,
+        "seed of everything random; the i-th prompt kept, from 0, is sampled as by `generate --seed SEED+i` "
+        "without filters (--top-k 0 --top-p 1 --min-p 0)",
+    )
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy", "--temp", "--temperature")
+    augment: bool = option(False, "copy correct tokens into states at random")
+    """CLLM's `use_aug`."""
+    keep_degenerate: bool = option(
+        False, "responses that repeat themselves or do not end", "--keep-degenerate/--drop-degenerate", shown="drop"
+    )
+    chat: bool = option(True, "use the model's chat template, if it has one")
+    max_prompt_tokens: int | None = option(None, "skip longer prompts")
+    """Without it, a prompt that does not fit the context is an error."""
+    text_prompt_tokens: int = option(128, "length of prompts cut from plain text")
+    """The text after each one is its reference."""
+    exclude: tuple[Path, ...] | None = option(
+        None, "skip the prompts of this file", metavar="FILE", shown="the run's held-out ones"
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "device the model runs on")
+    precision: Precision = field(default="auto", metadata=PRECISION)
+    overwrite: bool = option(False, "start over if the output exists", "--overwrite")
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -64,8 +61,7 @@ class CollectConfig:
             raise UsageError(f"-n is {self.n}; a block has at least 2 tokens")
         check_range(self, ("max_new_tokens", "batch_size", "limit", "max_prompt_tokens", "text_prompt_tokens"), low=1)
         check_range(self, ("seed", "temperature"), low=0)
-        check_choice(self, "device", get_args(Device))
-        check_choice(self, "precision", get_args(Precision))
+        check_choices(self)
 
 
 def run_defaults(given: dict[str, Any]) -> dict[str, Any]:

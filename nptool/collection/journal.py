@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nptool.collection.config import CollectConfig
 from nptool.collection.prompts import PromptSet
 from nptool.collection.store import (
     CollectionMetadata,
@@ -26,8 +27,8 @@ from nptool.collection.store import (
 from nptool.collection.trajectories import TrajectoryStats
 from nptool.errors import DataError, UsageError
 from nptool.files import disk_errors, read_json, write_json
+from nptool.options import flag
 from nptool.provenance import provenance
-from nptool.settings import flag
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +203,6 @@ def _check_settings(before: dict[str, Any], metadata: CollectionMetadata, place:
         old = tuple(old) if isinstance(value, tuple) and old is not None else old
         # The same model may have another path.
         if name != "model" and old != value:
-            option = {"n": "-n", "augmented": "--augment"}.get(name, flag(name))
+            option = flag(CollectConfig, {"augmented": "augment"}.get(name, name))
             difference = f"another {UNREADABLE[name]}" if name in UNREADABLE else f"{option} {old}, now it is {value}"
             raise UsageError(f"{place} was collected with {difference}; {REMEDY}")

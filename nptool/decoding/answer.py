@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nptool.decoding.headed import Opened
 from nptool.decoding.logprobs import TokenLogprob, WatchedEngine, token_logprob
 from nptool.decoding.loop.loop import decode
+from nptool.decoding.loop.options import LengthOptions
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.loop.steps import Widths
 from nptool.decoding.loop.tally import Tally
@@ -23,7 +24,7 @@ from nptool.decoding.text_stream import TextStream
 from nptool.errors import ContextError, UsageError
 from nptool.llama.context import DEFAULT_BATCH
 
-DEFAULT_MAX_TOKENS = 256
+DEFAULT_MAX_TOKENS = LengthOptions().max_tokens
 
 
 @dataclass(frozen=True)

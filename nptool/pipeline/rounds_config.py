@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import count, takewhile
 
 from nptool.errors import UsageError
+from nptool.options import flag, option
 from nptool.runs import LATEST, ROOT, Run, latest_run
-from nptool.settings import check_range, flag
+from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
 
 _ROUND = re.compile(r"-round-\d+$")
@@ -20,16 +21,13 @@ GROWTH = 2
 class RoundsConfig(CllmConfig):
     """Rounds of collection and training. The inherited fields hold for the first round and are shared by the others."""
 
-    rounds: int = 1
-    """Every later round trains the previous round's model on trajectories collected from it."""
-    round_n: int | None = None
-    """Block length of the second round in tokens, doubled in every later round; None is twice the first round's."""
-    round_window: int | None = None
-    """Blocks in the schedule's window from the second round on; None is the first's. Jacobi Forcing: 16, then 8."""
-    round_steps: int | None = None
-    """Optimizer steps of every round from the second on; None is the first's."""
-    round_lr: float | None = None
-    """Highest learning rate from the second round on; None is the first's."""
+    rounds: int = option(1, "number of rounds; each trains the previous round's model on its answers")
+    round_n: int | None = option(None, "block length of the second round", metavar="N", shown="twice the first's")
+    """In tokens; doubled in every later round."""
+    round_window: int | None = option(None, "window of the later rounds", metavar="N", shown="the first's")
+    """Jacobi Forcing: 16, then 8."""
+    round_steps: int | None = option(None, "steps of each later round", metavar="N", shown="the first's")
+    round_lr: float | None = option(None, "peak learning rate of the later rounds", shown="the first's")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +36,7 @@ class RoundsConfig(CllmConfig):
         check_range(self, ("round_steps", "round_lr"), low=0, open_low=True)
         for name in ("round_n", "round_window", "round_steps", "round_lr"):
             if self.rounds == 1 and getattr(self, name) is not None:
-                raise UsageError(f"{flag(name)} is about a second round; give --rounds 2 too")
+                raise UsageError(f"{flag(self, name)} is about a second round; give --rounds 2 too")
         # Checks the later rounds' combination of settings.
         _ = self.later
 

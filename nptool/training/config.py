@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from nptool.errors import UsageError
+from nptool.options import option
 from nptool.runs import check_name
-from nptool.settings import Precision, check_choice, check_range, digest, to_json
+from nptool.settings import PRECISION, Precision, check_choices, check_range, digest, to_json
 
 LossTokens = Literal["all", "response"]
 """Tokens of a prompt/response record that are trained."""
@@ -25,12 +26,10 @@ class TrainingConfig:
     """Values of fields that runs of older versions do not have, where they are not the defaults."""
     """Fields that do not change the result, so they may differ when a run is resumed."""
 
-    steps: int | None = None
-    """Optimizer steps; None computes them from `epochs`."""
-    epochs: float | None = None
-    """Passes over the training data; None (and no `steps`) is `DEFAULT_PASSES`."""
-    lr: float | None = None
-    """Peak learning rate; None is the default of the kind of training."""
+    steps: int | None = option(None, "optimizer steps")
+    epochs: float | None = option(None, "passes over the data", shown="{config.DEFAULT_PASSES:g}")
+    lr: float | None = option(None, "peak learning rate")
+    """None is the default of the kind of training."""
     min_lr_ratio: float = 0.03
     """Final learning rate, as a share of the peak (2404.19737: cosine to 3 %)."""
     warmup: float = 0.03
@@ -41,24 +40,18 @@ class TrainingConfig:
     """Weight decay of matrices; norms and biases have none."""
     clip: float = 1.0
     """Maximum norm of the gradient; 0 does not clip."""
-    batch_tokens: int = 8192
-    """Tokens in one forward pass on one device, including padding."""
-    accumulation: int = 1
-    """Forward passes whose gradients are summed for one optimizer step."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    precision: Precision = "auto"
-    """auto: bfloat16 if the GPU supports it, else float32. bfloat16 also works on a CPU (autocast)."""
-    seed: int = 0
-    save_every: int = 200
-    """Steps between checkpoints."""
+    batch_tokens: int = option(8192, "tokens in a batch")
+    """In one forward pass on one device, including padding."""
+    accumulation: int = option(1, "batches in a step")
+    gradient_checkpointing: bool = option(False, "less memory for a third more time")
+    """Recompute activations in the backward pass."""
+    precision: Precision = field(default="auto", metadata=PRECISION)
+    seed: int = option(0, "random seed")
+    save_every: int = option(200, "steps between checkpoints")
     log_every: int = 10
     """Steps between lines of the TensorBoard log."""
-    prompt_field: str | None = None
-    response_field: str | None = None
-    """Fields of records whose shape is not recognized."""
-    name: str | None = None
-    """Run directory under runs/; None combines kind, origin of the data and a digest of this configuration."""
+    name: str | None = option(None, "directory in runs/", metavar="RUN", shown="a new one")
+    """None combines kind, origin of the data and a digest of this configuration."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -69,7 +62,7 @@ class TrainingConfig:
         check_range(self, ("seed",), low=0, high=(1 << 32) - 1)
         check_range(self, ("min_lr_ratio", "warmup"), low=0, high=1)
         check_range(self, ("beta1", "beta2"), low=0, high=1, open_high=True)
-        check_choice(self, "precision", get_args(Precision))
+        check_choices(self)
         check_name(self.name)
 
     @property

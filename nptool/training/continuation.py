@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from nptool.errors import UsageError
 from nptool.files import read_json, write_json
+from nptool.options import flag
 from nptool.processes import is_main_process, main_process_first
 from nptool.provenance import provenance
 from nptool.runs import ROOT, Run
-from nptool.settings import flag, to_json
+from nptool.settings import to_json
 from nptool.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -107,8 +108,8 @@ def _check_same(saved: dict[str, Any], config: TrainingConfig, data_digest: str,
     for name in now:
         if name not in config.FREE_FIELDS and before.get(name) != now[name]:
             raise UsageError(
-                f"{path} holds a run with {flag(name)} {before.get(name)}, now it is {now[name]}; "
+                f"{path} holds a run with {flag(config, name)} {before.get(name)}, now it is {now[name]}; "
                 f"give the same to go on, or {remedy}"
             )
     if saved.get("data_digest") != data_digest:
-        raise UsageError(f"{path} holds a run on other data than {flag('data')} now has; {remedy}")
+        raise UsageError(f"{path} holds a run on other data than --data now has; {remedy}")

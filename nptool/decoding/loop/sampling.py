@@ -17,6 +17,7 @@ from math import exp, inf, isfinite, log
 import numpy as np
 from numpy.typing import NDArray
 
+from nptool.decoding.loop.options import SamplingOptions
 from nptool.errors import UsageError
 from nptool.noise import gumbel, gumbel_of, state_of
 
@@ -30,43 +31,13 @@ LogitsHook = Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a token is picked. All defaults but the temperature are llama.cpp's."""
+class Sampling(SamplingOptions):
+    """How a token is picked, and picking it."""
 
-    temperature: float = 0.0
-    """0 picks the likeliest token after the repetition penalty."""
-    top_k: int = 40
-    """Only the k likeliest tokens; 0 is all."""
-    top_p: float = 0.95
-    """The fewest tokens whose probabilities reach this sum; 1 is all."""
-    min_p: float = 0.05
-    """Only tokens at least this probable, relative to the likeliest; 0 is all."""
-    repeat_penalty: float = 1.0
-    """Divides positive logits of recent tokens and multiplies negative ones; 1 is none."""
-    repeat_last: int = 64
-    """How many tokens are recent."""
-    seed: int = 0
-    """Seed of the noise."""
     logits_hook: LogitsHook | None = None
     """Changes a row of logits (V) before everything else, given all tokens before its position, drafts included. A pure
     function, so that every method picks what autoregressive decoding picks; rows of rejected drafts are given to it
     too. It gets a copy of the row."""
-
-    def __post_init__(self) -> None:
-        limits = (
-            ("--temp", self.temperature, inf),
-            ("--top-k", self.top_k, inf),
-            ("--top-p", self.top_p, 1),
-            ("--min-p", self.min_p, 1),
-            ("the number of recent tokens", self.repeat_last, inf),
-        )
-        for name, value, high in limits:
-            if not 0 <= value <= high:
-                raise UsageError(f"{name} must be {'0 or more' if high == inf else 'from 0 to 1'}, got {value}")
-        if not isfinite(self.temperature):
-            raise UsageError(f"--temp must be finite, got {self.temperature}")
-        if not 0.0 < self.repeat_penalty < inf:
-            raise UsageError(f"--repeat-penalty must be above 0, got {self.repeat_penalty}")
 
     @property
     def greedy(self) -> bool:

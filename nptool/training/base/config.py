@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar
 
+from nptool.data.options import DataOptions
 from nptool.errors import UsageError
-from nptool.settings import check_choice, check_range, flag
+from nptool.options import flag, option
+from nptool.settings import check_range
 from nptool.training.config import LossTokens, TrainingConfig
 
 # Fields that describe a new model; they cannot be combined with a finished one.
@@ -34,51 +36,39 @@ _INTERMEDIATE_MULTIPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseConfig(TrainingConfig):
+class BaseConfig(DataOptions, TrainingConfig):
     """Training on the autoregressive loss: a small Llama from scratch, or a finished model (`model`)."""
 
     KIND: ClassVar[str] = "base"
 
-    data: tuple[Path, ...]
-    """Text and source files, directories of them, JSONL, JSON or Parquet records."""
-    model: str | None = None
-    """Hugging Face directory or Hub id to start from; None makes a new Llama."""
-    tokenizer: str | None = None
-    """Directory or Hub id of a tokenizer, `bytes` for one token per byte; None trains one on the data."""
-    vocab_size: int = 2048
-    """Vocabulary of a tokenizer trained here."""
-    digits: bool = False
-    """Single digits are tokens of their own in a tokenizer trained here."""
-    hidden_size: int = 384
-    layers: int = 6
-    attention_heads: int = 6
-    kv_heads: int | None = None
-    """Key and value heads; None is as many as attention heads."""
-    intermediate_size: int | None = None
-    """Width of the feed-forward layer; None is 8/3 of the hidden size."""
-    tied: bool = True
-    """One matrix for embedding and unembedding."""
+    model: str | None = option(None, "finished model to train further", "-m", "--model", metavar="DIR|ID")
+    """Hugging Face directory or Hub id; None makes a new Llama."""
+    tokenizer: str | None = option(None, "use this tokenizer", metavar="DIR|ID|bytes", shown="one trained on the data")
+    """`bytes` has one token per byte."""
+    vocab_size: int = option(2048, "size of the new vocabulary")
+    digits: bool = option(False, "one token for each digit in a new tokenizer")
+    hidden_size: int = option(384, "hidden size")
+    layers: int = option(6, "number of layers")
+    attention_heads: int = option(6, "attention heads")
+    kv_heads: int | None = option(None, "key and value heads", shown="as many as attention heads")
+    intermediate_size: int | None = option(None, "size of the feed-forward layers", shown="8/3 of the hidden size")
+    tied: bool = option(True, "one matrix for embedding and unembedding", "--tied/--untied")
     rope_theta: float = 10_000.0
     """Base of the rotary position embedding."""
-    heads: int | None = None
-    """n of a multi-head model, whose n - 1 extra heads are taken from its layers; None is as many as the model (-m)
-    has, or 1. With 1, the extra heads of a multi-head model are dropped."""
-    context: int = 1024
-    """Maximum sequence length in tokens; also the context of a new model."""
-    loss: LossTokens = "all"
-    """Trained tokens of a record with a response: all of them, or those of the response."""
-    prompt_share: float = 1.0
-    """Share of a prompt's tokens that are trained with `loss` all; a smaller share gives the response more weight."""
-    heldout: float = 0.05
-    """Share of the data held out from training."""
-    heldout_data: Path | None = None
-    """File of records to evaluate on instead of a share of `data`."""
+    heads: int | None = option(None, "number of heads; each extra one takes a layer", shown="the model's, or 1")
+    """With 1, the extra heads of a multi-head model are dropped."""
+    context: int = option(1024, "longest sequence in tokens")
+    """Also the context of a new model."""
+    loss: LossTokens = option("all", "tokens of a prompt/response record to train on")
+    prompt_share: float = option(1.0, "share of the prompt tokens to train on with --loss all")
+    """A smaller share gives the response more weight."""
+    heldout: float = option(0.05, "share of the data kept for testing")
+    heldout_data: Path | None = option(None, "records to test on, instead of a share", metavar="FILE")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
             raise UsageError("--data is missing; name the files to train on")
-        check_choice(self, "loss", get_args(LossTokens))
         check_range(self, ("heldout",), low=0, high=1, open_high=True)
         check_range(self, ("prompt_share",), low=0, high=1)
         sizes = ("hidden_size", "layers", "attention_heads", "kv_heads", "intermediate_size", "rope_theta", "heads")
@@ -113,7 +103,7 @@ class BaseConfig(TrainingConfig):
         for field in fields(self):
             default = None if field.default is MISSING else field.default
             if field.name in SHAPE_FIELDS and getattr(self, field.name) != default:
-                raise UsageError(f"{flag(field.name)} describes a new model; {self.model} (-m) brings its own")
+                raise UsageError(f"{flag(self, field.name)} describes a new model; {self.model} (-m) brings its own")
 
     @property
     def learning_rate(self) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from nptool.options import option
 from nptool.settings import check_range
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.responses.config import ResponsesConfig
@@ -23,12 +24,12 @@ class CllmConfig(Recipe, ResponsesConfig):
 
     weight_decay: float = 0.0
     """Weight decay of matrices; the scripts of both papers have none."""
-    lora_rank: int | None = None
-    """Train low-rank adapters of this rank and merge them at the end; None trains the whole model."""
-    curve: int | None = None
-    """Steps between measurements of held-out tokens per forward; 0 measures 20 times, None never."""
-    curve_data: Path | None = None
-    """Prompts to measure on; None is the run's held-out prompts."""
+    lora_rank: int | None = option(None, "train adapters of this rank", shown="the whole model")
+    """They are merged at the end."""
+    curve: int | None = option(
+        None, "measure held-out tokens per forward every N steps; 0: 20 times", metavar="N", shown="never"
+    )
+    curve_data: Path | None = option(None, "prompts to measure on", metavar="FILE", shown="the run's held-out ones")
 
     def __post_init__(self) -> None:
         ResponsesConfig.__post_init__(self)

@@ -6,56 +6,50 @@ Loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from nptool.errors import UsageError
-from nptool.settings import check_choice, check_range
+from nptool.options import option
+from nptool.settings import check_choice, check_choices, check_range
 from nptool.training.cllm.divergences import DIVERGENCES
-
-Schedule = Literal["progressive", "uniform", "random", "reverse"]
-Context = Literal["noisy", "window", "clean"]
-Consistency = Literal["global", "local"]
-ArTarget = Literal["response", "reference"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Which states are taught, in which context, towards which target."""
 
-    schedule: Schedule = "progressive"
-    """How the shown state of each block is chosen: see `nptool.training.cllm.schedule`."""
-    window: int = 8
-    """Blocks from `min_noise` to `max_noise` in the schedule; 8 is the best in Jacobi Forcing's ablation."""
-    random_phase: bool = True
-    """Start a response of fewer blocks than the window at a random point of the schedule."""
-    min_noise: float = 0.0
-    """Smallest noise level of the schedule, a share of a block's tokens (0 to 1)."""
-    max_noise: float = 1.0
-    """Largest noise level of the schedule, a share of a block's tokens (0 to 1)."""
-    augment: bool = False
-    """Correct a random half of a shown state's wrong tokens, never the first (CLLM, section 3.2.1)."""
-    decay: float = 1.0
-    """Factor on a taught row's weight for each token between it and its block's first wrong token (above 0, at most 1).
-    Near rows are accepted first: Medusa (arXiv 2401.10774, section 2.2.1) weighs its k-th head by 0.8^k. 1 is CLLM."""
-    draws: int = 1
-    """States of each block in one packed sequence, all after the same clean tokens."""
-    context: Context = "noisy"
-    """What a noisy block attends to before it: noisy blocks, noisy blocks of its window only, or clean blocks."""
-    consistency: Consistency = "global"
-    """The teacher: `global` is the fixed point, `local` the next state of the trajectory."""
-    divergence: str = "forward-kl"
-    """Divergence of student from teacher rows, one of `nptool.training.cllm.divergences`."""
-    ar_target: ArTarget = "response"
-    """Sequence of the autoregressive term: the model's own response, or the data set's answer."""
-    ar_weight: float = 10.0
-    """Weight of the autoregressive term (10 in both papers); that of the consistency term is 1."""
-    label_smoothing: float = 0.0
-    """Share of the autoregressive target spread over the vocabulary (0 to 1, 1 excluded); CLLM's trainer used 0.1."""
+    schedule: Literal["progressive", "uniform", "random", "reverse"] = option(
+        "progressive", "which state of its trajectory a block shows"
+    )
+    """See `nptool.training.cllm.schedule`."""
+    window: int = option(8, "blocks in a window of the schedule")
+    """From `min_noise` to `max_noise`; 8 is the best in Jacobi Forcing's ablation."""
+    random_phase: bool = option(True, "start short responses anywhere in the window")
+    min_noise: float = option(0.0, "smallest noise level of the schedule")
+    """A share of a block's tokens (0 to 1)."""
+    max_noise: float = option(1.0, "largest noise level of the schedule")
+    """A share of a block's tokens (0 to 1)."""
+    augment: bool = option(False, "correct half of a shown state's wrong tokens, at random")
+    """Never the first (CLLM, section 3.2.1)."""
+    decay: float = option(1.0, "weight per token of distance after a block's first wrong token")
+    """Above 0, at most 1, which is CLLM. Near rows are accepted first: Medusa (arXiv 2401.10774, section 2.2.1) weighs
+    its k-th head by 0.8^k."""
+    draws: int = option(1, "states of each block in a sequence")
+    """All after the same clean tokens."""
+    context: Literal["noisy", "window", "clean"] = option("noisy", "what a block sees of the blocks before it")
+    """A noisy block attends to noisy blocks, noisy blocks of its window only, or clean blocks."""
+    consistency: Literal["global", "local"] = option("global", "target: the fixed point, or the next state")
+    divergence: str = option("forward-kl", "distance from teacher to student", metavar="|".join(DIVERGENCES))
+    ar_target: Literal["response", "reference"] = option(
+        "response", "text of the next-token term: the model's, or the data's"
+    )
+    ar_weight: float = option(10.0, "weight of the next-token term")
+    """10 in both papers; that of the consistency term is 1."""
+    label_smoothing: float = option(0.0, "of the next-token term")
+    """Share of its target spread over the vocabulary (0 to 1, 1 excluded); CLLM's trainer used 0.1."""
 
     def __post_init__(self) -> None:
-        choices = {"schedule": Schedule, "context": Context, "consistency": Consistency, "ar_target": ArTarget}
-        for name, kind in choices.items():
-            check_choice(self, name, get_args(kind))
+        check_choices(self)
         check_choice(self, "divergence", tuple(DIVERGENCES))
         check_range(self, ("window", "draws"), low=1)
         check_range(self, ("min_noise", "max_noise"), low=0, high=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from nptool.errors import UsageError
 from nptool.files import read_json
 from nptool.heads import NEXTN, SEPARATE, SHARED, SHARED_LIMIT, read_heads_info
+from nptool.options import CONFIG_FILE_ONLY, flag, option
 from nptool.runs import Run, latest_run, run_of
 from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
@@ -36,22 +37,28 @@ class HeadsConfig(ResponsesConfig):
     DEFAULT_PASSES: ClassVar[float] = 3.0
     OLDER: ClassVar[dict[str, Any]] = {"kind": SEPARATE}
 
+    n: int | None = field(default=None, metadata=CONFIG_FILE_ONLY)
+    """Block length of a collection made here."""
     batch_tokens: int = 2048
-    """Tokens in one forward pass on one device, including padding; small, since collections are small."""
-    kind: Literal["shared", "separate", "nextn"] = SHARED
-    """One layer for all extra heads, a layer for each, or a block that llama.cpp itself speculates with."""
-    heads: int | None = None
-    """n: heads in all, including the model's own last layer; None is the default of the kind."""
-    rank: int = RANK
-    """Rank of the matrices that tell the depths of a shared layer apart."""
-    joint: bool = False
-    """Then train trunk and heads together at a low learning rate, with head 1 kept near the original model."""
-    joint_lr: float = JOINT_LR
-    """Peak learning rate of the joint stage."""
-    guard: float = GUARD
-    """Weight of KL(original model || head 1) in the joint stage."""
-    answer_anew: bool = False
-    """Collect the model's own responses to the prompts of the trajectories, as for data that are prompts."""
+    """Small, since collections are small."""
+    kind: Literal["shared", "separate", "nextn"] = option(
+        SHARED, "one layer for all extra heads, a layer for each, or a block that llama.cpp itself drafts with"
+    )
+    heads: int | None = option(
+        None,
+        "number of heads, including the model's own last layer",
+        shown=", ".join(f"{kind} {count}" for kind, count in COUNT.items()),
+    )
+    rank: int = option(RANK, "rank of what tells the depths of a shared layer apart")
+    joint: bool = option(False, "then train trunk and heads together")
+    joint_lr: float = option(JOINT_LR, "peak learning rate of the joint stage")
+    guard: float = option(GUARD, "weight that keeps head 1 near the original model in the joint stage")
+    """Of KL(original model || head 1)."""
+    answer_anew: bool = option(
+        False,
+        "let the model answer the trajectories' prompts itself",
+        shown="only another model's, without --data",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +78,7 @@ class HeadsConfig(ResponsesConfig):
         if not self.joint:
             for name, default in (("joint_lr", JOINT_LR), ("guard", GUARD)):
                 if getattr(self, name) != default:
-                    raise UsageError(f"--{name.replace('_', '-')} belongs to the joint stage; add --joint")
+                    raise UsageError(f"{flag(self, name)} belongs to the joint stage; add --joint")
 
     @property
     def count(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from nptool.data.options import ResponseOptions
 from nptool.errors import UsageError
+from nptool.options import option
 from nptool.runs import latest_run, run_of
 from nptool.settings import check_range
 from nptool.training.config import TrainingConfig
@@ -19,25 +20,21 @@ COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponsesConfig(TrainingConfig):
+class ResponsesConfig(ResponseOptions, TrainingConfig):
     """Training of a finished model on collected trajectories, or on prompts to collect from first."""
 
-    data: tuple[Path, ...]
-    """One file of `nptool collect`, or files of prompts."""
-    model: str | None = None
-    """Hugging Face directory or Hub id; None is the model that the trajectories were collected from."""
-    n: int | None = None
-    """Block length in tokens; None is the collection's, or 16 for one made here."""
-    max_length: int | None = None
-    """Leave out trajectories of more tokens (prompt and response); None is the model's context."""
-    heldout: float = 0.05
-    """Share of prompts held out, unless the run of the model or of the collection has held-out prompts."""
-    max_new_tokens: int = 512
-    """Maximum response length in a collection made here."""
+    model: str | None = option(
+        None, "model to train", "-m", "--model", metavar="DIR|ID", shown="that of the trajectories"
+    )
+    n: int | None = option(
+        None, "block length in tokens", "-n", "--block-length", shown=f"the collection's, or {BLOCK_SIZE}"
+    )
+    max_length: int | None = option(None, "skip longer trajectories", shown="the model's context")
+    """In tokens, prompt and response."""
+    heldout: float = option(0.05, "share of the prompts kept for testing")
+    """Unless the run of the model or of the collection has held-out prompts."""
     collect_batch_size: int = 32
     """Sequences decoded at once in a collection made here."""
-    limit: int | None = None
-    """Collect from the first `limit` records only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

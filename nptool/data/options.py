@@ -1,0 +1,28 @@
+"""Options of every command that reads a data set of prompts. Loads no numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nptool.options import described, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The files, and fields of records whose shape is not recognized."""
+
+    data: tuple[Path, ...] = field(
+        metadata=described("data file or directory; several may follow", metavar="FILE", rest=True)
+    )
+    prompt_field: str | None = option(None, "field with the prompt, if it is not recognized")
+    response_field: str | None = option(None, "field with the response, if it is not recognized")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions(DataOptions):
+    """Of a model's own responses to the prompts."""
+
+    max_new_tokens: int = option(512, "longest response to collect, in tokens")
+    """Longer ones are cut, and dropped as unfinished."""
+    limit: int | None = option(None, "collect from the first N records only", metavar="N")
