@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,18 +18,19 @@ from nptool.decoding.loop.options import SamplingOptions
 from nptool.errors import UsageError
 from nptool.files import atomic_file
 from nptool.llama.loading import LoadOptions
+from nptool.options import option
 
 if TYPE_CHECKING:
     from nptool.bench.calibrate import CalibrationReport
 
-CALIBRATE = Annotated[
-    bool, typer.Option("--calibrate", help="only measure the cost of each width, and which widths give identical bits")
-]
-PLOT = Annotated[bool, typer.Option("--plot", help="with --calibrate: draw cost and predicted speed by width")]
-PLOT_FILE = Annotated[
-    Path | None,
-    typer.Option("--plot-file", metavar="SVG", help="with --calibrate: draw both into a file", show_default=False),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    calibrate: bool = option(
+        False, "only measure the cost of each width, and which widths give identical bits", "--calibrate"
+    )
+    plot: bool = option(False, "with --calibrate: draw cost and predicted speed by width", "--plot")
+    plot_file: Path | None = option(None, "with --calibrate: draw both into a file", metavar="SVG")
 
 
 @options
@@ -38,13 +40,12 @@ def bench(
     comparison: BenchOptions,
     sampling: SamplingOptions,
     load: LoadOptions,
-    calibrate: CALIBRATE = False,
-    plot: PLOT = False,
-    plot_file: PLOT_FILE = None,
+    calibration: CalibrationOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure decoding methods against autoregressive decoding: speed, tokens per forward, equality of the text."""
-    if plot and (as_json or not calibrate):
+    calibrate, plot_file = calibration.calibrate, calibration.plot_file
+    if calibration.plot and (as_json or not calibrate):
         raise UsageError("--plot draws what --calibrate measures, in the terminal; give --calibrate and no --json")
     if plot_file is not None and not calibrate:
         raise UsageError("--plot-file draws what --calibrate measures; give --calibrate too")
@@ -52,7 +53,7 @@ def bench(
         from nptool.bench.calibrate import run_calibration
 
         costs = run_calibration(model_path(model), **vars(load))
-        _show_calibration(costs, as_json=as_json, plot=plot, plot_file=plot_file)
+        _show_calibration(costs, as_json=as_json, plot=calibration.plot, plot_file=plot_file)
         return
     from nptool.bench.benchmark import run_bench
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,21 +20,16 @@ from nptool.cli.decoding_options import (
     utf8_input,
     widths_used,
 )
-from nptool.cli.options import ModelGguf, Raw
+from nptool.cli.options import ModelGguf
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
 from nptool.errors import ContextError
 from nptool.llama.loading import LoadOptions
+from nptool.options import option
 
 if TYPE_CHECKING:
     from nptool.decoding.session import Session
 
-SYSTEM = Annotated[
-    str | None,
-    typer.Option(
-        "-sys", "--system", metavar="TEXT", help="system message that begins the conversation", show_default=False
-    ),
-]
 PROMPT_SIGN = "> "
 CONTINUATION_SIGN = ". "
 CONTINUES = "\\"
@@ -50,18 +45,11 @@ COMMANDS = {
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(AnswerOptions):
     max_tokens: int = 512
+    system: str | None = option(None, "system message that begins the conversation", "-sys")
 
 
 @options
-def chat(
-    *,
-    model: ModelGguf = None,
-    system: SYSTEM = None,
-    raw: Raw = False,
-    answer: ChatOptions,
-    sampling: SamplingOptions,
-    load: LoadOptions,
-) -> None:
+def chat(*, model: ModelGguf = None, answer: ChatOptions, sampling: SamplingOptions, load: LoadOptions) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
     A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of
@@ -76,7 +64,7 @@ def chat(
     with open_model(model_path(model), load) as text_model:
         if not answer.chosen:
             config = automatic(config, text_model)
-        session = Session(text_model, config, system=system, raw=raw)
+        session = Session(text_model, config, system=answer.system, raw=answer.raw)
         if sys.stdin.isatty():
             way = describe(config, text_model.block_length(config))
             say(f"{text_model.path}: {text_model.model.description}; {way}. /help lists the commands.")

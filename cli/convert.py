@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +11,16 @@ import typer
 
 from nptool.cli.console import chain_figures, print_choice, progress_bars
 from nptool.cli.options import AsJson
+from nptool.cli.signatures import options
 from nptool.convert.file_types import AUTO, DEFAULT_TYPE, FILE_TYPES
 from nptool.errors import DataError
 from nptool.heads import SEPARATE
+from nptool.options import option
 from nptool.runs import latest_run
 
 if TYPE_CHECKING:
     from nptool.convert.conversion import Conversion, ConvertedHeads
     from nptool.convert.verification import LogitComparison
-    from nptool.heads_sample import HeadsScore
     from nptool.pipeline.type_choice import TypeChoice
 
 CHECKPOINT = Annotated[
@@ -29,67 +30,49 @@ CHECKPOINT = Annotated[
         help="Hugging Face directory or Hub id, or the directory of Meta's multi-token model [newest run's model]",
     ),
 ]
-OUTPUT = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", metavar="GGUF", help="file to write [the run's model.gguf, else NAME-TYPE.gguf here]"
-    ),
-]
-TYPE = Annotated[
-    str,
-    typer.Option(
-        "--type", metavar="TYPE", help=f"type of the matrices: {', '.join(FILE_TYPES)}; or auto: the fastest here"
-    ),
-]
-HEADS_TYPE = Annotated[
-    str | None, typer.Option(metavar="TYPE", help="type of the extra heads: f32, f16, bf16, q8_0, q4_0 [q8_0]")
-]
-NO_VERIFY = Annotated[
-    bool, typer.Option("--no-verify", help="do not compare the result with transformers and training")
-]
-PRE = Annotated[
-    str | None, typer.Option(metavar="NAME", help="llama.cpp's name of the tokenizer's splitting rules [detected]")
-]
-NEXTN = Annotated[
-    bool, typer.Option("--nextn", help="write NAME-nextn.gguf, with which llama.cpp itself speculates (draft-mtp)")
-]
 
 
-def convert(
-    checkpoint: CHECKPOINT = None,
-    output: OUTPUT = None,
-    type_name: TYPE = DEFAULT_TYPE,
-    heads_type: HEADS_TYPE = None,
-    no_verify: NO_VERIFY = False,
-    pre: PRE = None,
-    nextn: NEXTN = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    output: Path | None = option(
+        None, "file to write", "-o", metavar="GGUF", shown="the run's model.gguf, else NAME-TYPE.gguf here"
+    )
+    type: str = option(
+        DEFAULT_TYPE, f"type of the matrices: {', '.join(FILE_TYPES)}; or auto: the fastest here", metavar="TYPE"
+    )
+    heads_type: str | None = option(
+        None, "type of the extra heads: f32, f16, bf16, q8_0, q4_0", metavar="TYPE", shown="q8_0"
+    )
+    no_verify: bool = option(False, "do not compare the result with transformers and training", "--no-verify")
+    pre: str | None = option(
+        None, "llama.cpp's name of the tokenizer's splitting rules", metavar="NAME", shown="detected"
+    )
+    nextn: bool = option(False, "write NAME-nextn.gguf, with which llama.cpp itself speculates (draft-mtp)", "--nextn")
+
+
+@options
+def convert(given: ConvertOptions, checkpoint: CHECKPOINT = None, as_json: AsJson = False) -> None:
     """Convert a Hugging Face checkpoint to GGUF, and verify it against transformers."""
-    from nptool.convert.conversion import convert as convert_checkpoint
-
-    def score(path: Path, directory: Path) -> HeadsScore:
-        from nptool.pipeline.heads_score import score_heads
-
-        return score_heads(path, directory)
+    from nptool.pipeline.library import convert_checkpoint
 
     source = checkpoint if checkpoint is not None else _newest_model()
-    choice = None
+    choice, type_name, output = None, given.type, given.output
     with progress_bars() as progress:
         if type_name.lower() == AUTO:
             from nptool.pipeline.type_choice import choose_for_checkpoint
 
-            choice = choose_for_checkpoint(source, output, heads_type_name=heads_type, pre=pre, progress=progress)
+            choice = choose_for_checkpoint(
+                source, output, heads_type_name=given.heads_type, pre=given.pre, progress=progress
+            )
             type_name = choice.type
         done = convert_checkpoint(
             source,
             output,
             type_name=type_name,
-            heads_type_name=heads_type,
-            verified=not no_verify,
-            pre=pre,
-            nextn=nextn,
-            score=score,
+            heads_type_name=given.heads_type,
+            verified=not given.no_verify,
+            pre=given.pre,
+            nextn=given.nextn,
             progress=progress,
         )
     if as_json:

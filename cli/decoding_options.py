@@ -33,7 +33,12 @@ def _length(text: str) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(LengthOptions):
+class TextOptions(LengthOptions):
+    raw: bool = option(False, "use the text as it is, without the chat template", "--raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(TextOptions):
     jacobi: bool = option(False, "decode n tokens in parallel by Jacobi iteration", "--jacobi")
     n: int | None = option(
         None,
@@ -55,7 +60,7 @@ class AnswerOptions(LengthOptions):
         "--exact/--free-width",
         shown="yes with --jacobi or --heads",
     )
-    stop: tuple[str, ...] = option((), "end the answer before TEXT; may be repeated", metavar="TEXT")
+    stop: tuple[str, ...] = option((), "end the answer before TEXT; may be repeated")
 
     @property
     def chosen(self) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,11 +21,12 @@ from nptool.cli.decoding_options import (
     say,
     widths_used,
 )
-from nptool.cli.options import AsJson, ModelGguf, Raw
+from nptool.cli.options import AsJson, ModelGguf
 from nptool.cli.prompt_options import PromptOptions, find_prompt
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
 from nptool.llama.loading import LoadOptions
+from nptool.options import option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,10 +35,14 @@ if TYPE_CHECKING:
     from nptool.decoding.answer import Answer, DecodeConfig
     from nptool.decoding.text_model import TextModel
 
-COMPARE = Annotated[bool, typer.Option("--compare", help="also decode autoregressively and compare")]
 # Answers that take less than COMPARE_SECONDS are timed COMPARE_ROUNDS times, the two methods in turns.
 COMPARE_ROUNDS = 5
 COMPARE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(AnswerOptions):
+    compare: bool = option(False, "also decode autoregressively and compare", "--compare")
 
 
 @options
@@ -45,9 +50,7 @@ def generate(
     *,
     model: ModelGguf = None,
     prompt: PromptOptions,
-    raw: Raw = False,
-    answer: AnswerOptions,
-    compare: COMPARE = False,
+    answer: GenerateOptions,
     sampling: SamplingOptions,
     load: LoadOptions,
     as_json: AsJson = False,
@@ -57,18 +60,18 @@ def generate(
     A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of
     autoregressive decoding; --jacobi, --heads and --exact choose.
     """
-    iterates = compare and not answer.heads and (answer.n is not None or answer.fixed)
+    iterates = answer.compare and not answer.heads and (answer.n is not None or answer.fixed)
     config = replace(answer, jacobi=answer.jacobi or iterates).config(sampling)
     with open_model(model_path(model), load) as text_model:
-        asked = find_prompt(text_model.path, prompt, raw, sampling.seed)
+        asked = find_prompt(text_model.path, prompt, answer.raw, sampling.seed)
         if asked.remark:
             say(asked.remark)
         ids = text_model.encode(asked.content, raw=asked.raw)
         if not answer.chosen and not config.methods[0].parallel:
             config = automatic(config, text_model)
-        if compare and not config.methods[0].parallel:
+        if answer.compare and not config.methods[0].parallel:
             config = replace(config, method="jacobi")
-        if compare:
+        if answer.compare:
             _compare(text_model, ids, config, as_json)
         else:
             _answer(text_model, ids, config, as_json)

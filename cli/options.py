@@ -13,4 +13,3 @@ ConfigFile = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and an estimate, do nothing")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
-Raw = Annotated[bool, typer.Option("--raw", help="use the text as it is, without the chat template")]

@@ -25,10 +25,8 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class PromptOptions:
-    prompt: str | None = option(
-        None, "prompt", "-p", "--prompt", metavar="TEXT", shown="standard input, else a held-out one"
-    )
-    file: Path | None = option(None, "file with the prompt; - is standard input", "-f", "--file", metavar="FILE")
+    prompt: str | None = option(None, "prompt", "-p", shown="standard input, else a held-out one")
+    file: Path | None = option(None, "file with the prompt; - is standard input", "-f")
 
 
 @dataclass(frozen=True)

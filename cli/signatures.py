@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, Optional, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from nptool.options import Option, flag, options_of
+from nptool.options import Option, flags_of, options_of
 
 Given = dict[str, Any]
 """The fields that were given. `Annotated[Given, Config]` is a parameter with the options of `Config`."""
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE", list[Path]: "FILE", list[str]: "TEXT"}
 _REST = "rest"
 
 
@@ -55,12 +57,15 @@ def _parameters(config: type[Any]) -> list[Parameter]:
     parameters = []
     for name, option in options_of(config).items():
         kind = str if option.parse is not None else _typed(hints[name])
-        flags = option.flags or (_switch(flag(config, name)) if kind is bool else flag(config, name),)
+        flags = flags_of(name, option)
+        if kind is bool and not option.flags:
+            flags = (_switch(flags[0]),)
+        metavar = option.metavar or METAVARS.get(kind)
         shown = _shown(config, name, option, flags[0])
         text = f"{option.help} [{shown}]" if shown else option.help
-        parameters.append(_parameter(name, kind, typer.Option(*flags, metavar=option.metavar, help=text)))
+        parameters.append(_parameter(name, kind, typer.Option(*flags, metavar=metavar, help=text)))
         if option.rest:
-            parameters.append(_parameter(_REST, kind, typer.Argument(metavar=option.metavar, hidden=True)))
+            parameters.append(_parameter(_REST, kind, typer.Argument(metavar=metavar, hidden=True)))
     return parameters
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from nptool.cli.decoding_options import model_path, open_model, picking, say
-from nptool.cli.options import AsJson, ModelGguf, Raw
+from nptool.cli.decoding_options import TextOptions, model_path, open_model, picking, say
+from nptool.cli.options import AsJson, ModelGguf
 from nptool.cli.prompt_options import PromptOptions, find_prompt
 from nptool.cli.signatures import options
-from nptool.decoding.loop.options import LengthOptions, SamplingOptions
+from nptool.decoding.loop.options import SamplingOptions
 from nptool.files import atomic_file
 from nptool.llama.gguf_check import check_gguf
 from nptool.llama.loading import LoadOptions
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from nptool.bench.trace import Trace
     from nptool.cli.prompt_options import AskedPrompt
 
-# Always on, since no other method has states.
-JACOBI = Annotated[bool, typer.Option("--jacobi", help="Jacobi iteration in blocks; always on", show_default=False)]
-BASE = Annotated[Path | None, typer.Option("--base", metavar="GGUF", help="also show this model's trace of the prompt")]
-HTML = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a self-contained HTML page")]
-
 
 @dataclass(frozen=True, kw_only=True)
-class TraceOptions(LengthOptions):
-    n: int | None = option(None, "tokens in a block", "-n", "--block-length", metavar="N", shown="the model's")
+class TraceOptions(TextOptions):
+    jacobi: bool = option(True, "Jacobi iteration in blocks; always on", "--jacobi")
+    """No other method has states."""
+    n: int | None = option(None, "tokens in a block", "-n", "--block-length", shown="the model's")
+    base: Path | None = option(None, "also show this model's trace of the prompt", metavar="GGUF")
+    html: Path | None = option(None, "write a self-contained HTML page")
 
 
 @options
@@ -39,11 +38,7 @@ def trace(
     *,
     model: ModelGguf = None,
     prompt: PromptOptions,
-    raw: Raw = False,
-    jacobi: JACOBI = True,
-    answer: TraceOptions,
-    base: BASE = None,
-    html: HTML = None,
+    shown: TraceOptions,
     sampling: SamplingOptions,
     load: LoadOptions,
     as_json: AsJson = False,
@@ -53,23 +48,23 @@ def trace(
     from nptool.decoding.answer import DecodeConfig
     from nptool.decoding.proposers.methods import JACOBI_BLOCK
 
-    config = DecodeConfig(JACOBI_BLOCK, answer.n, max_tokens=answer.max_tokens, sampling=picking(sampling))
-    if base is not None:
+    config = DecodeConfig(JACOBI_BLOCK, shown.n, max_tokens=shown.max_tokens, sampling=picking(sampling))
+    if shown.base is not None:
         # Before the first answer is decoded. The two models are never in memory together.
-        check_gguf(base)
+        check_gguf(shown.base)
     with open_model(model_path(model), load) as traced:
-        asked = find_prompt(traced.path, prompt, raw, sampling.seed)
+        asked = find_prompt(traced.path, prompt, shown.raw, sampling.seed)
         if asked.remark:
             say(asked.remark)
         traces = [trace_answer(traced, traced.encode(asked.content, raw=asked.raw), config)]
-    if base is not None:
-        with open_model(base, load) as traced:
+    if shown.base is not None:
+        with open_model(shown.base, load) as traced:
             traces.insert(0, trace_answer(traced, traced.encode(asked.content, raw=asked.raw), config))
-    if html is not None:
-        _write_page(html, asked, traces)
+    if shown.html is not None:
+        _write_page(shown.html, asked, traces)
     if as_json:
         result = traces[-1].to_json()
-        if base is not None:
+        if shown.base is not None:
             result["base"] = traces[0].to_json()
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
         return

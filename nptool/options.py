@@ -20,8 +20,9 @@ class Option:
 
     help: str
     flags: tuple[str, ...] = ()
-    """The usual one first; a bool's may be `--yes/--no`. None are made from the field's name."""
+    """The usual one first; a bool's may be `--yes/--no`. A missing long one is made from the field's name."""
     metavar: str | None = None
+    """None is that of the field's type."""
     shown: str | None = None
     """The default in the help, formatted with the class as `config`; None is the field's own."""
     parse: Callable[[str], Any] | None = None
@@ -65,7 +66,13 @@ def options_of(config: type[Any]) -> dict[str, Option]:
     return dict(sorted(options.items(), key=lambda item: item[1].rank))
 
 
+def flags_of(name: str, option: Option | None) -> tuple[str, ...]:
+    """All flags of a field; without an option, what they would be."""
+    given = option.flags if option is not None else ()
+    return given if any(flag.startswith("--") for flag in given) else (*given, "--" + name.replace("_", "-"))
+
+
 def flag(config: Any, name: str) -> str:
     """The usual flag of a field: `min_noise` -> `--min-noise`, `n` -> `-n`."""
-    each = options_of(config if isinstance(config, type) else type(config)).get(name)
-    return each.flags[0].partition("/")[0] if each is not None and each.flags else "--" + name.replace("_", "-")
+    options = options_of(config if isinstance(config, type) else type(config))
+    return flags_of(name, options.get(name))[0].partition("/")[0]

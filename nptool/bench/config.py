@@ -36,7 +36,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(LengthOptions):
-    prompts: Path | None = option(None, "prompts", metavar="FILE", shown="the run's held-out ones")
+    prompts: Path | None = option(None, "prompts", shown="the run's held-out ones")
     """Data file of any known format."""
     methods: tuple[str, ...] = option(
         ("ar", "jacobi"),

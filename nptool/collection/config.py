@@ -19,15 +19,10 @@ class CollectConfig(ResponseOptions):
     """Collection of a model's responses to the prompts of a data set, with their Jacobi trajectories."""
 
     model: str = field(
-        metadata=described("Hugging Face directory or Hub id", "-m", "--model", metavar="DIR|ID", shown="newest run")
+        metadata=described("Hugging Face directory or Hub id", "-m", metavar="DIR|ID", shown="newest run")
     )
     output: Path = option(
-        Path("collected.parquet"),
-        "file to write",
-        "-o",
-        "--output",
-        metavar="PARQUET",
-        shown="collected.parquet, or the run's",
+        Path("collected.parquet"), "file to write", "-o", metavar="PARQUET", shown="collected.parquet, or the run's"
     )
     n: int = option(16, "block length in tokens", "-n", "--block-length")
     batch_size: int = option(32, "sequences in a batch")
@@ -36,7 +31,7 @@ class CollectConfig(ResponseOptions):
         "seed of everything random; the i-th prompt kept, from 0, is sampled as by `generate --seed SEED+i` "
         "without filters (--top-k 0 --top-p 1 --min-p 0)",
     )
-    temperature: float = option(0.0, "sampling temperature; 0 is greedy", "--temp", "--temperature")
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy", "--temperature", "--temp")
     augment: bool = option(False, "copy correct tokens into states at random")
     """CLLM's `use_aug`."""
     keep_degenerate: bool = option(
@@ -47,9 +42,7 @@ class CollectConfig(ResponseOptions):
     """Without it, a prompt that does not fit the context is an error."""
     text_prompt_tokens: int = option(128, "length of prompts cut from plain text")
     """The text after each one is its reference."""
-    exclude: tuple[Path, ...] | None = option(
-        None, "skip the prompts of this file", metavar="FILE", shown="the run's held-out ones"
-    )
+    exclude: tuple[Path, ...] | None = option(None, "skip the prompts of this file", shown="the run's held-out ones")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "device the model runs on")
     precision: Precision = field(default="auto", metadata=PRECISION)
     overwrite: bool = option(False, "start over if the output exists", "--overwrite")

@@ -12,9 +12,7 @@ from nptool.options import described, option
 class DataOptions:
     """The files, and fields of records whose shape is not recognized."""
 
-    data: tuple[Path, ...] = field(
-        metadata=described("data file or directory; several may follow", metavar="FILE", rest=True)
-    )
+    data: tuple[Path, ...] = field(metadata=described("data file or directory; several may follow", rest=True))
     prompt_field: str | None = option(None, "field with the prompt, if it is not recognized")
     response_field: str | None = option(None, "field with the response, if it is not recognized")
 
@@ -25,4 +23,4 @@ class ResponseOptions(DataOptions):
 
     max_new_tokens: int = option(512, "longest response to collect, in tokens")
     """Longer ones are cut, and dropped as unfinished."""
-    limit: int | None = option(None, "collect from the first N records only", metavar="N")
+    limit: int | None = option(None, "collect from the first N records only")

@@ -58,6 +58,7 @@ def convert_checkpoint(
     type_name: str = DEFAULT_TYPE,
     heads_type_name: str | None = None,
     verified: bool = True,
+    pre: str | None = None,
     nextn: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
@@ -71,6 +72,7 @@ def convert_checkpoint(
         type_name=type_name,
         heads_type_name=heads_type_name,
         verified=verified,
+        pre=pre,
         nextn=nextn,
         score=score_heads,
         progress=progress,

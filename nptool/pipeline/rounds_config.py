@@ -22,11 +22,11 @@ class RoundsConfig(CllmConfig):
     """Rounds of collection and training. The inherited fields hold for the first round and are shared by the others."""
 
     rounds: int = option(1, "number of rounds; each trains the previous round's model on its answers")
-    round_n: int | None = option(None, "block length of the second round", metavar="N", shown="twice the first's")
+    round_n: int | None = option(None, "block length of the second round", shown="twice the first's")
     """In tokens; doubled in every later round."""
-    round_window: int | None = option(None, "window of the later rounds", metavar="N", shown="the first's")
+    round_window: int | None = option(None, "window of the later rounds", shown="the first's")
     """Jacobi Forcing: 16, then 8."""
-    round_steps: int | None = option(None, "steps of each later round", metavar="N", shown="the first's")
+    round_steps: int | None = option(None, "steps of each later round", shown="the first's")
     round_lr: float | None = option(None, "peak learning rate of the later rounds", shown="the first's")
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from nptool.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class LengthOptions:
-    max_tokens: int = option(256, "longest answer in tokens", metavar="N")
+    max_tokens: int = option(256, "longest answer in tokens")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class BaseConfig(DataOptions, TrainingConfig):
 
     KIND: ClassVar[str] = "base"
 
-    model: str | None = option(None, "finished model to train further", "-m", "--model", metavar="DIR|ID")
+    model: str | None = option(None, "finished model to train further", "-m", metavar="DIR|ID")
     """Hugging Face directory or Hub id; None makes a new Llama."""
     tokenizer: str | None = option(None, "use this tokenizer", metavar="DIR|ID|bytes", shown="one trained on the data")
     """`bytes` has one token per byte."""
@@ -63,7 +63,7 @@ class BaseConfig(DataOptions, TrainingConfig):
     prompt_share: float = option(1.0, "share of the prompt tokens to train on with --loss all")
     """A smaller share gives the response more weight."""
     heldout: float = option(0.05, "share of the data kept for testing")
-    heldout_data: Path | None = option(None, "records to test on, instead of a share", metavar="FILE")
+    heldout_data: Path | None = option(None, "records to test on, instead of a share")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,10 +26,8 @@ class CllmConfig(Recipe, ResponsesConfig):
     """Weight decay of matrices; the scripts of both papers have none."""
     lora_rank: int | None = option(None, "train adapters of this rank", shown="the whole model")
     """They are merged at the end."""
-    curve: int | None = option(
-        None, "measure held-out tokens per forward every N steps; 0: 20 times", metavar="N", shown="never"
-    )
-    curve_data: Path | None = option(None, "prompts to measure on", metavar="FILE", shown="the run's held-out ones")
+    curve: int | None = option(None, "measure held-out tokens per forward every N steps; 0: 20 times", shown="never")
+    curve_data: Path | None = option(None, "prompts to measure on", shown="the run's held-out ones")
 
     def __post_init__(self) -> None:
         ResponsesConfig.__post_init__(self)

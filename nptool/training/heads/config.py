@@ -55,9 +55,7 @@ class HeadsConfig(ResponsesConfig):
     guard: float = option(GUARD, "weight that keeps head 1 near the original model in the joint stage")
     """Of KL(original model || head 1)."""
     answer_anew: bool = option(
-        False,
-        "let the model answer the trajectories' prompts itself",
-        shown="only another model's, without --data",
+        False, "let the model answer the trajectories' prompts itself", shown="only another model's, without --data"
     )
 
     def __post_init__(self) -> None:

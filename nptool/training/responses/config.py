@@ -23,9 +23,7 @@ COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field
 class ResponsesConfig(ResponseOptions, TrainingConfig):
     """Training of a finished model on collected trajectories, or on prompts to collect from first."""
 
-    model: str | None = option(
-        None, "model to train", "-m", "--model", metavar="DIR|ID", shown="that of the trajectories"
-    )
+    model: str | None = option(None, "finished model", "-m", metavar="DIR|ID", shown="that of the trajectories")
     n: int | None = option(
         None, "block length in tokens", "-n", "--block-length", shown=f"the collection's, or {BLOCK_SIZE}"
     )
