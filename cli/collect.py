@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from nptool.cli.console import print_table, progress_bars
-from nptool.cli.options import AsJson, ConfigFile, DryRun
+from nptool.cli.options import AsJson, RunOptions
 from nptool.cli.signatures import Given, options
 from nptool.collection.config import CollectConfig, run_defaults
 from nptool.settings import resolve
@@ -17,29 +17,24 @@ if TYPE_CHECKING:
 
 
 @options
-def collect(
-    given: Annotated[Given, CollectConfig],
-    config: ConfigFile = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
+def collect(given: Annotated[Given, CollectConfig], run: RunOptions, as_json: AsJson = False) -> None:
     """Collect a model's responses to prompts, with the states that Jacobi decoding passes through.
 
     DATA are JSONL, JSON or Parquet records (messages, prompt/completion, question/answer, text, ShareGPT, Alpaca), text
     and source files, or the prompts of an earlier collection. Run the same command again to resume an interrupted
     collection.
     """
-    resolved = resolve(CollectConfig, config, given, run_defaults)
-    if dry_run:
+    resolved = resolve(CollectConfig, run.config, given, run_defaults)
+    if run.dry_run:
         from nptool.collection.dry_run import dry_run as estimate
 
         _print_estimate(estimate(resolved), as_json)
         return
 
-    from nptool.collection.collect import collect as run
+    from nptool.collection.collect import collect as collect_all
 
     with progress_bars() as progress:
-        result = run(resolved, progress)
+        result = collect_all(resolved, progress)
     _print_result(result, as_json)
 
 

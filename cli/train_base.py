@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 from nptool.cli.console import progress_bars
-from nptool.cli.options import AsJson, ConfigFile, DryRun
+from nptool.cli.options import AsJson, RunOptions
 from nptool.cli.signatures import Given, options
 from nptool.cli.training_output import print_base_result, print_estimates
 from nptool.processes import is_main_process
@@ -15,19 +15,14 @@ from nptool.training.base.config import BaseConfig
 
 
 @options
-def train_base(
-    given: Annotated[Given, BaseConfig],
-    config: ConfigFile = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
+def train_base(given: Annotated[Given, BaseConfig], run: RunOptions, as_json: AsJson = False) -> None:
     """Train on the plain next-token loss: a small Llama from scratch, or (-m) a finished model further.
 
     DATA are text and source files, directories of them, or JSONL, JSON and Parquet records. The result is
     runs/<name>/model, a Hugging Face checkpoint. Run the same command again to resume an interrupted run.
     """
-    resolved = resolve(BaseConfig, config, given)
-    if dry_run:
+    resolved = resolve(BaseConfig, run.config, given)
+    if run.dry_run:
         from nptool.training.base.dry_run import dry_run as estimate
 
         print_estimates([estimate(resolved)], as_json)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from nptool.cli.console import progress_bars
 from nptool.cli.curve_output import check_picture, draw, draw_finished
-from nptool.cli.options import AsJson, ConfigFile, DryRun
+from nptool.cli.options import AsJson, RunOptions
 from nptool.cli.signatures import Given, options
 from nptool.cli.training_output import print_cllm_results, print_estimates
+from nptool.options import option
 from nptool.pipeline.rounds_config import RoundsConfig
 from nptool.processes import is_main_process
 from nptool.runs import Run
@@ -20,18 +19,16 @@ from nptool.settings import read_mapping, resolve
 from nptool.training.cllm.curve import read_curve
 from nptool.training.responses.config import run_defaults
 
-PLOT = Annotated[bool, typer.Option("--plot", help="draw the curve; without --data, a finished run's")]
-PLOT_FILE = Annotated[Path | None, typer.Option(metavar="SVG", help="draw the curve into a file")]
+
+@dataclass(frozen=True)
+class PlotOptions:
+    plot: bool = option(False, "draw the curve; without --data, a finished run's", "--plot")
+    plot_file: Path | None = option(None, "draw the curve into a file", metavar="SVG")
 
 
 @options
 def train_cllm(
-    given: Annotated[Given, RoundsConfig],
-    plot: PLOT = False,
-    plot_file: PLOT_FILE = None,
-    config: ConfigFile = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    given: Annotated[Given, RoundsConfig], picture: PlotOptions, run: RunOptions, as_json: AsJson = False
 ) -> None:
     """Teach a finished model to map any state of a Jacobi trajectory to its fixed point.
 
@@ -40,17 +37,18 @@ def train_cllm(
     for `nptool convert`; a later round's is runs/<name>-round-2/model. Run the same command again to resume an
     interrupted run.
     """
+    plot_file = picture.plot_file
     if plot_file is not None:
         check_picture(plot_file)
-    told = given if config is None else read_mapping(RoundsConfig, config) | given
-    drawn = plot or plot_file is not None
+    told = given if run.config is None else read_mapping(RoundsConfig, run.config) | given
+    drawn = picture.plot or plot_file is not None
     if drawn and told.get("curve") is None:
         told["curve"] = 0
     done = (told.get("name"), told.get("rounds", 1))
-    if drawn and not dry_run and not {"data", "model"} & told.keys() and draw_finished(*done, plot_file, as_json):
+    if drawn and not run.dry_run and not {"data", "model"} & told.keys() and draw_finished(*done, plot_file, as_json):
         return
     resolved = resolve(RoundsConfig, None, told, run_defaults)
-    if dry_run:
+    if run.dry_run:
         from nptool.pipeline.rounds import dry_run_rounds
 
         print_estimates(dry_run_rounds(resolved), as_json)

@@ -1,4 +1,4 @@
-"""Configuration dataclasses: built from YAML and flags, range checks, JSON.
+"""Configuration dataclasses: built from YAML and flags, checks, JSON.
 
 A configuration file is a flat mapping of field names, with `-` or `_`, to values. A flag on the command line overrides
 the file, the file overrides the field's default. Combinations are checked in each class's `__post_init__`.
@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from hashlib import blake2b
-from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nptool.errors import UsageError
-from nptool.options import described, flag, options_of
+from nptool.options import described, flag, options_of, ranges_of
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 if the GPU supports it, else float32. bfloat16 also works on a CPU (autocast)."""
@@ -139,32 +138,18 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
     raise UsageError(f"{where} is {value!r}; expected {_KINDS.get(kind, kind.__name__)}")
 
 
-def check_range(
-    config: Any, names: Sequence[str], *, low: float, high: float = inf, open_low: bool = False, open_high: bool = False
-) -> None:
-    """Check the fields `names` of `config` that are not None; an open end is not part of the range.
+def check_fields(config: Any) -> None:
+    """Check that every field that is not None is in its range, and one of the values of its type if that is a Literal.
 
     Raises:
-        UsageError: a field is out of range.
+        UsageError: one is not.
     """
-    for name in names:
+    for name, limits in ranges_of(type(config)).items():
         value = getattr(config, name)
-        if value is None:
-            continue
-        if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
-            lower = f"{'above' if open_low else 'at least'} {low:.10g}"
-            upper = "" if high == inf else f" and {'below' if open_high else 'at most'} {high:.10g}"
-            raise UsageError(f"{flag(config, name)} is {value}; it must be {lower}{upper}")
-
-
-def check_choices(config: Any) -> None:
-    """Check that every field whose type is a Literal has one of its values.
-
-    Raises:
-        UsageError: one has another.
-    """
+        if value is not None and value not in limits:
+            raise UsageError(f"{flag(config, name)} is {value}; it must be {limits}")
     for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal and name in config.__dataclass_fields__:
+        if typing.get_origin(hint) is Literal:
             check_choice(config, name, typing.get_args(hint))
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from nptool.data.options import ResponseOptions
 from nptool.errors import UsageError
 from nptool.files import read_json
-from nptool.options import described, option
+from nptool.options import AT_LEAST_1, NOT_NEGATIVE, described, option
 from nptool.runs import Run, latest_run, run_of
-from nptool.settings import PRECISION, Precision, check_choices, check_range
+from nptool.settings import PRECISION, Precision, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +25,25 @@ class CollectConfig(ResponseOptions):
         Path("collected.parquet"), "file to write", "-o", metavar="PARQUET", shown="collected.parquet, or the run's"
     )
     n: int = option(16, "block length in tokens", "-n", "--block-length")
-    batch_size: int = option(32, "sequences in a batch")
+    batch_size: int = option(32, "sequences in a batch", within=AT_LEAST_1)
     seed: int = option(
         0,
         "seed of everything random; the i-th prompt kept, from 0, is sampled as by `generate --seed SEED+i` "
         "without filters (--top-k 0 --top-p 1 --min-p 0)",
+        within=NOT_NEGATIVE,
     )
-    temperature: float = option(0.0, "sampling temperature; 0 is greedy", "--temperature", "--temp")
+    temperature: float = option(
+        0.0, "sampling temperature; 0 is greedy", "--temperature", "--temp", within=NOT_NEGATIVE
+    )
     augment: bool = option(False, "copy correct tokens into states at random")
     """CLLM's `use_aug`."""
     keep_degenerate: bool = option(
         False, "responses that repeat themselves or do not end", "--keep-degenerate/--drop-degenerate", shown="drop"
     )
     chat: bool = option(True, "use the model's chat template, if it has one")
-    max_prompt_tokens: int | None = option(None, "skip longer prompts")
+    max_prompt_tokens: int | None = option(None, "skip longer prompts", within=AT_LEAST_1)
     """Without it, a prompt that does not fit the context is an error."""
-    text_prompt_tokens: int = option(128, "length of prompts cut from plain text")
+    text_prompt_tokens: int = option(128, "length of prompts cut from plain text", within=AT_LEAST_1)
     """The text after each one is its reference."""
     exclude: tuple[Path, ...] | None = option(None, "skip the prompts of this file", shown="the run's held-out ones")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "device the model runs on")
@@ -52,9 +55,7 @@ class CollectConfig(ResponseOptions):
             raise UsageError("--data is missing; name the files that hold the prompts")
         if self.n < 2:
             raise UsageError(f"-n is {self.n}; a block has at least 2 tokens")
-        check_range(self, ("max_new_tokens", "batch_size", "limit", "max_prompt_tokens", "text_prompt_tokens"), low=1)
-        check_range(self, ("seed", "temperature"), low=0)
-        check_choices(self)
+        check_fields(self)
 
 
 def run_defaults(given: dict[str, Any]) -> dict[str, Any]:

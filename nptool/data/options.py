@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nptool.options import described, option
+from nptool.options import AT_LEAST_1, described, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,6 @@ class DataOptions:
 class ResponseOptions(DataOptions):
     """Of a model's own responses to the prompts."""
 
-    max_new_tokens: int = option(512, "longest response to collect, in tokens")
+    max_new_tokens: int = option(512, "longest response to collect, in tokens", within=AT_LEAST_1)
     """Longer ones are cut, and dropped as unfinished."""
-    limit: int | None = option(None, "collect from the first N records only")
+    limit: int | None = option(None, "collect from the first N records only", within=AT_LEAST_1)

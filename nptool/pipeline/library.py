@@ -14,6 +14,7 @@ from nptool.training.heads.config import HeadsConfig
 
 if TYPE_CHECKING:
     from nptool.convert.conversion import Conversion
+    from nptool.heads_sample import HeadsScore
     from nptool.pipeline.default import DefaultResult
     from nptool.training.continuation import TrainingResult
 
@@ -64,7 +65,12 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a checkpoint as `nptool convert` does, see `nptool.convert.conversion.convert`; heads are scored."""
     from nptool.convert.conversion import convert
-    from nptool.pipeline.heads_score import score_heads
+
+    def score(path: Path, directory: Path) -> HeadsScore:
+        # Loads llama.cpp, which a model without heads does not need.
+        from nptool.pipeline.heads_score import score_heads
+
+        return score_heads(path, directory)
 
     return convert(
         checkpoint,
@@ -74,6 +80,6 @@ def convert_checkpoint(
         verified=verified,
         pre=pre,
         nextn=nextn,
-        score=score_heads,
+        score=score,
         progress=progress,
     )

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields, replace
 from itertools import count, takewhile
 
 from nptool.errors import UsageError
-from nptool.options import flag, option
+from nptool.options import AT_LEAST_1, POSITIVE, Range, flag, option
 from nptool.runs import LATEST, ROOT, Run, latest_run
-from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
 
 _ROUND = re.compile(r"-round-\d+$")
@@ -21,19 +20,20 @@ GROWTH = 2
 class RoundsConfig(CllmConfig):
     """Rounds of collection and training. The inherited fields hold for the first round and are shared by the others."""
 
-    rounds: int = option(1, "number of rounds; each trains the previous round's model on its answers")
-    round_n: int | None = option(None, "block length of the second round", shown="twice the first's")
+    rounds: int = option(
+        1, "number of rounds; each trains the previous round's model on its answers", within=AT_LEAST_1
+    )
+    round_n: int | None = option(None, "block length of the second round", shown="twice the first's", within=Range(2))
     """In tokens; doubled in every later round."""
-    round_window: int | None = option(None, "window of the later rounds", shown="the first's")
+    round_window: int | None = option(None, "window of the later rounds", shown="the first's", within=AT_LEAST_1)
     """Jacobi Forcing: 16, then 8."""
-    round_steps: int | None = option(None, "steps of each later round", shown="the first's")
-    round_lr: float | None = option(None, "peak learning rate of the later rounds", shown="the first's")
+    round_steps: int | None = option(None, "steps of each later round", shown="the first's", within=POSITIVE)
+    round_lr: float | None = option(
+        None, "peak learning rate of the later rounds", shown="the first's", within=POSITIVE
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, ("rounds", "round_window"), low=1)
-        check_range(self, ("round_n",), low=2)
-        check_range(self, ("round_steps", "round_lr"), low=0, open_low=True)
         for name in ("round_n", "round_window", "round_steps", "round_lr"):
             if self.rounds == 1 and getattr(self, name) is not None:
                 raise UsageError(f"{flag(self, name)} is about a second round; give --rounds 2 too")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from nptool.data.options import DataOptions
 from nptool.errors import UsageError
-from nptool.options import flag, option
-from nptool.settings import check_range
+from nptool.options import AT_LEAST_1, BELOW_1, SHARE, Range, flag, limited, option
 from nptool.training.config import LossTokens, TrainingConfig
 
 # Fields that describe a new model; they cannot be combined with a finished one.
@@ -45,35 +44,34 @@ class BaseConfig(DataOptions, TrainingConfig):
     """Hugging Face directory or Hub id; None makes a new Llama."""
     tokenizer: str | None = option(None, "use this tokenizer", metavar="DIR|ID|bytes", shown="one trained on the data")
     """`bytes` has one token per byte."""
-    vocab_size: int = option(2048, "size of the new vocabulary")
+    vocab_size: int = option(2048, "size of the new vocabulary", within=Range(SMALLEST_VOCABULARY))
     digits: bool = option(False, "one token for each digit in a new tokenizer")
-    hidden_size: int = option(384, "hidden size")
-    layers: int = option(6, "number of layers")
-    attention_heads: int = option(6, "attention heads")
-    kv_heads: int | None = option(None, "key and value heads", shown="as many as attention heads")
-    intermediate_size: int | None = option(None, "size of the feed-forward layers", shown="8/3 of the hidden size")
+    hidden_size: int = option(384, "hidden size", within=AT_LEAST_1)
+    layers: int = option(6, "number of layers", within=AT_LEAST_1)
+    attention_heads: int = option(6, "attention heads", within=AT_LEAST_1)
+    kv_heads: int | None = option(None, "key and value heads", shown="as many as attention heads", within=AT_LEAST_1)
+    intermediate_size: int | None = option(
+        None, "size of the feed-forward layers", shown="8/3 of the hidden size", within=AT_LEAST_1
+    )
     tied: bool = option(True, "one matrix for embedding and unembedding", "--tied/--untied")
-    rope_theta: float = 10_000.0
+    rope_theta: float = limited(10_000.0, AT_LEAST_1)
     """Base of the rotary position embedding."""
-    heads: int | None = option(None, "number of heads; each extra one takes a layer", shown="the model's, or 1")
+    heads: int | None = option(
+        None, "number of heads; each extra one takes a layer", shown="the model's, or 1", within=AT_LEAST_1
+    )
     """With 1, the extra heads of a multi-head model are dropped."""
-    context: int = option(1024, "longest sequence in tokens")
+    context: int = option(1024, "longest sequence in tokens", within=Range(2))
     """Also the context of a new model."""
     loss: LossTokens = option("all", "tokens of a prompt/response record to train on")
-    prompt_share: float = option(1.0, "share of the prompt tokens to train on with --loss all")
+    prompt_share: float = option(1.0, "share of the prompt tokens to train on with --loss all", within=SHARE)
     """A smaller share gives the response more weight."""
-    heldout: float = option(0.05, "share of the data kept for testing")
+    heldout: float = option(0.05, "share of the data kept for testing", within=BELOW_1)
     heldout_data: Path | None = option(None, "records to test on, instead of a share")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
             raise UsageError("--data is missing; name the files to train on")
-        check_range(self, ("heldout",), low=0, high=1, open_high=True)
-        check_range(self, ("prompt_share",), low=0, high=1)
-        sizes = ("hidden_size", "layers", "attention_heads", "kv_heads", "intermediate_size", "rope_theta", "heads")
-        check_range(self, sizes, low=1)
-        check_range(self, ("context",), low=2)
         if self.model is None:
             self._check_shape()
         else:
@@ -85,8 +83,6 @@ class BaseConfig(DataOptions, TrainingConfig):
                 f"--heads {self.heads} are {self.heads} of the model's layers, --layers {self.layers} leaves none for "
                 f"the trunk; give at least --layers {self.heads + 1}"
             )
-        if self.tokenizer is None:
-            check_range(self, ("vocab_size",), low=SMALLEST_VOCABULARY)
         if self.hidden_size % self.attention_heads:
             raise UsageError(
                 f"--hidden-size {self.hidden_size} is no multiple of --attention-heads {self.attention_heads}"
@@ -100,10 +96,9 @@ class BaseConfig(DataOptions, TrainingConfig):
             raise UsageError(f"--attention-heads {self.attention_heads} is no multiple of --kv-heads {self.kv_heads}")
 
     def _check_no_shape(self) -> None:
-        for field in fields(self):
-            default = None if field.default is MISSING else field.default
-            if field.name in SHAPE_FIELDS and getattr(self, field.name) != default:
-                raise UsageError(f"{flag(self, field.name)} describes a new model; {self.model} (-m) brings its own")
+        for name in SHAPE_FIELDS:
+            if getattr(self, name) != getattr(BaseConfig, name):
+                raise UsageError(f"{flag(self, name)} describes a new model; {self.model} (-m) brings its own")
 
     @property
     def learning_rate(self) -> float:

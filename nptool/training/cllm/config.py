@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from nptool.options import option
-from nptool.settings import check_range
+from nptool.options import AT_LEAST_1, NOT_NEGATIVE, option
 from nptool.training.cllm.recipe import Recipe
 from nptool.training.responses.config import ResponsesConfig
 
@@ -24,16 +23,16 @@ class CllmConfig(Recipe, ResponsesConfig):
 
     weight_decay: float = 0.0
     """Weight decay of matrices; the scripts of both papers have none."""
-    lora_rank: int | None = option(None, "train adapters of this rank", shown="the whole model")
+    lora_rank: int | None = option(None, "train adapters of this rank", shown="the whole model", within=AT_LEAST_1)
     """They are merged at the end."""
-    curve: int | None = option(None, "measure held-out tokens per forward every N steps; 0: 20 times", shown="never")
+    curve: int | None = option(
+        None, "measure held-out tokens per forward every N steps; 0: 20 times", shown="never", within=NOT_NEGATIVE
+    )
     curve_data: Path | None = option(None, "prompts to measure on", shown="the run's held-out ones")
 
     def __post_init__(self) -> None:
         ResponsesConfig.__post_init__(self)
         Recipe.__post_init__(self)
-        check_range(self, ("lora_rank",), low=1)
-        check_range(self, ("curve",), low=0)
 
     @property
     def learning_rate(self) -> float:

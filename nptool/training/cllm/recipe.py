@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nptool.errors import UsageError
-from nptool.options import option
-from nptool.settings import check_choice, check_choices, check_range
+from nptool.options import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, SHARE, Range, option
+from nptool.settings import check_choice, check_fields
 from nptool.training.cllm.divergences import DIVERGENCES
 
 
@@ -22,19 +22,21 @@ class Recipe:
         "progressive", "which state of its trajectory a block shows"
     )
     """See `nptool.training.cllm.schedule`."""
-    window: int = option(8, "blocks in a window of the schedule")
+    window: int = option(8, "blocks in a window of the schedule", within=AT_LEAST_1)
     """From `min_noise` to `max_noise`; 8 is the best in Jacobi Forcing's ablation."""
     random_phase: bool = option(True, "start short responses anywhere in the window")
-    min_noise: float = option(0.0, "smallest noise level of the schedule")
+    min_noise: float = option(0.0, "smallest noise level of the schedule", within=SHARE)
     """A share of a block's tokens (0 to 1)."""
-    max_noise: float = option(1.0, "largest noise level of the schedule")
+    max_noise: float = option(1.0, "largest noise level of the schedule", within=SHARE)
     """A share of a block's tokens (0 to 1)."""
     augment: bool = option(False, "correct half of a shown state's wrong tokens, at random")
     """Never the first (CLLM, section 3.2.1)."""
-    decay: float = option(1.0, "weight per token of distance after a block's first wrong token")
+    decay: float = option(
+        1.0, "weight per token of distance after a block's first wrong token", within=Range(0, 1, open_low=True)
+    )
     """Above 0, at most 1, which is CLLM. Near rows are accepted first: Medusa (arXiv 2401.10774, section 2.2.1) weighs
     its k-th head by 0.8^k."""
-    draws: int = option(1, "states of each block in a sequence")
+    draws: int = option(1, "states of each block in a sequence", within=AT_LEAST_1)
     """All after the same clean tokens."""
     context: Literal["noisy", "window", "clean"] = option("noisy", "what a block sees of the blocks before it")
     """A noisy block attends to noisy blocks, noisy blocks of its window only, or clean blocks."""
@@ -43,19 +45,14 @@ class Recipe:
     ar_target: Literal["response", "reference"] = option(
         "response", "text of the next-token term: the model's, or the data's"
     )
-    ar_weight: float = option(10.0, "weight of the next-token term")
+    ar_weight: float = option(10.0, "weight of the next-token term", within=NOT_NEGATIVE)
     """10 in both papers; that of the consistency term is 1."""
-    label_smoothing: float = option(0.0, "of the next-token term")
+    label_smoothing: float = option(0.0, "of the next-token term", within=BELOW_1)
     """Share of its target spread over the vocabulary (0 to 1, 1 excluded); CLLM's trainer used 0.1."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check_choice(self, "divergence", tuple(DIVERGENCES))
-        check_range(self, ("window", "draws"), low=1)
-        check_range(self, ("min_noise", "max_noise"), low=0, high=1)
-        check_range(self, ("ar_weight",), low=0)
-        check_range(self, ("decay",), low=0, high=1, open_low=True)
-        check_range(self, ("label_smoothing",), low=0, high=1, open_high=True)
         if self.min_noise > self.max_noise:
             raise UsageError(f"--min-noise {self.min_noise} is above --max-noise {self.max_noise}")
         if self.schedule in ("progressive", "reverse") and self.draws > self.window:

@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 from nptool.errors import UsageError
 from nptool.files import read_json
 from nptool.heads import NEXTN, SEPARATE, SHARED, SHARED_LIMIT, read_heads_info
-from nptool.options import CONFIG_FILE_ONLY, flag, option
+from nptool.options import CONFIG_FILE_ONLY, NOT_NEGATIVE, POSITIVE, flag, option
 from nptool.runs import Run, latest_run, run_of
-from nptool.settings import check_range
 from nptool.training.cllm.config import CllmConfig
 from nptool.training.responses.config import COLLECT_FIELDS, ResponsesConfig, run_defaults
 
@@ -20,13 +19,6 @@ HEADS_LR = {SHARED: 2e-3, SEPARATE: 1e-3, NEXTN: 2e-3}
 
 COUNT = {SHARED: 8, SEPARATE: 4, NEXTN: 4}
 """n: of separate heads the best of 1 to 8 in 2404.19737, table 1."""
-
-RANK = 32
-JOINT_LR = 2e-5
-"""Peak learning rate of the joint stage; the paper fine-tunes with 3e-5 to 5e-5."""
-
-GUARD = 1.0
-"""Weight of the divergence from the original model in the joint stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +41,11 @@ class HeadsConfig(ResponsesConfig):
         "number of heads, including the model's own last layer",
         shown=", ".join(f"{kind} {count}" for kind, count in COUNT.items()),
     )
-    rank: int = option(RANK, "rank of what tells the depths of a shared layer apart")
+    rank: int = option(32, "rank of what tells the depths of a shared layer apart", within=NOT_NEGATIVE)
     joint: bool = option(False, "then train trunk and heads together")
-    joint_lr: float = option(JOINT_LR, "peak learning rate of the joint stage")
-    guard: float = option(GUARD, "weight that keeps head 1 near the original model in the joint stage")
+    joint_lr: float = option(2e-5, "peak learning rate of the joint stage", within=POSITIVE)
+    """Medusa fine-tunes with 3e-5 to 5e-5."""
+    guard: float = option(1.0, "weight that keeps head 1 near the original in the joint stage", within=NOT_NEGATIVE)
     """Of KL(original model || head 1)."""
     answer_anew: bool = option(
         False, "let the model answer the trajectories' prompts itself", shown="only another model's, without --data"
@@ -66,16 +59,13 @@ class HeadsConfig(ResponsesConfig):
             )
         if self.kind == SHARED and self.count > SHARED_LIMIT:
             raise UsageError(f"--heads is {self.heads}; one shared layer has at most {SHARED_LIMIT} heads")
-        check_range(self, ("rank",), low=0)
-        if self.kind != SHARED and self.rank != RANK:
+        if self.kind != SHARED and self.rank != HeadsConfig.rank:
             raise UsageError("--rank belongs to shared heads; add --kind shared")
         if self.kind == NEXTN and self.joint:
             raise UsageError("--joint trains the model with its heads, and a NextN block leaves it as it is; omit one")
-        check_range(self, ("joint_lr",), low=0, open_low=True)
-        check_range(self, ("guard",), low=0)
         if not self.joint:
-            for name, default in (("joint_lr", JOINT_LR), ("guard", GUARD)):
-                if getattr(self, name) != default:
+            for name in ("joint_lr", "guard"):
+                if getattr(self, name) != getattr(HeadsConfig, name):
                     raise UsageError(f"{flag(self, name)} belongs to the joint stage; add --joint")
 
     @property

@@ -28,7 +28,7 @@ from nptool.training.batches import plan_steps
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.heads.batching import heads_batch
 from nptool.training.heads.checkpoint import save_heads
-from nptool.training.heads.config import GUARD, JOINT_LR, HeadsConfig
+from nptool.training.heads.config import HeadsConfig
 from nptool.training.heads.evaluation import HeadsEvaluation, evaluate_heads
 from nptool.training.heads.model import MultiHead
 from nptool.training.heads.preparation import check_count, find_responses, split_heldout, start_model
@@ -146,8 +146,8 @@ def train_heads(config: HeadsConfig, progress: Progress = silent, run: Run | Non
 
 def _heads_alone(config: HeadsConfig, source: Source, collected: Collected, run: Run, progress: Progress) -> Source:
     """Train the heads on a frozen trunk first, in a run inside `run`; returns the model with them."""
-    options: dict[str, Any] = {"joint": False, "joint_lr": JOINT_LR, "guard": GUARD, "answer_anew": False}
-    alone = replace(config, data=(collected.path,), model=source.model, **options)
+    initial = {name: getattr(HeadsConfig, name) for name in ("joint", "joint_lr", "guard", "answer_anew")}
+    alone = replace(config, data=(collected.path,), model=source.model, **initial)
     return replace(source, model=train_heads(alone, progress, Run(run.path / ALONE)).model)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from nptool.data.options import ResponseOptions
 from nptool.errors import UsageError
-from nptool.options import option
+from nptool.options import AT_LEAST_1, BELOW_1, Range, limited, option
 from nptool.runs import latest_run, run_of
-from nptool.settings import check_range
 from nptool.training.config import TrainingConfig
 
 BLOCK_SIZE = 16
@@ -27,11 +26,11 @@ class ResponsesConfig(ResponseOptions, TrainingConfig):
     n: int | None = option(
         None, "block length in tokens", "-n", "--block-length", shown=f"the collection's, or {BLOCK_SIZE}"
     )
-    max_length: int | None = option(None, "skip longer trajectories", shown="the model's context")
+    max_length: int | None = option(None, "skip longer trajectories", shown="the model's context", within=Range(2))
     """In tokens, prompt and response."""
-    heldout: float = option(0.05, "share of the prompts kept for testing")
+    heldout: float = option(0.05, "share of the prompts kept for testing", within=BELOW_1)
     """Unless the run of the model or of the collection has held-out prompts."""
-    collect_batch_size: int = 32
+    collect_batch_size: int = limited(32, AT_LEAST_1)
     """Sequences decoded at once in a collection made here."""
 
     def __post_init__(self) -> None:
@@ -40,9 +39,6 @@ class ResponsesConfig(ResponseOptions, TrainingConfig):
             raise UsageError("--data is missing; name a file of `nptool collect`, or files of prompts")
         if self.n is not None and self.n < 2:
             raise UsageError(f"-n is {self.n}; a block has at least 2 tokens")
-        check_range(self, ("max_new_tokens", "collect_batch_size", "limit"), low=1)
-        check_range(self, ("max_length",), low=2)
-        check_range(self, ("heldout",), low=0, high=1, open_high=True)
 
     @property
     def origin(self) -> str:
