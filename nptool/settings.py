@@ -70,11 +70,11 @@ def read_mapping(cls: type[Any], path: str | Path) -> dict[str, Any]:
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
-    fields_of = {each.strip("-").replace("-", "_"): name for name, o in options_of(cls).items() for each in o.flags}
+    long = {flag: name for name, option in options_of(cls).items() for flag in option.flags if flag[:2] == "--"}
     values: dict[str, Any] = {}
     for key, value in _read_yaml(Path(path)).items():
         name = str(key).replace("-", "_")
-        name = name if name in names else fields_of.get(name, name)
+        name = name if name in names else long.get("--" + name.replace("_", "-"), name)
         if name not in names:
             close = get_close_matches(name, names, n=1)
             known = f"the nearest is `{close[0]}`" if close else f"known are {', '.join(names)}"

@@ -27,6 +27,11 @@ def test_a_wrong_option_names_the_help_of_its_command(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.endswith("(see `nptool train cllm --help`)\n")
 
 
+def test_a_near_option_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--jacobbi"], debug=False) == 2
+    assert "No such option: --jacobbi (Possible options: --jacobi)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [(), ("train",), ("train", "base"), ("generate",), ("bench",)])
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     program = (
