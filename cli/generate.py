@@ -155,10 +155,7 @@ def _why(parallel: Answer, plain: Answer) -> str:
 
 
 def _run(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig) -> Answer:
-    answer = model.answer(ids, config)
-    for _ in answer:
-        pass
-    return answer
+    return model.answer(ids, config).finished()
 
 
 def _middle(runs: Sequence[Answer]) -> Answer:
