@@ -46,6 +46,8 @@ class DecodeConfig:
     None is the widest calibrated step."""
     others: tuple[str, ...] = ()
     """With `adapt`: further parallel methods; the most promising one is chosen for each prompt."""
+    stop_tokens: tuple[int, ...] = ()
+    """Ids that end the answer, besides the model's end tokens. Like these they are its last token and have no text."""
     logprobs: int | None = None
     """Keep the log-probability of each token and of this many likeliest ones at its place; None is no."""
 
@@ -121,6 +123,7 @@ class Answer:
         self._engine = engine if config.logprobs is None else WatchedEngine(engine)
         self._sequence.open(prompt)
         self._vocabulary, self._config = vocabulary, config
+        self._ends = frozenset((*vocabulary.end_tokens, *config.stop_tokens))
         self.prompt = prompt
         self.tokens: list[int] = []
         """Ids so far, the end token included."""
@@ -221,12 +224,12 @@ class Answer:
             self._config.sampling,
             self.tally,
             limit=self._limit,
-            end_tokens=self._vocabulary.end_tokens,
+            end_tokens=self._ends,
             widths=self.widths,
         )
 
     def _reason(self, token: int) -> str | None:
-        if token in self._vocabulary.end_tokens:
+        if token in self._ends:
             return "end"
         if len(self.tokens) >= self._config.max_tokens:
             return "length"

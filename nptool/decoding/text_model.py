@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, TypedDict, Unpack, cast, overload
+from typing import Any, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ Text = str | Messages
 Prompt = Text | Sequence[int] | NDArray[np.integer]
 """A text, or token ids."""
 AUTO = "auto"
+T = TypeVar("T")
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -54,7 +55,7 @@ class GenerateOptions(TypedDict, total=False):
 
     method: str | Sequence[str]
     """`auto` (the default): what the file was trained for, or AR, whatever is fastest, as `nptool chat` does. Or a name
-    of `METHODS`, or several, of which the most promising one is chosen for each prompt."""
+    of `METHODS`, or several: the most promising one is chosen for each prompt."""
     n: int | None
     """Most tokens in a step, or most heads; None is no limit."""
     fixed: bool
@@ -65,6 +66,8 @@ class GenerateOptions(TypedDict, total=False):
     """Longest answer."""
     stop: str | Sequence[str]
     """Strings that end the answer and are not part of it."""
+    stop_tokens: int | Sequence[int]
+    """Ids that end the answer, besides the file's own end tokens."""
     raw: bool
     """Use a text as it is, without the chat template."""
     sampling: Sampling | None
@@ -205,33 +208,45 @@ class TextModel:
         exact: bool | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: str | Sequence[str] = (),
+        stop_tokens: int | Sequence[int] = (),
         raw: bool = False,
         sampling: Sampling | None = None,
         logprobs: int | None = None,
     ) -> DecodeConfig:
         """The configuration for the options of `generate`; `raw` is about the prompt."""
-        named = (method,) if isinstance(method, str) else tuple(method)
-        names = self.trained_methods() if method == AUTO else named
-        if not names:
-            raise UsageError("method is empty; name one or several, or leave it out")
         for name, value in (("n", n), ("max_tokens", max_tokens), ("logprobs", logprobs)):
             if value is not None and not isinstance(value, int):
                 raise UsageError(f"{name} must be a whole number, got {value!r}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        picking = sampling or Sampling()
-        return DecodeConfig(names[0], n, exact, max_tokens, stops, picking, not fixed, names[1:], logprobs)
+        if not isinstance(sampling, Sampling | None):
+            raise UsageError(f"sampling must be a Sampling, got {sampling!r}")
+        names = self.trained_methods() if method == AUTO else _several("method", method, str)
+        if not names:
+            raise UsageError("method is empty; name one or several, or leave it out")
+        return DecodeConfig(
+            method=names[0],
+            n=n,
+            exact=exact,
+            max_tokens=max_tokens,
+            stop=_several("stop", stop, str),
+            stop_tokens=_several("stop_tokens", stop_tokens, int),
+            sampling=sampling or Sampling(),
+            adapt=not fixed,
+            others=names[1:],
+            logprobs=logprobs,
+        )
 
     def _ids(self, prompt: Prompt, *, raw: bool) -> NDArray[np.int32]:
         if isinstance(prompt, str):
             return self.encode(prompt, raw=raw)
-        if not isinstance(prompt, (Sequence, np.ndarray)):
+        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
             raise UsageError(f"expected a text, messages or token ids, got {prompt!r}")
-        if isinstance(prompt, np.ndarray) or all(isinstance(item, (int, np.integer)) for item in prompt):
-            ids = np.asarray(prompt, dtype=np.int32)
-            if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < self.model.vocabulary_size):
-                raise UsageError(f"token ids must be from 0 to {self.model.vocabulary_size - 1}, in one dimension")
-            return ids
-        return self.encode(cast(Messages, prompt), raw=raw)
+        if not isinstance(prompt, np.ndarray) and not all(isinstance(item, (int, np.integer)) for item in prompt):
+            return self.encode(cast(Messages, prompt), raw=raw)
+        found, size = np.asarray(prompt), self.model.vocabulary_size
+        whole = np.issubdtype(found.dtype, np.integer) or not found.size
+        if found.ndim != 1 or not whole or any(not 0 <= token < size for token in found.tolist()):
+            raise UsageError(f"token ids must be whole numbers from 0 to {size - 1}, in one dimension")
+        return found.astype(np.int32)
 
     def answer(self, prompt: NDArray[np.int32], config: DecodeConfig, **options: Any) -> Answer:
         """Answer a prompt of token ids, see `Decoder.answer`."""
@@ -308,9 +323,19 @@ def method_names(
     return (*iterating, HEADS)
 
 
+def _several(name: str, value: T | Sequence[T], kind: type[T]) -> tuple[T, ...]:
+    """One value or several, as a tuple; raises `UsageError` if they are of another type."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if not all(isinstance(item, kind) for item in values):
+        raise UsageError(f"{name} must be of type {kind.__name__}, one or a sequence of them, got {value!r}")
+    return cast("tuple[T, ...]", tuple(values))
+
+
 def _message(item: Message | Mapping[str, str]) -> Message:
     if isinstance(item, Message):
         return item
+    if not isinstance(item, Mapping):
+        raise UsageError(f"a message is a mapping with role and content, got {item!r}")
     if "role" not in item or "content" not in item:
         raise UsageError(f"a message needs role and content, got {', '.join(item) or 'nothing'}")
     return Message(item["role"], item["content"])

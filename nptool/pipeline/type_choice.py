@@ -41,10 +41,8 @@ SAMPLE_PROMPTS, SAMPLE_TOKENS = 16, DEFAULT_WIDTH
 """Prompts, and most tokens of each answer, which is one batch."""
 LONGEST_PROMPT = 512
 """Tokens."""
-
-
 ROUNDS = 3
-"""Measurements of source and candidate in turns, of which the median counts: the machine's speed may change."""
+"""Measurements of source and candidate in turns; the median counts, because the machine's speed may change."""
 MEASURING = "measuring types"
 
 

@@ -283,6 +283,16 @@ class TestWhatPeopleTypeFirst:
         stop = whole[12:14]
         assert model.generate("d", max_tokens=60, stop=stop).text == whole[: whole.index(stop)]
 
+    @pytest.mark.parametrize("method", ["ar", "jacobi"])
+    def test_tokens_may_end_an_answer(self, model: TextModel, method: str) -> None:
+        options: dict[str, Any] = {"method": method, "n": N, "fixed": True, "exact": True, "max_tokens": 60}
+        whole = model.generate("d", **options)
+        place = next(place for place in range(5, 60) if whole.tokens[place] not in whole.tokens[:place])
+        for stop_tokens in (whole.tokens[place], [whole.tokens[place]]):
+            answer = model.generate("d", stop_tokens=stop_tokens, **options)
+            assert (answer.tokens, answer.finish) == (whole.tokens[: place + 1], "end")
+        assert whole.text.startswith(answer.text.rstrip("\ufffd"))
+
     def test_an_answer_can_be_cancelled(self, model: TextModel) -> None:
         answer = model.stream("a", method="jacobi", fixed=True, n=N, max_tokens=50)
         shown = [next(answer), next(answer)]
@@ -311,14 +321,29 @@ class TestWhatPeopleTypeFirst:
             ({"n": "x"}, "n must be a whole number, got 'x'"),
             ({"max_tokens": 2.5}, "max_tokens must be a whole number, got 2.5"),
             ({"method": ()}, "method is empty; name one or several, or leave it out"),
+            ({"method": 3}, "method must be of type str, one or a sequence of them, got 3"),
             ({"stop": ""}, "a stop string is empty; leave it out"),
+            ({"stop": ["a", 3]}, "stop must be of type str, one or a sequence of them, got ['a', 3]"),
+            ({"stop_tokens": "x"}, "stop_tokens must be of type int, one or a sequence of them, got 'x'"),
+            ({"sampling": {"seed": 1}}, "sampling must be a Sampling, got {'seed': 1}"),
+            ({"logprobs": -1}, "logprobs must be 0 or more, got -1"),
         ):
             with pytest.raises(UsageError, match=re.escape(message)):
                 model.generate("a", **options)  # type: ignore[call-overload]  # the point
-        with pytest.raises(UsageError, match="token ids must be from 0 to "):
-            model.generate([-1, 5])
-        with pytest.raises(UsageError, match="expected a text, messages or token ids, got 3"):
-            model.generate(3)  # type: ignore[call-overload]  # the point
+
+    @pytest.mark.parametrize("prompt", [[-1, 5], [2**40], np.array([1.5, 2.0]), np.array([[1, 2]])])
+    def test_what_are_no_token_ids(self, model: TextModel, prompt: Any) -> None:
+        with pytest.raises(UsageError, match=r"token ids must be whole numbers from 0 to \d+, in one dimension"):
+            model.generate(prompt)
+
+    def test_what_is_no_prompt(self, model: TextModel) -> None:
+        for prompt, message in (
+            (3, "expected a text, messages or token ids, got 3"),
+            (b"text", "expected a text, messages or token ids, got b'text'"),
+            (["text", 3], "a message is a mapping with role and content, got 'text'"),
+        ):
+            with pytest.raises(UsageError, match=re.escape(message)):
+                model.generate(prompt)  # type: ignore[call-overload]  # the point
 
 
 def even_only(row_V: NDArray[np.float32], tokens: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import nptool
 from nptool.cache_folder import OVERRIDE
@@ -45,6 +46,22 @@ def test_heads_give_the_text_of_equal_width(tiny_gguf: Callable[..., Path], kind
                 assert found.tokens == expected.tokens, (n, sampling)
                 passes += found.tally.passes
     assert passes < 0.95 * 80 * len(COUNTS) * len(SAMPLINGS), "drafts were right now and then"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_hook_and_log_probabilities_are_of_equal_width(tiny_gguf: Callable[..., Path], temperature: float) -> None:
+    def uphill(row_V: NDArray[np.float32], tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        row_V[len(tokens) % 3 :: 3] -= 2.0
+        return row_V
+
+    sampling = Sampling(temperature, seed=7, logits_hook=uphill)
+    options: dict[str, Any] = {"n": 4, "fixed": True, "exact": True, "max_tokens": 80, "sampling": sampling}
+    with nptool.load(tiny_gguf("f16", heads=4, counting=0.5), threads=1) as model:
+        expected = model.generate("once upon a time", method="ar", raw=True, logprobs=2, **options)
+        found = model.generate("once upon a time", method="heads", raw=True, logprobs=2, **options)
+    assert found.tally.passes < 80
+    assert found.tokens == expected.tokens
+    assert found.logprobs == expected.logprobs
 
 
 def test_a_second_answer_goes_on_from_what_is_cached(tiny_gguf: Callable[..., Path]) -> None:

@@ -78,7 +78,7 @@ def test_drafts_are_those_of_the_block_in_torch(case: str, converted: Any) -> No
 @pytest.mark.parametrize("kind", ["f32", "q8_0"])
 @pytest.mark.parametrize("case", CARRIED)
 def test_texts_are_those_of_autoregressive_decoding(case: str, kind: str, converted: Any) -> None:
-    """In two turns of a conversation, of which the second keeps the cache."""
+    """In two turns of a conversation; the second one keeps the cache."""
     _, path = converted(case, kind=kind)
     with nptool.load(path, threads=1, context_length=96) as model:
         for sampling in (Sampling(), Sampling(0.8, seed=7), Sampling(repeat_penalty=1.3)):
