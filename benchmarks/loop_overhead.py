@@ -23,7 +23,7 @@ import numpy as np
 from random_model import Shape, write_random_model
 
 from nptool.decoding.loop.sampling import Sampling
-from nptool.decoding.text_model import TextModel
+from nptool.decoding.text_model import load
 from nptool.provenance import machine
 
 SHAPES = {
@@ -91,8 +91,9 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
     widths = [int(width) for width in options.widths.split(",")]
     times: dict[int, list[float]] = {width: [] for width in widths}
     start = options.context
-    settings = {"threads": options.threads, "flash_attention": options.flash_attention}
-    with TextModel(path, context_length=start + 1, **settings) as model:
+    with load(
+        path, context_length=start + 1, threads=options.threads, flash_attention=options.flash_attention
+    ) as model:
         engine = model.contexts.trunk(max(widths))
         tokens = np.random.default_rng(0).integers(6, engine.vocabulary_size, start + max(widths), dtype=np.int32)
         engine.evaluate(tokens[:start], 0, outputs=False)
@@ -111,7 +112,7 @@ def batch_times(path: Path, options: argparse.Namespace) -> dict[int, float]:
 def loop_overhead(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Time of a step outside llama_decode, greedy and sampled."""
     found = {}
-    with TextModel(path, threads=options.threads, flash_attention=options.flash_attention) as model:
+    with load(path, threads=options.threads, flash_attention=options.flash_attention) as model:
         for name, temperature in (("greedy", 0.0), ("temperature 0.8", 0.8)):
             tallies = []
             for seed in range(5):

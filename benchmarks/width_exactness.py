@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nptool.decoding.adaptive.cost import CONTEXTS, GRID, fitting
 from nptool.decoding.loop.engine import Engine
 from nptool.decoding.loop.timing import prefill
-from nptool.decoding.text_model import TextModel
+from nptool.decoding.text_model import load
 from nptool.provenance import machine
 
 # The first tokens of a vocabulary are special ones.
@@ -35,7 +35,7 @@ def main() -> None:
     """Measure and print."""
     options = parse()
     widths = [int(width) for width in options.widths.split(",")]
-    with TextModel(
+    with load(
         options.gguf,
         gpu_layers=options.gpu_layers,
         context_length=options.context_length,

@@ -12,7 +12,7 @@ import typer
 from nptool.bench.config import BenchConfig, BenchOptions
 from nptool.cli.console import progress_bars
 from nptool.cli.decoding_options import model_path, picking
-from nptool.cli.options import AsJson, ModelGguf
+from nptool.cli.options import AsJson, ModelOptions
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
 from nptool.errors import UsageError
@@ -36,7 +36,7 @@ class CalibrationOptions:
 @options
 def bench(
     *,
-    model: ModelGguf = None,
+    model: ModelOptions,
     comparison: BenchOptions,
     sampling: SamplingOptions,
     load: LoadOptions,
@@ -52,12 +52,12 @@ def bench(
     if calibrate:
         from nptool.bench.calibrate import run_calibration
 
-        costs = run_calibration(model_path(model), **vars(load))
+        costs = run_calibration(model_path(model), load)
         _show_calibration(costs, as_json=as_json, plot=calibration.plot, plot_file=plot_file)
         return
     from nptool.bench.benchmark import run_bench
 
-    config = BenchConfig(model=model_path(model), sampling=picking(sampling), **vars(comparison), **vars(load))
+    config = BenchConfig(model=model_path(model), sampling=picking(sampling), load=load, **vars(comparison))
     try:
         with progress_bars() as progress:
             report = run_bench(config, progress)

@@ -20,7 +20,7 @@ from nptool.cli.decoding_options import (
     utf8_input,
     widths_used,
 )
-from nptool.cli.options import ModelGguf
+from nptool.cli.options import ModelOptions
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
 from nptool.errors import ContextError
@@ -49,7 +49,7 @@ class ChatOptions(AnswerOptions):
 
 
 @options
-def chat(*, model: ModelGguf = None, answer: ChatOptions, sampling: SamplingOptions, load: LoadOptions) -> None:
+def chat(*, model: ModelOptions, answer: ChatOptions, sampling: SamplingOptions, load: LoadOptions) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
     A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of

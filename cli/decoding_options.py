@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from nptool.cli.options import ModelOptions
 from nptool.decoding.loop.options import LengthOptions, SamplingOptions
 from nptool.errors import DataError, GgufError, UsageError
 from nptool.llama.loading import LoadOptions
@@ -103,17 +104,24 @@ def picking(options: SamplingOptions) -> Sampling:
     return Sampling(**vars(options))
 
 
-def model_path(given: Path | None) -> Path:
-    """The GGUF that `-m` names, or the newest run's.
+def model_path(given: ModelOptions) -> Path:
+    """The GGUF that `-m` or `-hf` names, or the newest run's.
 
     Raises:
-        DataError: there is no run.
+        UsageError: both are given.
+        DataError: there is no run, or see `nptool.hub.fetch_gguf`.
         GgufError: the newest run has not been converted.
     """
     from nptool.runs import latest_run
 
-    if given is not None:
-        return given
+    if given.model is not None and given.hf is not None:
+        raise UsageError("-m and -hf are two models; give one of them")
+    if given.hf is not None:
+        from nptool.hub import fetch_gguf
+
+        return fetch_gguf(given.hf)
+    if given.model is not None:
+        return given.model
     run = latest_run()
     if not run.gguf.is_file():
         raise GgufError(f"{run.path} has no {run.gguf.name} yet; make it with `nptool convert`, or name one with -m")
@@ -122,9 +130,9 @@ def model_path(given: Path | None) -> Path:
 
 def open_model(path: Path, options: LoadOptions) -> TextModel:
     """Load a GGUF with the given machine settings."""
-    from nptool.decoding.text_model import load
+    from nptool.decoding.text_model import TextModel
 
-    return load(path, **vars(options))
+    return TextModel(path, options)
 
 
 def automatic(config: DecodeConfig, model: TextModel) -> DecodeConfig:

@@ -21,7 +21,7 @@ from nptool.cli.decoding_options import (
     say,
     widths_used,
 )
-from nptool.cli.options import AsJson, ModelGguf
+from nptool.cli.options import AsJson, ModelOptions
 from nptool.cli.prompt_options import PromptOptions, find_prompt
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
@@ -48,7 +48,7 @@ class GenerateOptions(AnswerOptions):
 @options
 def generate(
     *,
-    model: ModelGguf = None,
+    model: ModelOptions,
     prompt: PromptOptions,
     answer: GenerateOptions,
     sampling: SamplingOptions,

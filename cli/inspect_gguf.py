@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nptool.cli.console import chain_figures
-from nptool.cli.options import AsJson
+from nptool.cli.options import AsJson, ModelOptions
 
 if TYPE_CHECKING:
     from nptool.llama.gguf_summary import FileSummary, PartSummary
@@ -23,7 +23,7 @@ def inspect(file: FILE = None, as_json: AsJson = False) -> None:
     from nptool.cli.decoding_options import model_path
     from nptool.llama.gguf_summary import summarize
 
-    summary = summarize(model_path(file))
+    summary = summarize(model_path(ModelOptions(file)))
     if as_json:
         print(json.dumps(asdict(summary), indent=2))
         return

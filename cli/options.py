@@ -10,8 +10,15 @@ import typer
 
 from nptool.options import option
 
-ModelGguf = Annotated[Path | None, typer.Option("-m", "--model", metavar="GGUF", help="GGUF file [newest run's]")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The GGUF of the commands that decode."""
+
+    model: Path | None = option(None, "GGUF file", "-m", metavar="GGUF", shown="newest run's")
+    hf: str | None = option(None, "or a GGUF on the Hugging Face Hub", "-hf", "--hf-repo", metavar="USER/REPO[:TYPE]")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from nptool.cli.decoding_options import TextOptions, model_path, open_model, picking, say
-from nptool.cli.options import AsJson, ModelGguf
+from nptool.cli.options import AsJson, ModelOptions
 from nptool.cli.prompt_options import PromptOptions, find_prompt
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
@@ -36,7 +36,7 @@ class TraceOptions(TextOptions):
 @options
 def trace(
     *,
-    model: ModelGguf = None,
+    model: ModelOptions,
     prompt: PromptOptions,
     shown: TraceOptions,
     sampling: SamplingOptions,

@@ -20,7 +20,7 @@ from nptool.bench.variants import ANY, Variant, split_name, variants_of
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.text_model import TextModel
 from nptool.errors import ContextError, DataError
-from nptool.llama.context import DEFAULT_WIDTH
+from nptool.llama.loading import DEFAULT_WIDTH
 from nptool.llama.model import Model
 from nptool.progress import Progress, silent
 from nptool.provenance import machine, provenance
@@ -38,13 +38,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
         UsageError: more heads than the model has.
     """
     path = latest_run().gguf if config.model is None else config.model
-    with TextModel(
-        path,
-        gpu_layers=config.gpu_layers,
-        context_length=config.context_length,
-        threads=config.threads,
-        flash_attention=config.flash_attention,
-    ) as model:
+    with TextModel(path, config.load) as model:
         file = find_prompts(path) if config.prompts is None else config.prompts
         prompts = read_prompts(file, config.count)
         variants = _variants(config, model)
@@ -58,7 +52,7 @@ def run_bench(config: BenchConfig, progress: Progress = silent) -> BenchReport:
             model_bytes=path.stat().st_size,
             machine=machine(),
             threads=engine.threads,
-            gpu_layers=config.gpu_layers,
+            gpu_layers=config.load.gpu_layers,
             flash_attention=engine.settings.flash_attention,
             rounds=config.rounds,
             prompts=len(prompts),

@@ -14,6 +14,7 @@ from nptool.decoding.expectations import first_gains
 from nptool.decoding.proposers.methods import JACOBI, METHODS
 from nptool.decoding.text_model import TextModel
 from nptool.llama.gguf_summary import summarize
+from nptool.llama.loading import LoadOptions
 from nptool.provenance import machine, provenance
 
 
@@ -58,27 +59,14 @@ class CalibrationReport:
         }
 
 
-def run_calibration(
-    path: Path,
-    *,
-    gpu_layers: int = 0,
-    context_length: int | None = None,
-    threads: int | None = None,
-    flash_attention: bool | None = None,
-) -> CalibrationReport:
+def run_calibration(path: Path, options: LoadOptions | None = None) -> CalibrationReport:
     """Measure again, whatever the cache folder holds, and save the result there.
 
     Raises:
         GgufError: the model cannot be used.
         ContextError: there is no memory for its cache.
     """
-    with TextModel(
-        path,
-        gpu_layers=gpu_layers,
-        context_length=context_length,
-        threads=threads,
-        flash_attention=flash_attention,
-    ) as model:
+    with TextModel(path, options) as model:
         calibration = model.store.calibrate()
         own = tuple(found for found in predict(model, calibration) if found.measured)
         engine = model.contexts.trunk(1)
@@ -87,11 +75,11 @@ def run_calibration(
             model_description=model.model.description,
             machine=machine(),
             threads=engine.threads,
-            gpu_layers=gpu_layers,
+            gpu_layers=model.options.gpu_layers,
             flash_attention=engine.settings.flash_attention,
             calibration=calibration,
             exponent=first_gains(model.model.header.metadata, METHODS[JACOBI]).exponent,
-            advice=_advise(path, calibration, own, on_gpu=gpu_layers != 0),
+            advice=_advise(path, calibration, own, on_gpu=model.options.gpu_layers != 0),
             provenance=provenance(),
         )
 

@@ -61,12 +61,13 @@ class BenchOptions(LengthOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(BenchOptions, LoadOptions):
+class BenchConfig(BenchOptions):
     """One comparison, which always includes autoregressive decoding as the baseline."""
 
     model: Path | None = None
     """GGUF file; None is the newest run's."""
     sampling: Sampling = field(default_factory=_greedy)
+    load: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         from nptool.bench.variants import split_name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, JACOBI, Method, find_method
-from nptool.llama.context import DEFAULT_WIDTH
+from nptool.llama.loading import DEFAULT_WIDTH
 
 AUTO, FREE = "-auto", "-free"
 """Suffixes for adaptive widths: within a class (`jacobi-auto`), or free (`jacobi-free`)."""

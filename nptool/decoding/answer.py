@@ -22,7 +22,7 @@ from nptool.decoding.loop.timing import time_plain
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE, METHODS, Method, Task, find_method
 from nptool.decoding.text_stream import TextStream
 from nptool.errors import ContextError, UsageError
-from nptool.llama.context import DEFAULT_BATCH
+from nptool.llama.loading import DEFAULT_BATCH
 
 DEFAULT_MAX_TOKENS = LengthOptions().max_tokens
 

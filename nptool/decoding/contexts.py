@@ -13,9 +13,11 @@ from nptool.decoding.loop.engine import HeadsEngine
 from nptool.decoding.loop.sequence import Sequence
 from nptool.errors import UsageError
 from nptool.heads import NEXTN
-from nptool.llama.context import DEFAULT_WIDTH, Context
+from nptool.llama.attention import prefers_fused
+from nptool.llama.context import Context
 from nptool.llama.gguf_parts import Parts, find_parts, require_heads
 from nptool.llama.head import Head, SeparateHeads
+from nptool.llama.loading import DEFAULT_WIDTH
 from nptool.llama.model import Model
 from nptool.llama.nextn_heads import NextNHeads
 from nptool.llama.shared_heads import SharedHeads
@@ -24,15 +26,9 @@ from nptool.llama.shared_heads import SharedHeads
 class Contexts:
     """Makes contexts at their first use, and again when a step is too wide for them."""
 
-    def __init__(self, model: Model, capacity: int | None = None, *, gpu_layers: int = 0, **settings: Any) -> None:
-        """
-        Args:
-            capacity: tokens of a sequence; None is the model's own context, at most 4096.
-            gpu_layers: any number but 0 puts the heads on the GPU.
-            settings: of `Context`: threads, kv_type, flash_attention.
-        """
-        self._model, self._capacity, self._settings = model, capacity, settings
-        self.gpu_layers = gpu_layers
+    def __init__(self, model: Model) -> None:
+        """They are as the model's options say."""
+        self._model = model
         self._trunk: Context | None = None
         self._heads: list[Head] = []
         """Separate heads that are open; any number of the first ones can be used."""
@@ -108,7 +104,7 @@ class Contexts:
         """The model's context, for batches of at least `width` rows."""
         if self._trunk is None or self._trunk.width < width:
             self.close()
-            self._trunk = Context(self._model, self._capacity, width=max(width, DEFAULT_WIDTH), **self._settings)
+            self._trunk = _open_trunk(self._model, max(width, DEFAULT_WIDTH))
             _warm_up(self._trunk, width)
         return self._trunk
 
@@ -142,17 +138,33 @@ class Contexts:
         return Opened(engine, Sequence(engine), engine)
 
     def _open_heads(self, trunk: Context, heads: int) -> HeadsEngine:
-        parts, layers = self.parts, self.gpu_layers
+        parts = self.parts
         if parts.kind == NEXTN:
             self._shared = self._shared or NextNHeads(trunk, parts.count - 1)
             return self._shared
         if parts.depths is not None:
             if self._shared is None:
-                self._shared = SharedHeads(parts.heads[0], parts.depths, parts.count - 1, trunk, gpu_layers=layers)
+                self._shared = SharedHeads(parts.heads[0], parts.depths, parts.count - 1, trunk)
             return self._shared
         for part in parts.heads[len(self._heads) : heads - 1]:
-            self._heads.append(Head(part.header, trunk, gpu_layers=layers))
+            self._heads.append(Head(part.header, trunk))
         return SeparateHeads(self._heads[: heads - 1])
+
+
+def _open_trunk(model: Model, width: int) -> Context:
+    options = model.options
+    fused = options.flash_attention
+    return Context(
+        model,
+        options.context_length,
+        width=width,
+        batch=options.batch_size,
+        ubatch=options.computed_at_once,
+        threads=options.threads,
+        flash_attention=prefers_fused(model, options) if fused is None else fused,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
+    )
 
 
 def _warm_up(engine: Context, width: int) -> None:

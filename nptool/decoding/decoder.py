@@ -15,7 +15,7 @@ from nptool.decoding.contexts import Contexts
 from nptool.decoding.expectations import first_gains
 from nptool.decoding.loop.steps import FixedWidth
 from nptool.decoding.proposers.methods import Method
-from nptool.llama.context import DEFAULT_WIDTH
+from nptool.llama.loading import DEFAULT_WIDTH
 
 
 class Decoder:

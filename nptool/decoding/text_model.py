@@ -27,10 +27,12 @@ from nptool.decoding.contexts import Contexts
 from nptool.decoding.decoder import Decoder
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.proposers.methods import AUTOREGRESSIVE, HEADS, JACOBI, JACOBI_BLOCK
+from nptool.decoding.templates import find_template
 from nptool.errors import UsageError
-from nptool.llama.attention import prefers_fused
-from nptool.llama.context import DEFAULT_BATCH, DEFAULT_WIDTH, default_capacity
+from nptool.hub import fetch_gguf
+from nptool.llama.builtin_template import BuiltinTemplate
 from nptool.llama.digest import identity
+from nptool.llama.loading import DEFAULT_WIDTH, LoadKeywords, LoadOptions
 from nptool.llama.model import Model
 from nptool.method_note import BLOCK_SIZE_KEY, METHOD_KEY
 from nptool.runs import latest_run
@@ -79,35 +81,16 @@ class GenerateOptions(TypedDict, total=False):
 class TextModel:
     """A loaded GGUF that answers prompts. Use it as a context manager, or close it."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        gpu_layers: int = 0,
-        context_length: int | None = None,
-        threads: int | None = None,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, options: LoadOptions | None = None) -> None:
         """
-        Args:
-            gpu_layers: layers on the GPU; negative is all of them.
-            context_length: tokens; None is the model's own, at most 4096.
-            threads: None is every usable core.
-            kv_type: see `nptool.llama.Context`.
-            flash_attention: llama.cpp's fused kernel; None chooses, see `nptool.llama.attention`.
-
         Raises:
             GgufError: the file cannot be used.
         """
+        self.options = options or LoadOptions()
         began = perf_counter()
-        self.model = Model.load(path, gpu_layers)
+        self.model = Model.load(path, self.options)
         loading_seconds = perf_counter() - began
-        if flash_attention is None:
-            capacity = default_capacity(self.model) if context_length is None else context_length
-            flash_attention = prefers_fused(self.model, capacity, DEFAULT_BATCH, gpu_layers=gpu_layers, kv_type=kv_type)
-        settings = {"threads": threads, "kv_type": kv_type, "flash_attention": flash_attention}
-        self.contexts = Contexts(self.model, context_length, gpu_layers=gpu_layers, **settings)
+        self.contexts = Contexts(self.model)
         budget = max(BUDGET, LOADING_SHARE * loading_seconds)
         self.store = Store(self._identity, lambda: calibrate(self.contexts.scratch(DEFAULT_WIDTH), budget=budget))
         """The cost of a step on this machine, and what decoding has taught."""
@@ -137,16 +120,13 @@ class TextModel:
         return self.store.calibration
 
     @cached_property
-    def template(self) -> ChatTemplate | None:
-        """
+    def template(self) -> ChatTemplate | BuiltinTemplate | None:
+        """The chat template of the options, else of the file.
+
         Raises:
-            GgufError: the file's chat template is not valid.
+            GgufError, UsageError, DataError: it is not valid, or cannot be read.
         """
-        source = self.model.chat_template
-        if source is None:
-            return None
-        bos, eos = ("" if token is None else self.model.token_text(token) for token in (self.model.bos, self.model.eos))
-        return ChatTemplate(source, bos=bos, eos=eos, origin=str(self.path))
+        return find_template(self.model)
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer: ...
@@ -274,7 +254,7 @@ class TextModel:
     def _identity(self) -> dict[str, Any]:
         """What a calibration depends on."""
         context = self.contexts.scratch(DEFAULT_WIDTH)
-        return identity(context, self.contexts.gpu_layers) | {"contexts": list(fitting(context))}
+        return identity(context) | {"contexts": list(fitting(context))}
 
     def close(self) -> None:
         """Save what was learnt and free everything. A second call does nothing."""
@@ -289,17 +269,23 @@ class TextModel:
         self.close()
 
 
-def load(path: str | Path | None = None, **options: Any) -> TextModel:
+def load(path: str | Path | None = None, *, hf: str | None = None, **options: Unpack[LoadKeywords]) -> TextModel:
     """Load a GGUF; without a path the newest run's.
 
     Args:
-        options: of `TextModel`: gpu_layers, context_length, threads, kv_type, flash_attention.
+        hf: a model on the Hugging Face Hub instead, as USER/REPO or USER/REPO:TYPE, see `nptool.hub`.
+        options: fields of `LoadOptions`.
 
     Raises:
         GgufError: the file cannot be used.
-        DataError: no path was given and there is no run.
+        DataError: no path was given and there is no run, or see `nptool.hub.fetch_gguf`.
+        UsageError: an invalid option.
     """
-    return TextModel(latest_run().gguf if path is None else path, **options)
+    if path is not None and hf is not None:
+        raise UsageError(f"{path} and {hf} on the Hub are two models; give one of them")
+    if hf is not None:
+        path = fetch_gguf(hf)
+    return TextModel(latest_run().gguf if path is None else path, LoadOptions(**options))
 
 
 def method_names(

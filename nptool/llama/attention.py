@@ -7,8 +7,8 @@ attention is two matrix products that llama.cpp tiles like all others. Measured 
 from __future__ import annotations
 
 from nptool.llama.library import supports_gpu
+from nptool.llama.loading import LoadOptions
 from nptool.llama.model import Model
-from nptool.llama.native import UNQUANTIZED
 
 # Without the fused kernel llama.cpp computes the scores of at least this many cells and masks the unused ones.
 _LEAST_CELLS = 256
@@ -18,20 +18,16 @@ _LARGE_SHARE = 0.1
 _LARGE_SCORES = 1 << 30
 
 
-def prefers_fused(model: Model, capacity: int, batch: int, *, gpu_layers: int, kv_type: str) -> bool:
+def prefers_fused(model: Model, options: LoadOptions) -> bool:
     """Whether to use the fused kernel. Depends on the model and its settings alone, because the bits depend on it.
 
     True on a GPU, for a quantized cache, for a model so small that the unused cells are felt, and where the scores of a
     batch would take more than 1 GiB.
-
-    Args:
-        capacity: tokens of the context.
-        batch: most rows of one pass.
-        gpu_layers: layers on the GPU; ignored by a build without GPU support.
-        kv_type: element type of the cache.
+    `gpu_layers` is ignored by a build without GPU support.
     """
     # Per cell and row: two products of hidden size (keys with the query, values with the weights) in every layer.
     share = 2 * _LEAST_CELLS * model.layers * model.hidden_size / model.parameters
-    scores = 4 * model.attention_heads * capacity * batch
-    on_gpu = gpu_layers != 0 and supports_gpu()
-    return on_gpu or kv_type not in UNQUANTIZED or share > _LARGE_SHARE or scores > _LARGE_SCORES
+    capacity = model.capacity if options.context_length is None else options.context_length
+    scores = 4 * model.attention_heads * capacity * options.computed_at_once
+    on_gpu = options.gpu_layers != 0 and supports_gpu()
+    return on_gpu or options.quantized_cache or share > _LARGE_SHARE or scores > _LARGE_SCORES

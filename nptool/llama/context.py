@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.errors import ContextError, UsageError
+from nptool.llama.loading import DEFAULT_BATCH, DEFAULT_WIDTH, CacheType
 from nptool.llama.model import Model
 from nptool.llama.native import (
     ContextSettings,
@@ -27,18 +28,7 @@ from nptool.llama.native import (
 )
 from nptool.resources import usable_cores
 
-DEFAULT_CONTEXT = 4096
-# llama.cpp's default physical batch size; a prompt is prefilled in batches of this many rows.
-DEFAULT_BATCH = 512
-# Most rows of a decoding step.
-DEFAULT_WIDTH = 64
-
 _SEQUENCE = 0
-
-
-def default_capacity(model: Model) -> int:
-    """Default number of tokens of a context: the model's own, at most `DEFAULT_CONTEXT`."""
-    return min(model.context_length, DEFAULT_CONTEXT)
 
 
 class Context(NativeContext):
@@ -55,37 +45,42 @@ class Context(NativeContext):
         *,
         width: int = DEFAULT_WIDTH,
         batch: int = DEFAULT_BATCH,
+        ubatch: int | None = None,
         threads: int | None = None,
         flash_attention: bool = True,
-        kv_type: str = "f16",
+        cache_type_k: CacheType = "f16",
+        cache_type_v: CacheType = "f16",
     ) -> None:
         """
         Args:
-            capacity: tokens; None is `default_capacity`.
+            capacity: tokens; None is `Model.capacity`.
             width: most rows of an `evaluate` with outputs.
             batch: most rows of an `evaluate` without outputs.
-            threads, flash_attention, kv_type: see `ContextSettings`.
+            ubatch: most rows that llama.cpp computes at once; None is `batch`.
+            threads, flash_attention, cache_type_k, cache_type_v: see `ContextSettings`.
 
         Raises:
-            ContextError: `width` is above `batch`, or there is no memory for the cache.
+            ContextError: `width` is above `batch` or `ubatch`, or there is no memory for the cache.
             UsageError: a number below 1, or see `ContextSettings`.
         """
-        self.capacity = default_capacity(model) if capacity is None else capacity
+        self.capacity = model.capacity if capacity is None else capacity
         self.width = width
-        self.settings = ContextSettings(threads, flash_attention, kv_type)
+        self.settings = ContextSettings(threads, flash_attention, cache_type_k, cache_type_v)
+        ubatch = min(batch, ubatch or batch)
         self.threads = threads or usable_cores()
         for name, value in (("context", self.capacity), ("width", width)):
             if value < 1:
                 raise UsageError(f"the {name} must be at least 1, got {value}")
-        if width > batch:
-            raise ContextError(f"a block of {width} tokens is above the batch limit of {batch}")
+        if width > ubatch:
+            raise ContextError(f"a block of {width} tokens is above the batch limit of {ubatch}; raise -b and -ub")
         self._layer: LayerInput | NextNState | None = None
         self.vocabulary_size = model.vocabulary_size
         self._batch: Any = None
         self._line = np.arange(self.capacity + width, dtype=np.int32)
         self._flagged = True
-        super().__init__(model, self.settings, cells=self.capacity + width, batch=batch, outputs=width)
+        super().__init__(model, self.settings, cells=self.capacity + width, batch=batch, ubatch=ubatch, outputs=width)
         model.add_dependent(self)
+        model.apply_adapters(self.pointer)
         self._batch = llama_cpp.llama_batch_init(self.batch_limit, 0, 1)
         self._bind_batch(self.batch_limit)
         self._logits_address = 0

@@ -31,9 +31,10 @@ def file_digest(header: Header) -> str:
     return digest.hexdigest()
 
 
-def identity(context: Context, gpu_layers: int) -> dict[str, Any]:
+def identity(context: Context) -> dict[str, Any]:
     """Everything that the time and the bits of a step depend on, as JSON values."""
     initialize()
+    options = context.model.options
     return {
         "model": file_digest(context.model.header),
         "llama_cpp": llama_cpp.__version__,
@@ -41,7 +42,8 @@ def identity(context: Context, gpu_layers: int) -> dict[str, Any]:
         "processor": machine()["processor"],
         "cores": machine()["cores"],
         "threads": context.threads,
-        "gpu_layers": gpu_layers,
-        "kv_type": context.settings.kv_type,
+        "devices": [options.gpu_layers, options.split_mode, options.tensor_split, options.main_gpu, options.rpc],
+        "adapters": [blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in options.lora],
+        "cache": [context.settings.cache_type_k, context.settings.cache_type_v],
         "flash_attention": context.settings.flash_attention,
     }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nptool.errors import ContextError, GgufError, NptoolError
 from nptool.llama.context import Context
 from nptool.llama.gguf_check import Header
-from nptool.llama.model import ALL_LAYERS, Model
+from nptool.llama.model import Model
 from nptool.llama.native import NativeContext, check_decoded, decode, float_view, get_logits
 
 _SEQUENCE = 0
@@ -27,14 +27,14 @@ _SEQUENCE = 0
 class Head(NativeContext):
     """A head with as many positions as a trunk's context and the same settings."""
 
-    def __init__(self, header: Header, trunk: Context, *, gpu_layers: int = 0) -> None:
+    def __init__(self, header: Header, trunk: Context) -> None:
         """Load the head at the offset of `header`.
 
         Raises:
             GgufError: llama.cpp cannot load it, or it does not fit the trunk.
             ContextError: there is no memory for its cache.
         """
-        model = Model.load_part(header, ALL_LAYERS if gpu_layers else 0)
+        model = Model.load_part(header, trunk.model.options.for_heads)
         self._cells = trunk.capacity + trunk.width
         try:
             self.size = check_sizes(model, trunk.model)

@@ -18,6 +18,9 @@ import llama_cpp
 
 logger = logging.getLogger("nptool.llama.cpp")
 
+LIBRARY = llama_cpp.llama_cpp._lib
+"""llama.cpp's shared library, for functions that llama_cpp does not bind."""
+
 # llama.cpp's level of an error, and of a piece of a line.
 _ERROR, _CONTINUE = 4, 5
 

@@ -6,7 +6,6 @@ Every pointer that llama.cpp returns is checked here, because the first use of a
 from __future__ import annotations
 
 import ctypes
-import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,72 +18,90 @@ from numpy.typing import NDArray
 from nptool.errors import DataError, GgufError
 from nptool.heads import KIND_KEY, NEXTN
 from nptool.llama.c_stream import c_stream
+from nptool.llama.devices import model_parameters
 from nptool.llama.gguf_check import Header, check_gguf
-from nptool.llama.library import Closable, cause, error_lines, initialize, supports_gpu
+from nptool.llama.library import Closable, cause, error_lines
+from nptool.llama.loading import DEFAULT_CONTEXT, LoadOptions
 
-logger = logging.getLogger(__name__)
-
-# llama.cpp takes any negative number of layers as "all".
-ALL_LAYERS = -1
 # In llama.cpp's description: a size that has no name there, and a file that does not say its type.
 _UNKNOWN_SIZE, _GUESSED = "?B", " (guessed)"
-# An empty list of devices for llama.cpp: the first pointer is NULL.
-_NO_DEVICES = (ctypes.c_void_p * 1)(None)
 
 
 class Model(Closable):
     """One loaded GGUF file. Closing it closes its contexts too."""
 
-    def __init__(self, pointer: Any, header: Header) -> None:
+    def __init__(self, pointer: Any, header: Header, options: LoadOptions) -> None:
         self._pointer: Any = pointer
-        self.header = header
+        self.header, self.options = header, options
         self.path = header.path
         if not llama_cpp.llama_model_get_vocab(pointer):
             raise GgufError(f"{self.path} has no vocabulary that llama.cpp can read")
         self._pieces: dict[int, bytes] = {}
         self._dependents: WeakSet[Closable] = WeakSet()
+        self._adapters: list[Any] = []
+        """`llama_adapter_lora *`, which the model frees."""
 
     @classmethod
-    def load(cls, path: str | Path, gpu_layers: int = 0) -> Self:
-        """Load a file after `check_gguf`, with its NextN block if `convert` wrote one.
-
-        Args:
-            gpu_layers: layers to put on the GPU; negative is all of them.
+    def load(cls, path: str | Path, options: LoadOptions | None = None) -> Self:
+        """Load a file after `check_gguf`, with its NextN block if `convert` wrote one, and LoRA adapters for it.
 
         Raises:
-            GgufError: see `check_gguf`, or llama.cpp cannot load it.
+            GgufError: see `check_gguf`, or llama.cpp cannot load it or an adapter.
+            UsageError: see `model_parameters`.
         """
+        options = options or LoadOptions()
         header = check_gguf(path)
-        parameters = _parameters(gpu_layers)
+        parameters = model_parameters(options)
         parameters.load_mtp = header.metadata.get(KIND_KEY) == NEXTN
         with error_lines() as lines:
             pointer = llama_cpp.llama_model_load_from_file(str(header.path).encode(), parameters)
-        return cls._checked(pointer, header, lines)
+        return cls._checked(pointer, header, options, lines)
 
     @classmethod
-    def load_part(cls, header: Header, gpu_layers: int = 0) -> Self:
+    def load_part(cls, header: Header, options: LoadOptions | None = None) -> Self:
         """Load a GGUF inside a file, at the offset of its header.
 
         Raises:
             GgufError: llama.cpp cannot load it.
         """
-        parameters = _parameters(gpu_layers)
+        options = options or LoadOptions()
+        parameters = model_parameters(options)
         with error_lines() as lines, c_stream(header.path, header.offset) as stream:
             pointer = llama_cpp.llama_model_load_from_file_ptr(stream, parameters)
-        return cls._checked(pointer, header, lines)
+        return cls._checked(pointer, header, options, lines)
 
     @classmethod
-    def _checked(cls, pointer: Any, header: Header, lines: list[str]) -> Self:
+    def _checked(cls, pointer: Any, header: Header, options: LoadOptions, lines: list[str]) -> Self:
         if not pointer:
             part = f"the head at byte {header.offset} of {header.path}" if header.offset else str(header.path)
             raise GgufError(f"llama.cpp cannot load {part}: {cause(lines)}")
-        model = cls(pointer, header)
+        model = cls(pointer, header, options)
         try:
             model._check_kind()
+            for path in options.lora:
+                model._add_adapter(path)
         except GgufError:
             model.close()
             raise
         return model
+
+    def _add_adapter(self, path: Path) -> None:
+        if not path.is_file():
+            raise GgufError(f"the LoRA adapter {path} is not a file")
+        with error_lines() as lines:
+            adapter = llama_cpp.llama_adapter_lora_init(self.pointer, str(path).encode())
+        if not adapter:
+            raise GgufError(f"llama.cpp cannot add the LoRA adapter {path} to {self.path}: {cause(lines)}")
+        self._adapters.append(adapter)
+
+    def apply_adapters(self, context: Any) -> None:
+        """Add the LoRA adapters, each with scale 1, to a `llama_context *` of this model."""
+        if not self._adapters:
+            return
+        count = len(self._adapters)
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * count)(*self._adapters)
+        if llama_cpp.llama_set_adapters_lora(context, pointers, count, (ctypes.c_float * count)(*[1.0] * count)):
+            raise GgufError(f"llama.cpp cannot use the LoRA adapters of {self.path}")
 
     def _check_kind(self) -> None:
         """Reject the architectures that llama.cpp knows to be unsuitable, but `check_gguf` does not."""
@@ -116,6 +133,11 @@ class Model(Closable):
     def context_length(self) -> int:
         """Tokens of context that the model was trained with."""
         return int(llama_cpp.llama_model_n_ctx_train(self.pointer))
+
+    @property
+    def capacity(self) -> int:
+        """Default tokens of a context: the model's own, at most `DEFAULT_CONTEXT`."""
+        return min(self.context_length, DEFAULT_CONTEXT)
 
     @cached_property
     def description(self) -> str:
@@ -246,16 +268,3 @@ class Model(Closable):
 def _token(token: int) -> int | None:
     """llama.cpp's -1 is no token."""
     return token if token >= 0 else None
-
-
-def _parameters(gpu_layers: int) -> Any:
-    initialize()
-    if gpu_layers and not supports_gpu():
-        logger.warning("this build of llama.cpp has no GPU support: -ngl has no effect")
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers = gpu_layers
-    if not gpu_layers:
-        # With 0 layers on the GPU, llama.cpp would still use a GPU that it finds, which changes the logits.
-        parameters.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
-    parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
-    return parameters

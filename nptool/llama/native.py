@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import llama_cpp
 import numpy as np
@@ -18,17 +18,13 @@ from numpy.typing import NDArray
 
 from nptool.errors import ContextError, GgufError, UsageError
 from nptool.heads import KIND_KEY, NEXTN
-from nptool.llama.library import Closable, cause, error_lines
+from nptool.llama.library import LIBRARY, Closable, cause, error_lines
+from nptool.llama.loading import UNQUANTIZED, CacheType
 from nptool.llama.model import Model
 from nptool.resources import usable_cores
 
-CACHE_TYPES = {
-    name: int(GGMLQuantizationType[name.upper()])
-    for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-}
-UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
+CACHE_TYPES = {name: int(GGMLQuantizationType[name.upper()]) for name in get_args(CacheType)}
 
-LIBRARY = llama_cpp.llama_cpp._lib
 get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", LIBRARY))
 decode = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, llama_cpp.llama_batch)(("llama_decode", LIBRARY))
 remove_tokens = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)(
@@ -69,18 +65,20 @@ class ContextSettings:
     """None is every usable core."""
     flash_attention: bool = True
     """llama.cpp's fused attention kernel; needed by a quantized cache."""
-    kv_type: str = "f16"
-    """Element type of the cache, one of `CACHE_TYPES`."""
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    """Element types of the cache."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"the threads must be at least 1, got {self.threads}")
         if self.threads is not None and self.threads > (cores := os.cpu_count() or self.threads):
             raise UsageError(f"{self.threads} threads, but this machine has {cores} cores; give at most {cores}")
-        if self.kv_type not in CACHE_TYPES:
-            raise UsageError(f"unknown cache type {self.kv_type!r}; known are {', '.join(CACHE_TYPES)}")
-        if self.kv_type not in UNQUANTIZED and not self.flash_attention:
-            raise UsageError(f"a cache of type {self.kv_type} needs flash attention; leave it on or use f16")
+        for name in (self.cache_type_k, self.cache_type_v):
+            if name not in CACHE_TYPES:
+                raise UsageError(f"unknown cache type {name!r}; known are {', '.join(CACHE_TYPES)}")
+            if name not in UNQUANTIZED and not self.flash_attention:
+                raise UsageError(f"a cache of type {name} needs flash attention; leave it on or use f16")
 
 
 class NativeContext(Closable):
@@ -94,6 +92,7 @@ class NativeContext(Closable):
         cells: int,
         batch: int,
         outputs: int,
+        ubatch: int | None = None,
         sequences: int = 1,
         nextn: bool = False,
     ) -> None:
@@ -102,6 +101,7 @@ class NativeContext(Closable):
             cells: positions in the cache.
             batch: most rows of a batch.
             outputs: most rows of a batch that have logits.
+            ubatch: most rows computed at once; None is all of a batch.
             sequences: most sequences; all of them share the cells.
             nextn: run the model's NextN block alone.
 
@@ -116,11 +116,11 @@ class NativeContext(Closable):
         parameters = llama_cpp.llama_context_default_params()
         parameters.ctx_type = (llama_cpp.LLAMA_CONTEXT_TYPE_DEFAULT, llama_cpp.LLAMA_CONTEXT_TYPE_MTP)[nextn]
         parameters.n_ctx = cells
-        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_batch, parameters.n_ubatch = batch, ubatch or batch
         parameters.n_outputs_max = outputs
         parameters.n_seq_max, parameters.kv_unified = sequences, True
         parameters.n_threads = parameters.n_threads_batch = settings.threads or usable_cores()
-        parameters.type_k = parameters.type_v = CACHE_TYPES[settings.kv_type]
+        parameters.type_k, parameters.type_v = CACHE_TYPES[settings.cache_type_k], CACHE_TYPES[settings.cache_type_v]
         attention = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.flash_attn_type = attention[settings.flash_attention]
         # The default size of a sliding-window cache drops cells that a rollback would need.

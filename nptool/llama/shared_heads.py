@@ -19,7 +19,7 @@ from nptool.errors import ContextError, GgufError, NptoolError
 from nptool.llama.context import Context
 from nptool.llama.gguf_parts import Part
 from nptool.llama.head import check_sizes
-from nptool.llama.model import ALL_LAYERS, Model
+from nptool.llama.model import Model
 from nptool.llama.native import NativeContext, check_decoded, decode, float_view, get_logits, remove_tokens
 
 _ANY = -1
@@ -59,7 +59,7 @@ class Depths:
 class SharedHeads(NativeContext):
     """Heads 2..n with as many positions as a trunk's context and the same settings."""
 
-    def __init__(self, layer: Part, depths: Part, count: int, trunk: Context, *, gpu_layers: int = 0) -> None:
+    def __init__(self, layer: Part, depths: Part, count: int, trunk: Context) -> None:
         """
         Args:
             count: K.
@@ -70,7 +70,7 @@ class SharedHeads(NativeContext):
         """
         self._depths = Depths(depths, count)
         self.count = count
-        model = Model.load_part(layer.header, ALL_LAYERS if gpu_layers else 0)
+        model = Model.load_part(layer.header, trunk.model.options.for_heads)
         self._end = trunk.capacity + trunk.width
         try:
             self._size = check_sizes(model, trunk.model)

@@ -19,6 +19,7 @@ from nptool.errors import CheckpointError, NptoolError
 from nptool.heads import read_heads_info
 from nptool.heads_sample import SAMPLE_FILE, HeadsFigures, HeadsSample, HeadsScore, read_sample
 from nptool.llama.gguf_summary import PartSummary, summarize
+from nptool.llama.loading import LoadOptions
 
 LARGE_GAP, SMALL_LOSS = 0.1, 0.05
 """Share of the drafted tokens, those beyond one per forward, that a file may lose without a warning, and tokens per
@@ -41,7 +42,7 @@ def score_heads(path: Path, directory: Path) -> HeadsScore:
         raise CheckpointError(f"{directory} has no {SAMPLE_FILE}; `nptool train heads` writes it beside the heads")
     # Another tokenizer may need more tokens for the same prompts.
     capacity = 4 * max(map(len, sample.prompts)) + max(map(len, sample.responses)) + info.count
-    with TextModel(path, context_length=capacity) as model:
+    with TextModel(path, LoadOptions(context_length=capacity)) as model:
         prompts = [_served(model, ids) for ids in sample.prompts]
         pairs = zip(prompts, sample.responses, strict=True)
         steps_K = sum(_count_steps(model, prompt, len(response), info.count) for prompt, response in pairs)

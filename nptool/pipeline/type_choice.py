@@ -28,8 +28,8 @@ from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.loop.timing import prefill
 from nptool.decoding.text_model import TextModel
 from nptool.errors import GgufError
-from nptool.llama.context import DEFAULT_WIDTH
 from nptool.llama.gguf_summary import MODEL, summarize
+from nptool.llama.loading import DEFAULT_WIDTH
 from nptool.progress import Progress, silent
 from nptool.resources import free_memory
 from nptool.runs import run_of

@@ -15,6 +15,7 @@ from nptool.bench.prediction import Prediction, plain, predict
 from nptool.decoding.adaptive.cost import Calibration
 from nptool.decoding.text_model import TextModel
 from nptool.llama.gguf_summary import PartSummary, TensorSummary, summarize
+from nptool.llama.loading import LoadOptions
 from nptool.method_note import BLOCK_SIZE_KEY, METHOD_KEY, Measured, MethodNote
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -128,7 +129,7 @@ def test_a_cllm_without_one_and_heads(tmp_path: Path) -> None:
 
 
 def test_a_calibration_has_advice_that_json_can_hold(tiny_gguf: Callable[..., Path]) -> None:
-    report = run_calibration(tiny_gguf(), threads=1)
+    report = run_calibration(tiny_gguf(), LoadOptions(threads=1))
     assert isinstance(report.advice, Advice)
     assert (
         report.advice.widths

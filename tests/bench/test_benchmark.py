@@ -12,6 +12,7 @@ from random_model import Shape, write_random_model
 from nptool.bench.benchmark import run_bench
 from nptool.bench.config import BenchConfig
 from nptool.decoding.loop.sampling import Sampling
+from nptool.llama.loading import LoadOptions
 
 
 @pytest.mark.parametrize("method", ["jacobi", "jacobi-block", "lookahead", "prompt-lookup"])
@@ -32,7 +33,7 @@ def test_every_method_gives_the_text_of_equal_width(
         rounds=1,
         count=2,
         sampling=Sampling(temperature=temperature, seed=7),
-        threads=1,
+        load=LoadOptions(threads=1),
     )
     report = run_bench(config)
     assert [item.identical_equal_width for item in report.methods] == [1.0, 1.0, 1.0]
@@ -52,7 +53,7 @@ def test_methods_that_choose_their_widths(run_gguf: Path, tmp_path: Path, kind: 
             max_tokens=24,
             rounds=2,
             count=2,
-            threads=1,
+            load=LoadOptions(threads=1),
         )
     )
     baseline, exact, free = report.methods
@@ -77,7 +78,7 @@ def test_the_method_of_each_text_is_chosen(run_gguf: Path, tmp_path: Path, heads
             max_tokens=24,
             rounds=2,
             count=2,
-            threads=1,
+            load=LoadOptions(threads=1),
         )
     )
     (_, chosen) = report.methods

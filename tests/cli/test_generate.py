@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from random_model import Shape
 
 import nptool
 from nptool.cache_folder import OVERRIDE
@@ -303,3 +304,37 @@ def test_prompt_files_that_cannot_be_read(tiny_gguf: Callable[..., Path], tmp_pa
     assert "bytes is not UTF-8 text (byte 0)" in capsys.readouterr().err
     assert generate(tiny_gguf("f16"), "-f", str(tmp_path / "none")) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_options_of_loading_reach_llama_cpp(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+    path = tiny_gguf("f16", shape=Shape(heads=2, key_value_heads=1))
+    cache = ["-ctk", "q8_0", "-ctv", "q4_0", "-fa", "on", "-b", "128", "-ub", "64", "-c", "300"]
+    devices = ["-sm", "none", "-mg", "0", "-ts", "1,2"]
+    with nptool.load(
+        path,
+        threads=1,
+        cache_type_k="q8_0",
+        cache_type_v="q4_0",
+        context_length=300,
+        batch_size=128,
+        ubatch_size=64,
+        chat_template="chatml",
+    ) as model:
+        expected = model.generate("hello", max_tokens=30)
+    assert generate(path, "-p", "hello", "--max-tokens", "30", "--chat-template", "chatml", *cache, *devices) == 0
+    assert capsys.readouterr().out == expected.text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-fa", "yes"], "--flash-attention is 'yes'; expected one of on, off, auto"),
+        (["-ts", "a,b"], "--tensor-split is 'a,b'; expected numbers separated by commas, such as 3,1"),
+        (["-hf", "model"], "'model' is no model on the Hub; expected USER/REPO or USER/REPO:TYPE"),
+        (["-ub", "1024"], "-ub is 1024 and -b 512; what is computed at once is part of a batch, so -ub is at most -b"),
+        (["--rpc", "host:1"], "--rpc needs layers to put on its servers; add -ngl, such as -ngl -1 for all"),
+    ],
+)
+def test_mistakes_in_options_of_loading(words: list[str], message: str, capsys: Any) -> None:
+    assert run(["generate", "-p", "hello", *words], debug=False) == 2
+    assert message in capsys.readouterr().err

@@ -121,7 +121,7 @@ def found_logits(path: Path, ids: np.ndarray[Any, Any]) -> list[np.ndarray[Any, 
     """Logits (T, V) of the file's heads, given what llama.cpp's own trunk puts out."""
     parts = find_parts(path)
     assert parts.trunk_layer is not None
-    options: Any = {"width": 48, "batch": 64, "flash_attention": False, "kv_type": "f32"}
+    options: Any = {"width": 48, "batch": 64, "flash_attention": False, "cache_type_k": "f32", "cache_type_v": "f32"}
     found = []
     with Model.load(path) as model, Context(model, 128, **options) as context:
         z_TD = trunk_output(context, parts.trunk_layer, ids)

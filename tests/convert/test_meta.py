@@ -122,7 +122,7 @@ def make_meta(tokenizer_files: Callable[[str], Path], tmp_path: Path) -> Callabl
 def logits_of(path: Path, ids: list[int]) -> list[np.ndarray[Any, Any]]:
     """Logits (T, V) of the model in llama.cpp, and (V) of each head after the last token."""
     parts = find_parts(path)
-    options: Any = {"width": 64, "batch": 64, "flash_attention": False, "kv_type": "f32"}
+    options: Any = {"width": 64, "batch": 64, "flash_attention": False, "cache_type_k": "f32", "cache_type_v": "f32"}
     with Model.load(path) as model, Context(model, 128, **options) as context:
         if parts.trunk_layer is not None:
             context.choose_layer(parts.trunk_layer)

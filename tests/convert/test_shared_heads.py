@@ -82,7 +82,14 @@ def test_drafts_are_those_of_transformers(
     expected_TKV = expected_drafts(directory, ids)
     parts = find_parts(done.path)
     assert parts.depths is not None
-    options: Any = {"width": 24, "batch": 64, "flash_attention": False, "kv_type": "f32", "threads": 1}
+    options: Any = {
+        "width": 24,
+        "batch": 64,
+        "flash_attention": False,
+        "cache_type_k": "f32",
+        "cache_type_v": "f32",
+        "threads": 1,
+    }
     with Model.load(done.path) as model, Context(model, 64, **options) as context:
         context.choose_layer(parts.trunk_layer or 0)
         context.evaluate(ids, 0, show=True)

@@ -11,6 +11,7 @@ import pytest
 
 import nptool
 from nptool.llama.attention import prefers_fused
+from nptool.llama.loading import LoadOptions
 
 # Sizes of Llama 3.2 1B.
 BILLION = {"layers": 16, "hidden_size": 2048, "attention_heads": 32, "parameters": 1_235_814_400}
@@ -24,8 +25,8 @@ SMALL = {"layers": 6, "hidden_size": 256, "attention_heads": 4, "parameters": 5_
         (BILLION, 4096, {}, False),
         (BILLION, 4096, {"gpu_layers": -1}, True),
         (BILLION, 4096, {"gpu_layers": 4}, True),
-        (BILLION, 4096, {"kv_type": "q8_0"}, True),
-        (BILLION, 4096, {"kv_type": "bf16"}, False),
+        (BILLION, 4096, {"cache_type_v": "q8_0"}, True),
+        (BILLION, 4096, {"cache_type_k": "bf16"}, False),
         # 32 heads, 512 rows, 4 bytes: 64 KiB for each token.
         (BILLION, 16384, {}, False),
         (BILLION, 16385, {}, True),
@@ -40,7 +41,7 @@ def test_where_the_fused_kernel_is_used(
 ) -> None:
     monkeypatch.setattr("nptool.llama.attention.supports_gpu", lambda: True)
     model: Any = SimpleNamespace(**sizes)
-    assert prefers_fused(model, capacity, 512, **({"gpu_layers": 0, "kv_type": "f16"} | settings)) is fused
+    assert prefers_fused(model, LoadOptions(context_length=capacity, **settings)) is fused
 
 
 def test_a_model_is_loaded_with_it_unless_told_otherwise(tiny_gguf: Callable[..., Path]) -> None:

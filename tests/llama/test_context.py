@@ -25,7 +25,7 @@ def test_rows_are_the_logits_of_one_token_at_a_time(tiny_gguf: Callable[..., Pat
     tokens = text(12)
     with (
         Model.load(tiny_gguf()) as model,
-        Context(model, 64, threads=1, flash_attention=False, kv_type="f32") as engine,
+        Context(model, 64, threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32") as engine,
     ):
         single = np.concatenate([engine.evaluate(tokens[i : i + 1], i).copy() for i in range(len(tokens))])
         engine.clear()
@@ -122,9 +122,9 @@ def test_settings_that_cannot_be(tiny_gguf: Callable[..., Path]) -> None:
         with pytest.raises(UsageError, match=f"9999 threads, but this machine has {cores} cores"):
             Context(model, 64, threads=9999)
         with pytest.raises(UsageError, match="unknown cache type 'f12'; known are f32, f16"):
-            Context(model, 64, kv_type="f12")
+            Context(model, 64, cache_type_k="f12")
         with pytest.raises(UsageError, match="needs flash attention"):
-            Context(model, 64, kv_type="q8_0", flash_attention=False)
+            Context(model, 64, cache_type_k="q8_0", flash_attention=False)
         with pytest.raises(ContextError, match="600 tokens is above the batch limit of 512"):
             Context(model, 1000, width=600)
         engine = Context(model, 64, threads=1)

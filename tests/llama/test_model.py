@@ -22,6 +22,7 @@ from nptool.errors import GgufError
 from nptool.llama.context import Context
 from nptool.llama.gguf_check import read_header
 from nptool.llama.gguf_parts import Part, part_start
+from nptool.llama.loading import LoadOptions
 from nptool.llama.model import Model
 
 
@@ -45,7 +46,7 @@ def test_without_layers_on_a_gpu_llama_cpp_is_given_no_device(
         return load(path, parameters)
 
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", spy)
-    Model.load(tiny_gguf("f16"), layers).close()
+    Model.load(tiny_gguf("f16"), LoadOptions(gpu_layers=layers)).close()
     assert lists == [given]
 
 

@@ -47,7 +47,14 @@ def test_drafts_are_those_of_the_block_in_torch(case: str, converted: Any) -> No
     directory, path = converted(case)
     rng, compared = np.random.default_rng(1), 0
     ids = rng.integers(0, 400, 24).astype(np.int32)
-    options: Any = {"width": 32, "batch": 64, "flash_attention": False, "kv_type": "f32", "threads": 1}
+    options: Any = {
+        "width": 32,
+        "batch": 64,
+        "flash_attention": False,
+        "cache_type_k": "f32",
+        "cache_type_v": "f32",
+        "threads": 1,
+    }
     with Model.load(path) as model, Context(model, 64, **options) as context:
         context.choose_layer(None)
         heads = NextNHeads(context, DRAFTS)

@@ -42,7 +42,9 @@ def _plain_difference(directory: Path, path: Path) -> float:
         expected = load_model(directory)(torch.tensor(ids[None].tolist())).logits[0].numpy()
     with (
         Model.load(path) as model,
-        Context(model, 128, width=48, batch=64, flash_attention=False, kv_type="f32") as context,
+        Context(
+            model, 128, width=48, batch=64, flash_attention=False, cache_type_k="f32", cache_type_v="f32"
+        ) as context,
     ):
         found = context.evaluate(ids, 0).copy()
     return float(np.abs(found - expected).max() / expected.std())
