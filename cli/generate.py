@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nptool.cli.answer_picture import Arrival, Lane, draw, watch
 from nptool.cli.decoding_options import (
     AnswerOptions,
     automatic,
@@ -25,6 +27,8 @@ from nptool.cli.options import AsJson, ModelOptions
 from nptool.cli.prompt_options import PromptOptions, find_prompt
 from nptool.cli.signatures import options
 from nptool.decoding.loop.options import SamplingOptions
+from nptool.errors import UsageError
+from nptool.files import atomic_file
 from nptool.llama.loading import LoadOptions
 from nptool.options import option
 
@@ -43,6 +47,7 @@ COMPARE_SECONDS = 3.0
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(AnswerOptions):
     compare: bool = option(False, "also decode autoregressively and compare", "--compare")
+    plot_file: Path | None = option(None, "with --compare: draw which pass made which token", metavar="SVG")
 
 
 @options
@@ -60,6 +65,8 @@ def generate(
     A model that was trained for parallel decoding answers by the fastest of what it was trained for, with the text of
     autoregressive decoding; --jacobi, --heads and --exact choose.
     """
+    if answer.plot_file is not None and not answer.compare:
+        raise UsageError("--plot-file draws what --compare measures; give --compare too")
     iterates = answer.compare and not answer.heads and (answer.n is not None or answer.fixed)
     config = replace(answer, jacobi=answer.jacobi or iterates).config(sampling)
     with open_model(model_path(model), load) as text_model:
@@ -72,7 +79,10 @@ def generate(
         if answer.compare and not config.methods[0].parallel:
             config = replace(config, method="jacobi")
         if answer.compare:
-            _compare(text_model, ids, config, as_json)
+            lanes = _compare(text_model, ids, config, as_json)
+            if answer.plot_file is not None:
+                with atomic_file(answer.plot_file, "w") as stream:
+                    stream.write(draw(asked.text, lanes))
         else:
             _answer(text_model, ids, config, as_json)
 
@@ -108,20 +118,26 @@ def _result(model: TextModel, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> None:
-    """Decode with `config` and with AR, in turns. AR has width 1, so the texts may differ at a near tie."""
+def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_json: bool) -> tuple[Lane, Lane]:
+    """Decode with AR and with `config`, in turns; their lanes of the picture are of the run that is shown.
+
+    AR has width 1, so the texts may differ at a near tie.
+    """
     baseline = replace(config, method="ar", others=(), exact=False)
     rounds = [(_run(model, ids, config), _run(model, ids, baseline))]
-    spent = sum(answer.tally.decode_seconds for answer in rounds[0])
+    spent = sum(run.answer.tally.decode_seconds for run in rounds[0])
     if spent < COMPARE_SECONDS:
         rounds += [(_run(model, ids, config), _run(model, ids, baseline)) for _ in range(COMPARE_ROUNDS - 1)]
-    parallel, single = rounds[0]
-    ratio = median(one.tally.tokens_per_second / other.tally.tokens_per_second for one, other in rounds)
+    parallel, single = (run.answer for run in rounds[0])
+    ratio = median(one.rate / other.rate for one, other in rounds)
     equal = parallel.tokens == single.tokens
     padded = None
     if not equal and parallel.widths.members:
         at_equal_width = replace(config, method="ar", others=(), exact=True, n=parallel.widths.members[0])
-        padded = _run(model, ids, at_equal_width)
+        padded = _run(model, ids, at_equal_width).answer
+    # The chosen widths may differ between runs: figures, note and picture are of the same run.
+    shown, plain = (_middle(runs) for runs in zip(*rounds, strict=True))
+    lanes = _lane(plain), _lane(shown)
     if as_json:
         result = {
             "speedup": ratio,
@@ -130,18 +146,36 @@ def _compare(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig, as_
             "answers": [_result(model, parallel), _result(model, single)],
         }
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
-        return
+        return lanes
     typer.echo(parallel.text)
     n = model.block_length(config)
-    # The chosen widths may differ between runs: figures and note are of the same run.
-    shown, plain = (_middle(runs) for runs in zip(*rounds, strict=True))
     for settings, run in ((baseline, plain), (config, shown)):
-        say(f"{describe(settings, n):>18}: {figures(run.tally)}")
-    if note := widths_used(shown):
+        say(f"{describe(settings, n):>18}: {figures(run.answer.tally)}")
+    if note := widths_used(shown.answer):
         say(note)
     say(f"{ratio:.2f} times as fast (median of {len(rounds)}); {_verdict(parallel, single, padded)}")
-    if max(shown.tally.widths) > 1:
-        say(_why(shown, plain))
+    if max(shown.answer.tally.widths) > 1:
+        say(_why(shown.answer, plain.answer))
+    return lanes
+
+
+@dataclass(frozen=True)
+class _Run:
+    answer: Answer
+    arrivals: list[Arrival]
+
+    @property
+    def rate(self) -> float:
+        return self.answer.tally.tokens_per_second
+
+
+def _run(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig) -> _Run:
+    answer = model.answer(ids, config)
+    return _Run(answer, watch(answer))
+
+
+def _lane(run: _Run) -> Lane:
+    return Lane(f"{run.answer.method}, {run.answer.tally.tokens_per_forward:.2f} tokens per forward pass", run.arrivals)
 
 
 def _why(parallel: Answer, plain: Answer) -> str:
@@ -154,12 +188,8 @@ def _why(parallel: Answer, plain: Answer) -> str:
     )
 
 
-def _run(model: TextModel, ids: NDArray[np.int32], config: DecodeConfig) -> Answer:
-    return model.answer(ids, config).finished()
-
-
-def _middle(runs: Sequence[Answer]) -> Answer:
-    return sorted(runs, key=lambda run: run.tally.tokens_per_second)[len(runs) // 2]
+def _middle(runs: Sequence[_Run]) -> _Run:
+    return sorted(runs, key=lambda run: run.rate)[len(runs) // 2]
 
 
 def _verdict(parallel: Answer, single: Answer, padded: Answer | None) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from random_model import Shape
@@ -338,3 +339,30 @@ def test_options_of_loading_reach_llama_cpp(tiny_gguf: Callable[..., Path], caps
 def test_mistakes_in_options_of_loading(words: list[str], message: str, capsys: Any) -> None:
     assert run(["generate", "-p", "hello", *words], debug=False) == 2
     assert message in capsys.readouterr().err
+
+
+SVG = {"svg": "http://www.w3.org/2000/svg"}
+
+
+def test_the_picture_of_a_comparison(tiny_gguf: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    """Both answers as text, and a tint for each forward pass."""
+    picture, path = tmp_path / "answer.svg", tiny_gguf("f16", heads=4, counting=4.0)
+    decoding = ["--heads", "-n", "4", "--fixed", "--max-tokens", "24"]
+    assert generate(path, "-p", "one\na < b", "--compare", "--plot-file", str(picture), *decoding) == 0
+    shown = capsys.readouterr().out.removesuffix("\n").replace("\n", "\u21b5")
+    root = ElementTree.parse(picture).getroot()
+    assert root.findtext("svg:text", "", SVG) == "a\u00a0<\u00a0b"
+    tokens = root.findall("svg:g", SVG)
+    half = len(tokens) // 2
+    with nptool.load(path, threads=1) as model:
+        for lane, method in ((tokens[:half], "ar"), (tokens[half:], "heads")):
+            text = "".join(token.findtext("svg:text", "", SVG) for token in lane)
+            assert text.replace("\u00a0", " ") == re.sub(r"[\x00-\x1f\x7f-\xa0]", "\ufffd", shown)
+            answer = model.stream("one\na < b", method=method, n=4, fixed=True, max_tokens=24)
+            tints = [f"t{answer.tally.passes % 5}" for token in answer if token.text]
+            assert [token.find("svg:rect", SVG).get("class") for token in lane] == tints  # type: ignore[union-attr]
+
+
+def test_a_picture_needs_a_comparison(tiny_gguf: Callable[..., Path], capsys: Any) -> None:
+    assert generate(tiny_gguf("f16"), "-p", "a", "--plot-file", "answer.svg") == 2
+    assert "--plot-file draws what --compare measures; give --compare too" in capsys.readouterr().err
