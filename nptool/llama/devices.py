@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import socket
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _NO_DEVICES = (ctypes.c_void_p * 1)(None)
 # llama.cpp's most devices.
 _MOST_DEVICES = int(llama_cpp.llama_max_devices())
+_ANSWER_SECONDS = 3.0
 _SPLIT_MODES = {
     "none": llama_cpp.LLAMA_SPLIT_MODE_NONE,
     "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
@@ -70,12 +72,17 @@ def add_rpc_servers(servers: tuple[str, ...]) -> None:
 
 @cache
 def _add_rpc_server(server: str) -> None:
+    host, _, port = server.rpartition(":")
+    try:
+        # llama.cpp ends the process where no server answers.
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"no RPC server of llama.cpp answers at {server!r} ({error}); expected HOST:PORT of a running rpc-server"
+        ) from error
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     by_name = ctypes.CFUNCTYPE(pointer, text)(("ggml_backend_reg_by_name", LIBRARY))
     address_of = ctypes.CFUNCTYPE(pointer, pointer, text)(("ggml_backend_reg_get_proc_address", LIBRARY))
     register = ctypes.CFUNCTYPE(None, pointer)(("ggml_backend_register", LIBRARY))
     add = ctypes.CFUNCTYPE(pointer, text)(address_of(by_name(b"RPC"), b"ggml_backend_rpc_add_server"))
-    added = add(server.encode())
-    if not added:
-        raise UsageError(f"no RPC server of llama.cpp answers at {server}; expected HOST:PORT of a running rpc-server")
-    register(added)
+    register(add(server.encode()))

@@ -76,6 +76,15 @@ def test_without_rpc_in_llama_cpp_the_rebuild_is_named(
         nptool.load(tiny_gguf(), gpu_layers=-1, rpc=("localhost:50052",))
 
 
+@pytest.mark.parametrize("server", ["127.0.0.1:1", "localhost", "127.0.0.1:99999"])
+def test_an_rpc_server_that_does_not_answer(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    monkeypatch.setattr("llama_cpp.llama_supports_rpc", lambda: True)
+    with pytest.raises(UsageError, match=f"no RPC server of llama.cpp answers at '{server}'"):
+        nptool.load(tiny_gguf(), gpu_layers=-1, rpc=(server,))
+
+
 @pytest.mark.parametrize("method", ["jacobi", "heads"])
 @pytest.mark.parametrize(
     "options",
