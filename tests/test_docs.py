@@ -9,7 +9,8 @@ import pytest
 
 import nptool
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 
 
 def test_the_python_examples_run(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,12 +23,14 @@ def test_the_python_examples_run(tiny_gguf: Callable[..., Path], monkeypatch: py
         return opened[-1]
 
     monkeypatch.setattr(nptool, "load", small, raising=False)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.S)
-    assert len(blocks) > 6
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(block, names)
-    opened[-1].close()
+    texts = [page.read_text() for page in (ROOT / "README.md", DOCS / "python.md")]
+    blocks = [re.findall(r"```python\n(.*?)```", text, re.S) for text in texts]
+    assert [len(found) for found in blocks] == [1, 9]
+    for found in blocks:
+        names: dict[str, Any] = {}
+        for block in found:
+            exec(block, names)
+        opened[-1].close()
 
 
 def test_the_rows_of_the_table_run(tiny_gguf: Callable[..., Path]) -> None:
