@@ -35,7 +35,7 @@ def test_the_python_examples_run(tiny_gguf: Callable[..., Path], monkeypatch: py
 
 def test_the_rows_of_the_table_run(tiny_gguf: Callable[..., Path]) -> None:
     rows = re.findall(r"^\| \w.*? \| `(.*)` \|$", (DOCS / "python.md").read_text(), re.M)
-    assert len(rows) == 7
+    assert len(rows) == 10
     with nptool.load(tiny_gguf("f16"), threads=1) as model:
         names = {"model": model, "nptool": nptool, "messages": [{"role": "user", "content": "x"}], "ids": [5, 6, 7]}
         for row in rows:
