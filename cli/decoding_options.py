@@ -17,7 +17,7 @@ from nptool.llama.loading import LoadOptions
 from nptool.options import option
 
 if TYPE_CHECKING:
-    from nptool.data.records import Record
+    from nptool.data.record import Record
     from nptool.decoding.answer import Answer, DecodeConfig
     from nptool.decoding.loop.sampling import Sampling
     from nptool.decoding.loop.tally import Tally

@@ -3,6 +3,7 @@
 NptoolError                 any mistake the user can correct; the command line prints its message and exits with 2
 ├── UsageError              an option or a combination of options that cannot be used
 ├── DataError               a data file: missing, empty, malformed
+│   └── UnusableRecord      one record of it
 ├── CheckpointError         a Hugging Face directory: missing shard, pickle weights, unknown architecture
 ├── GgufError               a GGUF file: not a GGUF, truncated, not decodable in parallel
 ├── ContextError            a prompt longer than the context, a block wider than the batch limit
@@ -22,6 +23,10 @@ class UsageError(NptoolError):
 
 class DataError(NptoolError):
     """A data file that is missing, empty or malformed."""
+
+
+class UnusableRecord(DataError):
+    """One record of a data file that cannot be used; the others may be."""
 
 
 class CheckpointError(NptoolError):

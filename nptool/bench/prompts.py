@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nptool.data.json_stream import read_json_objects
-from nptool.data.records import JSON_SUFFIXES, Message, Record, read_records
+from nptool.data.record import Message, Record
+from nptool.data.records import JSON_SUFFIXES, read_records
 from nptool.data.rendering import split_turns
 from nptool.errors import DataError
 from nptool.runs import run_of

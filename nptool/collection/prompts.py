@@ -14,9 +14,11 @@ import numpy as np
 
 from nptool.collection.config import CollectConfig
 from nptool.collection.store import Ids, is_collected, read_collected
-from nptool.data.records import Record, read_records
+from nptool.data.record import Record
+from nptool.data.records import read_records
 from nptool.data.rendering import render, tokenizer_digest
-from nptool.errors import ContextError, DataError, UsageError
+from nptool.data.tolerance import Tolerance
+from nptool.errors import ContextError, DataError, UnusableRecord, UsageError
 from nptool.runs import run_of
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, cont
     is_held_out = _held_out(config, tokenizer)
     left_out: Counter[str] = Counter()
     prompts: list[CollectionPrompt] = []
-    for candidate in chain.from_iterable(islice(_records(config, tokenizer), config.limit)):
+    tolerance = Tolerance(config.max_bad_share)
+    for candidate in chain.from_iterable(islice(_records(config, tokenizer, tolerance), config.limit)):
         if not candidate.prompt_ids:
             left_out[TOO_SHORT] += 1
         elif is_held_out(candidate):
@@ -78,6 +81,7 @@ def load_prompts(config: CollectConfig, tokenizer: PreTrainedTokenizerBase, cont
             left_out[TOO_LONG] += 1
         else:
             prompts.append(_checked(candidate, config, context))
+    tolerance.finish()
     if not prompts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         remedy = _REMEDIES[left_out.most_common(1)[0][0]]
@@ -92,15 +96,21 @@ class _Candidate(NamedTuple):
     is_text: bool = False
 
 
-def _records(config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Candidate]]:
+def _records(
+    config: CollectConfig, tokenizer: PreTrainedTokenizerBase, tolerance: Tolerance
+) -> Iterator[list[_Candidate]]:
     """The candidates of each record: one, or as many as a plain text is cut into."""
     collected = [path for path in config.data if is_collected(path)]
     for path in collected:
         yield from _collected_prompts(path, tokenizer)
     others = [path for path in config.data if path not in collected]
     if others:
-        for record in read_records(others, prompt_field=config.prompt_field, response_field=config.response_field):
-            yield _candidates(record, config, tokenizer)
+        names = {"prompt_field": config.prompt_field, "response_field": config.response_field}
+        for record in read_records(others, **names, tolerance=tolerance):
+            try:
+                yield _candidates(record, config, tokenizer)
+            except UnusableRecord as error:
+                tolerance.skip(error)
 
 
 def _candidates(record: Record, config: CollectConfig, tokenizer: PreTrainedTokenizerBase) -> list[_Candidate]:

@@ -13,7 +13,7 @@ from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.errors import GgufError, UsageError
 
 

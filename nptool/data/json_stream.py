@@ -1,4 +1,8 @@
-"""Stream the values of a JSONL file or a JSON array with their line numbers; memory holds one value and a buffer."""
+"""Stream the values of a JSON file with their line numbers; memory holds one value and a buffer.
+
+It may be JSONL, an array of objects, objects one after another over several lines each, or one object that holds the
+array in one of `WRAPPERS`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,14 @@ from typing import IO, Any
 from nptool.errors import DataError
 
 BUFFER_CHARS = 1 << 16
+WRAPPERS = ("data", "rows", "examples", "instances", "train")
 SPACE = " \t\r\n"
 # A number that the buffer cuts off may end in up to this many characters ("e+") that do not parse yet.
 NUMBER_TAIL = 2
 
 
 def read_json_objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, value) for every line of a JSONL file, or every element of a JSON array.
+    """Yield (line number from 1, value) for every record; inside a wrapper its number from 1.
 
     Raises:
         DataError: malformed JSON; the message has file and line.
@@ -25,28 +30,66 @@ def read_json_objects(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig") as stream:
         head = ""
         while not head.strip():
-            head = stream.read(BUFFER_CHARS)
+            head = stream.readline(BUFFER_CHARS)
             if not head:
                 return
+    if _is_whole(head) and not head.lstrip().startswith("["):
+        yield from _unwrapped(_lines(path))
+        return
     with path.open(encoding="utf-8-sig") as stream:
-        yield from (_Array(path, stream).elements() if head.lstrip().startswith("[") else _lines(path, stream))
+        values = _Values(path, stream)
+        yield from values.elements() if head.lstrip().startswith("[") else _unwrapped(values.sequence())
 
 
-def _lines(path: Path, stream: IO[str]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line.rstrip("\r\n"))
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno}); "
-                "expected one JSON object per line, or one array of objects"
-            ) from error
+def _is_whole(line: str) -> bool:
+    """Whether a line is a value by itself, or is no beginning of one either: then its error is the one to show."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos < len(line.rstrip())
+    except (ValueError, RecursionError):
+        return True
+    return True
 
 
-class _Array:
-    """Incremental reader of one top-level array."""
+def _unwrapped(values: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """The values, or the records inside the only one."""
+    line, value = next(values)
+    inside = next((value[name] for name in WRAPPERS if name in value), None) if isinstance(value, dict) else None
+    records = inside if isinstance(inside, list) and all(isinstance(element, dict) for element in inside) else []
+    second = next(values, None) if records else None
+    if records and second is None:
+        yield from enumerate(records, start=1)
+        return
+    yield line, value
+    if second is not None:
+        yield second
+    yield from values
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line.rstrip("\r\n"))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno}); "
+                    "expected one JSON object per line, or one array of objects"
+                ) from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: {_unreadable(error)}") from error
+
+
+def _unreadable(error: Exception) -> str:
+    """Why Python cannot hold a value of valid JSON."""
+    return "values nested too deeply" if isinstance(error, RecursionError) else f"a value that cannot be read: {error}"
+
+
+class _Values:
+    """Incremental reader of an array, or of values one after another."""
 
     def __init__(self, path: Path, stream: IO[str]) -> None:
         self._path = path
@@ -74,6 +117,16 @@ class _Array:
         if self._next():
             raise self._malformed("nothing after the array")
 
+    def sequence(self) -> Iterator[tuple[int, Any]]:
+        """Each value of a file without an array, with its first line.
+
+        Raises:
+            DataError: malformed JSON.
+        """
+        while self._next():
+            line = self._line
+            yield line, self._value()
+
     def _next(self) -> str:
         """Skip white space and return the next character, "" at the end of the file."""
         while True:
@@ -100,6 +153,8 @@ class _Array:
                     continue
                 self._line += self._buffer.count("\n", self._position, error.pos)
                 raise self._malformed("an object") from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{self._path}:{self._line}: {_unreadable(error)}") from error
             # A number may continue in the next read.
             if end + NUMBER_TAIL >= len(self._buffer) and self._fill():
                 continue
@@ -118,4 +173,4 @@ class _Array:
 
     def _malformed(self, expected: str) -> DataError:
         found = self._buffer[self._position : self._position + 20] or "the end of the file"
-        return DataError(f"{self._path}:{self._line}: malformed JSON array: expected {expected}, found {found!r}")
+        return DataError(f"{self._path}:{self._line}: malformed JSON: expected {expected}, found {found!r}")

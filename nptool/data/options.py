@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nptool.options import AT_LEAST_1, described, option
+from nptool.data.tolerance import MAX_BAD_SHARE
+from nptool.options import AT_LEAST_1, SHARE, described, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,9 @@ class DataOptions:
     data: tuple[Path, ...] = field(metadata=described("data file or directory; several may follow", rest=True))
     prompt_field: str | None = option(None, "field with the prompt, if it is not recognized")
     response_field: str | None = option(None, "field with the response, if it is not recognized")
+    max_bad_share: float = option(
+        MAX_BAD_SHARE, "share of records that may be unusable; they are skipped and counted", within=SHARE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,22 @@
 """Read the records of data files: conversations, prompt/response pairs, plain text.
 
-JSONL, JSON arrays, Parquet, text and source files are read as a stream. An object's shape is recognized by its fields.
+JSONL, JSON, CSV, TSV, Parquet, text and source files are read as a stream. `nptool.data.shapes` recognizes an object's
+shape by its fields.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nptool.data.json_stream import read_json_objects
-from nptool.errors import DataError, UsageError
+from nptool.data.record import Record
+from nptool.data.shapes import layout_of, present, to_record
+from nptool.data.tables import TABLE_SUFFIXES, read_table
+from nptool.data.tolerance import Tolerance
+from nptool.errors import DataError, UnusableRecord, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -25,91 +28,95 @@ _TEXT_NAMES = """
 .r .rb .rs .rst .scala .sh .sql .swift .tex .toml .ts .tsx .txt .xml .yaml .yml
 """
 TEXT_SUFFIXES = frozenset(_TEXT_NAMES.split())
-# (prompt field, its possible answers), most specific first.
-PAIR_FIELDS = (("prompt", ("completion", "response")), ("question", ("answer",)))
-CONVERSATION_FIELDS = ("messages", "conversations")
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
-KNOWN_SHAPES = (
-    "messages, conversations, prompt/completion, prompt/response, question/answer, instruction/input/output, text"
-)
 PARQUET_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation; `role` is "system", "user", "assistant" or the file's own."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """One example: a conversation, a prompt with or without response, or a text. The other fields are None."""
-
-    messages: tuple[Message, ...] | None = None
-    prompt: str | None = None
-    response: str | None = None
-    text: str | None = None
-    source: str = ""
-    """`file:line`, `file:row` from 1 in Parquet, or the file for a text."""
-
-
 def read_records(
-    paths: str | Path | Sequence[str | Path], *, prompt_field: str | None = None, response_field: str | None = None
+    paths: str | Path | Sequence[str | Path],
+    *,
+    prompt_field: str | None = None,
+    response_field: str | None = None,
+    tolerance: Tolerance | None = None,
 ) -> Iterator[Record]:
     """Read every record of `paths` in order, as a stream.
 
     Args:
         paths: files, or directories, whose data, text and source files are read in the order of their names.
-        prompt_field, response_field: names of fields, for objects of other shapes than `KNOWN_SHAPES`.
+        prompt_field, response_field: names of fields, for objects of other shapes than those known.
+        tolerance: skips and counts unusable records; `finish` it after the last one. None tolerates none.
 
     Raises:
         DataError: a file is missing or malformed, or there is no record at all.
+        UnusableRecord: without `tolerance`.
         UsageError: `response_field` without `prompt_field`.
     """
     if response_field and not prompt_field:
         raise UsageError("--response-field needs --prompt-field, which names the field of the prompt")
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    names = {"prompt_field": prompt_field, "response_field": response_field}
     found = False
+    warned: set[str] = set()
     for root in roots:
-        for record in _read_path(root, prompt_field, response_field):
+        for fields, source in _read_path(root):
             found = True
+            if tolerance is not None:
+                tolerance.seen += 1
+            try:
+                record = fields if isinstance(fields, Record) else to_record(fields, source, **names)
+            except UnusableRecord as error:
+                if tolerance is None:
+                    raise
+                tolerance.skip(error)
+                continue
+            _warn_of_unused(fields, source, names, warned)
             yield record
     if not found:
-        names = ", ".join(str(root) for root in roots) or "no file given"
-        raise DataError(f"the data set is empty: no record in {names}")
+        given = ", ".join(str(root) for root in roots) or "no file given"
+        raise DataError(f"the data set is empty: no record in {given}")
 
 
-def _read_path(path: Path, prompt_field: str | None, response_field: str | None) -> Iterator[Record]:
+def _warn_of_unused(fields: object, source: str, names: dict[str, str | None], warned: set[str]) -> None:
+    """Say once of each field that looks like an answer and is not used."""
+    if isinstance(fields, Record):
+        return
+    layout = layout_of(frozenset(present(fields, source)), **names)
+    assert layout is not None, "it made a record"
+    for name in set(layout.unused) - warned:
+        warned.add(name)
+        remedy = f"--prompt-field {layout.prompt or 'NAME'} --response-field {name}"
+        logger.warning("%s: the field %r looks like an answer and is not used; %s takes it", source, name, remedy)
+
+
+def _read_path(path: Path) -> Iterator[tuple[object, str]]:
+    """Objects with their sources, and texts as finished records."""
     if not path.exists():
-        raise DataError(f"{path} does not exist; expected a JSONL, JSON, Parquet or text file")
+        raise DataError(f"{path} does not exist; expected a JSONL, JSON, CSV, Parquet or text file")
     if not path.is_dir():
-        yield from _read_file(path, prompt_field, response_field)
+        yield from _read_file(path)
         return
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         suffix = file.suffix.lower()
-        if hidden or suffix not in JSON_SUFFIXES | PARQUET_SUFFIXES | TEXT_SUFFIXES or not file.is_file():
+        known = JSON_SUFFIXES | PARQUET_SUFFIXES | TEXT_SUFFIXES | TABLE_SUFFIXES
+        if hidden or suffix not in known or not file.is_file():
             continue
         if suffix in TEXT_SUFFIXES and not _is_text(file):
             logger.warning("skipped %s: it is not UTF-8 text", file)
             continue
-        yield from _read_file(file, prompt_field, response_field)
+        yield from _read_file(file)
 
 
-def _read_file(path: Path, prompt_field: str | None, response_field: str | None) -> Iterator[Record]:
+def _read_file(path: Path) -> Iterator[tuple[object, str]]:
     suffix = path.suffix.lower()
+    readers = ((JSON_SUFFIXES, read_json_objects), (TABLE_SUFFIXES, read_table), (PARQUET_SUFFIXES, _read_parquet))
     try:
-        if suffix in JSON_SUFFIXES:
-            objects = read_json_objects(path)
-        elif suffix in PARQUET_SUFFIXES:
-            objects = _read_parquet(path)
-        else:
-            yield from _read_text(path)
-            return
-        for line, fields in objects:
-            yield to_record(fields, f"{path}:{line}", prompt_field=prompt_field, response_field=response_field)
+        for suffixes, read in readers:
+            if suffix in suffixes:
+                for line, fields in read(path):
+                    yield fields, f"{path}:{line}"
+                return
+        for record in _read_text(path):
+            yield record, record.source
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     except OSError as error:
@@ -141,96 +148,3 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
             yield from enumerate((fields for batch in batches for fields in batch.to_pylist()), start=1)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def to_record(
-    fields: object, source: str, *, prompt_field: str | None = None, response_field: str | None = None
-) -> Record:
-    """Turn one JSON object of a known shape into a record.
-
-    Args:
-        source: `Record.source`, also for messages.
-
-    Raises:
-        DataError: not an object, an unknown shape, or a field of the wrong type.
-    """
-    if not isinstance(fields, Mapping):
-        raise DataError(f"{source}: expected a JSON object, got {_shown(fields)}")
-    given = {name: value for name, value in fields.items() if value is not None}
-    if prompt_field:
-        return _pair(given, prompt_field, response_field, source)
-    for name in CONVERSATION_FIELDS:
-        if name in given:
-            return Record(messages=_messages(given[name], name, source), source=source)
-    for name, answers in PAIR_FIELDS:
-        if name in given:
-            answer = next((field for field in answers if field in given), None)
-            return _pair(given, name, answer, source)
-    if "instruction" in given:
-        prompt = _text(given, "instruction", source)
-        more = _text(given, "input", source) if "input" in given else ""
-        response = _text(given, "output", source) if "output" in given else None
-        return Record(prompt=f"{prompt}\n\n{more}" if more else prompt, response=response, source=source)
-    if "text" in given:
-        return Record(text=_text(given, "text", source), source=source)
-    raise DataError(
-        f"{source}: fields not recognized: {_names(fields)}; "
-        f"known are {KNOWN_SHAPES}; name others with --prompt-field and --response-field"
-    )
-
-
-def _pair(fields: Mapping[str, Any], prompt: str, response: str | None, source: str) -> Record:
-    """A prompt and its response, each a string or a list of messages (TRL's conversational format)."""
-    for field in (prompt, response):
-        if field and field not in fields:
-            raise DataError(f"{source}: no field {field!r}; the fields are {_names(fields)}")
-    if not isinstance(fields[prompt], list):
-        answer = _text(fields, response, source) if response else None
-        return Record(prompt=_text(fields, prompt, source), response=answer, source=source)
-    messages = _messages(fields[prompt], prompt, source)
-    if response is None:
-        return Record(messages=messages, source=source)
-    if isinstance(fields[response], list):
-        return Record(messages=messages + _messages(fields[response], response, source), source=source)
-    turn = Message("assistant", _text(fields, response, source))
-    return Record(messages=(*messages, turn), source=source)
-
-
-def _messages(value: object, field: str, source: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{source}: {field!r} must be a list of messages, got {_shown(value)}")
-    return tuple(_message(item, f"{source}: {field}[{index}]") for index, item in enumerate(value))
-
-
-def _message(item: object, where: str) -> Message:
-    """A turn as {role, content} or, in ShareGPT's format, {from, value}."""
-    if not isinstance(item, Mapping):
-        raise DataError(f"{where} must be an object with role and content, got {_shown(item)}")
-    role = item.get("role", item.get("from"))
-    content = item.get("content", item.get("value"))
-    if not isinstance(role, str):
-        raise DataError(f"{where} has no role; expected role/content or from/value, its fields are {_names(item)}")
-    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        content = "".join(str(part["text"]) for part in content)
-    if not isinstance(content, str):
-        raise DataError(f"{where} has no text; only text messages can be used, got {_shown(content)}")
-    return Message(ROLES.get(role, role), content)
-
-
-def _text(fields: Mapping[str, Any], name: str, source: str) -> str:
-    value = fields[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise DataError(f"{source}: {name!r} must be text, got {_shown(value)}")
-    return value
-
-
-def _names(fields: Mapping[Any, Any]) -> str:
-    return ", ".join(map(str, fields)) or "none"
-
-
-def _shown(value: object) -> str:
-    """A value for an error message, as shortened JSON."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

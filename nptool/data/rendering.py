@@ -11,8 +11,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from nptool.data.records import Message, Record
-from nptool.errors import DataError
+from nptool.data.record import Message, Record
+from nptool.errors import UnusableRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def render(record: Record, tokenizer: PreTrainedTokenizerBase, *, chat: bool = T
         chat: use the chat template if there is one.
 
     Raises:
-        DataError: the template rejects the conversation, or there is no template for one of several turns.
+        UnusableRecord: the template rejects the conversation, or there is no template for one of several turns.
     """
     if record.text is not None:
         return Rendered(_start(tokenizer), _encode(tokenizer, record.text) + _eos(tokenizer))
@@ -83,7 +83,7 @@ def _render_plain(
 ) -> Rendered:
     turns = [message for message in prompt if message.role != "system"]
     if len(turns) > 1:
-        raise DataError(
+        raise UnusableRecord(
             f"{source}: a conversation of {len(turns)} turns needs a chat template, and the tokenizer has none; "
             "use a model with a template, or prompt/completion data"
         )
@@ -132,7 +132,7 @@ def _apply_template(
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate))
     except TemplateError as error:
-        raise DataError(f"{source}: the model's chat template refuses the conversation: {error}") from error
+        raise UnusableRecord(f"{source}: the model's chat template refuses the conversation: {error}") from error
 
 
 def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:

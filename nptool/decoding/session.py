@@ -7,7 +7,7 @@ from collections.abc import Generator
 import numpy as np
 from numpy.typing import NDArray
 
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.decoding.answer import Answer, DecodeConfig, Token
 from nptool.decoding.loop.tally import Tally
 from nptool.decoding.text_model import TextModel

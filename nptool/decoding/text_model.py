@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.data.chat_template import ChatTemplate
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.decoding.adaptive.cost import BUDGET, Calibration, calibrate, fitting
 from nptool.decoding.adaptive.store import Store
 from nptool.decoding.answer import DEFAULT_MAX_TOKENS, Answer, DecodeConfig, Token

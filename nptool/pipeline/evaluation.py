@@ -16,7 +16,7 @@ from nptool.checkpoints import load_model, load_tokenizer
 from nptool.collection.jacobi import JacobiSettings, Prompt, jacobi_trajectories
 from nptool.collection.store import Trajectory
 from nptool.collection.trajectories import TrajectoryStats, count
-from nptool.data.records import Record
+from nptool.data.record import Record
 from nptool.data.rendering import end_token_ids, render
 from nptool.heads import read_heads_info
 from nptool.heads_sample import HeadsFigures

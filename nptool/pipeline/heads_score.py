@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nptool.checkpoints import load_tokenizer
-from nptool.data.records import Record
+from nptool.data.record import Record
 from nptool.data.rendering import render
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.proposers.methods import HEADS

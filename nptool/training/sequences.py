@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from nptool.data.records import Record
+from nptool.data.record import Record
 from nptool.data.rendering import render
+from nptool.data.tolerance import Tolerance
+from nptool.errors import UnusableRecord
 from nptool.progress import Progress, silent
 from nptool.training.config import LossTokens
 from nptool.training.trainer import Batch
@@ -103,6 +105,7 @@ def make_sequences(
     context: int,
     loss: LossTokens,
     prompt_share: float = 1.0,
+    max_bad_share: float = 0.0,
     progress: Progress = silent,
 ) -> Sequences:
     """Tokenize units.
@@ -111,17 +114,25 @@ def make_sequences(
         context: maximum inputs in a row of text, and maximum tokens in a record.
         loss: whether a record's prompt is trained too.
         prompt_share: share of a prompt's tokens that are trained, drawn at random.
+        max_bad_share: share of the units that the chat template may refuse.
+
+    Raises:
+        DataError: it refuses more.
     """
     text: list[Ids] = []
     records: list[tuple[Ids, int, int]] = []
-    skipped = 0
+    skipped, tolerance = 0, Tolerance(max_bad_share, len(units))
     for index, unit in enumerate(units):
         if index % max(1, len(units) // _REPORTS) == 0:
             progress("tokenizing", index, len(units))
         if unit.record.text is not None:
             text.append(_text_ids(unit, tokenizer))
             continue
-        ids, prompt_length = _record_ids(unit.record, tokenizer)
+        try:
+            ids, prompt_length = _record_ids(unit.record, tokenizer)
+        except UnusableRecord as error:
+            tolerance.skip(error)
+            continue
         first = max(1, prompt_length if loss == "response" else 1)
         if len(ids) > context or first >= len(ids):
             skipped += 1
@@ -130,6 +141,7 @@ def make_sequences(
         response_start = max(first, prompt_length) if prompt_length < len(ids) else first
         records.append((ids, first, response_start))
     progress("tokenizing", len(units), len(units))
+    tolerance.finish()
     if skipped:
         logger.warning("%d of %d records left out: longer than %d tokens, or empty", skipped, len(units), context)
     return replace(join_rows(text, records, context), skipped=skipped, prompt_share=prompt_share)

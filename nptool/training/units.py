@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nptool.data.records import Record
+from nptool.data.record import Record
 from nptool.data.rendering import split_turns
 from nptool.errors import DataError
 from nptool.files import atomic_file

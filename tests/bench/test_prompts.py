@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nptool.bench.prompts import find_prompts, read_prompts
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.errors import DataError
 from nptool.text_to_sql import generate_examples
 

@@ -7,7 +7,7 @@ from random_model import CHAT_TEMPLATE
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from nptool.data.chat_template import ChatTemplate
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.errors import GgufError, UsageError
 
 CONVERSATION = (

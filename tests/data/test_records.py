@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nptool.data import json_stream
-from nptool.data.records import Message, Record, read_records, to_record
+from nptool.data.record import Message, Record
+from nptool.data.records import read_records
+from nptool.data.shapes import to_record
 from nptool.errors import DataError, UsageError
 
 USER, ASSISTANT = Message("user", "hello"), Message("assistant", "hi")
@@ -108,10 +110,10 @@ def test_named_fields(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"}\n{"prompt": \n', r"data.jsonl:2: malformed JSON \(Expecting value at column 12\)"),
         ('{"prompt": "a"}\n[1]\n', r"data.jsonl:2: expected a JSON object, got \[1\]"),
-        ('[{"prompt": "a"},\n{"prompt": "b"}\n{"prompt": "c"}]', r"data.jsonl:3: malformed JSON array: expected ','"),
-        ('[{"prompt": "a"},\n\n{"prompt" "b"}]', r"data.jsonl:3: malformed JSON array: expected an object"),
-        ('[{"prompt": "a"},\n{"prompt": "b"}', "data.jsonl:2: malformed JSON array: expected ',', found 'the end of"),
-        ('[{"prompt": "a"}]\n{}', "data.jsonl:2: malformed JSON array: expected nothing after the array"),
+        ('[{"prompt": "a"},\n{"prompt": "b"}\n{"prompt": "c"}]', r"data.jsonl:3: malformed JSON: expected ','"),
+        ('[{"prompt": "a"},\n\n{"prompt" "b"}]', r"data.jsonl:3: malformed JSON: expected an object"),
+        ('[{"prompt": "a"},\n{"prompt": "b"}', "data.jsonl:2: malformed JSON: expected ',', found 'the end of"),
+        ('[{"prompt": "a"}]\n{}', "data.jsonl:2: malformed JSON: expected nothing after the array"),
         ('{"question_text": "a", "gold": "b"}', "data.jsonl:1: fields not recognized: question_text, gold; known are"),
         ('{"prompt": {"a": 1}}', r"data.jsonl:1: 'prompt' must be text, got \{\"a\": 1\}"),
         ('{"messages": "hi"}', "data.jsonl:1: 'messages' must be a list of messages, got \"hi\""),
@@ -140,7 +142,7 @@ def test_records_before_a_bad_line_are_read(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.jsonl does not exist; expected a JSONL, JSON, Parquet or text file"):
+    with pytest.raises(DataError, match=r"nowhere.jsonl does not exist; expected a JSONL, JSON, CSV, Parquet"):
         read(tmp_path / "nowhere.jsonl")
     (tmp_path / "binary.dat").write_bytes(b"abc\0def")
     with pytest.raises(DataError, match=r"binary.dat is a binary file"):

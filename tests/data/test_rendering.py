@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from nptool.data.records import Message, Record
+from nptool.data.record import Message, Record
 from nptool.data.rendering import Rendered, end_token_ids, render, split_turns, tokenizer_digest
 from nptool.errors import DataError
 

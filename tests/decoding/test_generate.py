@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import nptool
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.loop.sampling import Sampling
 from nptool.decoding.text_model import TextModel

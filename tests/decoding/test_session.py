@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import nptool
-from nptool.data.records import Message
+from nptool.data.record import Message
 from nptool.decoding.answer import DecodeConfig
 from nptool.decoding.session import Session
 from nptool.decoding.text_model import TextModel

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nptool.data.records import Message, Record
+from nptool.data.record import Message, Record
 from nptool.data.rendering import render
 from nptool.training.base.evaluation import evaluate
 from nptool.training.batches import plan_batches

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from nptool.data.records import Record, read_records
+from nptool.data.record import Record
+from nptool.data.records import read_records
+from nptool.data.rendering import split_turns
+from nptool.data.tolerance import Tolerance
 from nptool.training.base.config import BaseConfig
 from nptool.training.units import Unit, cut_texts, split_units, unit_texts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,4 +48,11 @@ def load_corpus(config: BaseConfig) -> Corpus:
 
 
 def _read(paths: tuple[Path, ...], config: BaseConfig) -> list[Record]:
-    return list(read_records(paths, prompt_field=config.prompt_field, response_field=config.response_field))
+    tolerance = Tolerance(config.max_bad_share)
+    names = {"prompt_field": config.prompt_field, "response_field": config.response_field}
+    records = list(read_records(paths, **names, tolerance=tolerance))
+    tolerance.finish()
+    prompts = sum(record.text is None and split_turns(record)[1] is None for record in records)
+    if prompts:
+        logger.warning("%d of %d records have no response: their prompts are trained as texts", prompts, len(records))
+    return records

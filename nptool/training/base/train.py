@@ -74,7 +74,11 @@ def train_base(config: BaseConfig, progress: Progress = silent, run: Run | None 
     if finished:
         return read_result(run, BaseResult)
     tokenizer = _tokenizer(config, corpus, run, progress)
-    options: dict[str, Any] = {"context": config.context, "loss": config.loss}
+    options: dict[str, Any] = {
+        "context": config.context,
+        "loss": config.loss,
+        "max_bad_share": config.max_bad_share,
+    }
     train = make_sequences(corpus.train, tokenizer, prompt_share=config.prompt_share, progress=progress, **options)
     if not train.targets:
         raise DataError(

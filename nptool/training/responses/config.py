@@ -15,7 +15,7 @@ BLOCK_SIZE = 16
 """Block length of a collection made here; n = 16 in CLLM and in Jacobi Forcing's first round."""
 
 # Fields that only matter when the training collects trajectories itself.
-COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field", "response_field")
+COLLECT_FIELDS = ("max_new_tokens", "collect_batch_size", "limit", "prompt_field", "response_field", "max_bad_share")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from nptool.collection.prompts import load_prompts
 from nptool.collection.store import Collected, CollectionMetadata, Trajectory, is_collected, read_collected
 from nptool.data.records import read_records
 from nptool.data.rendering import tokenizer_digest
+from nptool.data.tolerance import Tolerance
 from nptool.errors import CheckpointError, DataError, UsageError
 from nptool.files import atomic_file
 from nptool.processes import is_main_process, main_process_first, process_count
@@ -99,8 +100,11 @@ def keep_heldout(config: ResponsesConfig, source: Source, run: Run) -> None:
     if collections or not config.heldout:
         logger.info("%s has no held-out prompts; name some to `nptool bench` with --prompts", run.path)
         return
-    records = read_records(config.data, prompt_field=config.prompt_field, response_field=config.response_field)
-    _, heldout = split_units(cut_texts(list(records)), config.heldout, str(config.data[0]))
+    tolerance = Tolerance(config.max_bad_share)
+    names = {"prompt_field": config.prompt_field, "response_field": config.response_field}
+    records = list(read_records(config.data, **names, tolerance=tolerance))
+    # Those that are skipped are said where they are collected.
+    _, heldout = split_units(cut_texts(records), config.heldout, str(config.data[0]))
     write_heldout(heldout, run.heldout)
 
 
@@ -117,6 +121,7 @@ def collect_config(config: ResponsesConfig, source: Source, run: Run) -> Collect
         seed=config.seed,
         prompt_field=config.prompt_field,
         response_field=config.response_field,
+        max_bad_share=config.max_bad_share,
         exclude=(run.heldout,) if run.heldout.is_file() else (),
         precision=config.precision,
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nptool.data.records import Message, Record, read_records
+from nptool.data.record import Message, Record
+from nptool.data.records import read_records
 from nptool.errors import DataError
 from nptool.training.base.config import BaseConfig
 from nptool.training.base.corpus import load_corpus
