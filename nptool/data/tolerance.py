@@ -37,7 +37,8 @@ class Tolerance:
         if not self.skipped:
             return
         if self.skipped > self._share * self.seen:
-            raise DataError(self._first + ("" if self.skipped == self.seen == 1 else f" ({self._counts()})"))
+            # Where all are, it is not a matter of tolerance.
+            raise DataError(self._first + ("" if self.skipped == self.seen else f" ({self._counts()})"))
         logger.warning(
             "skipped %d of %d records that cannot be used; the first: %s", self.skipped, self.seen, self._first
         )

@@ -102,7 +102,7 @@ def test_a_dry_run_of_a_finished_model(checkpoint: Path, capsys: pytest.CaptureF
     ("words", "message"),
     [
         ([], "--data is missing; give it on the line or as `data` in the configuration file"),
-        (["--data", "gone.txt"], "gone.txt does not exist; expected a JSONL, JSON, Parquet or text file"),
+        (["--data", "gone.txt"], "gone.txt does not exist; expected a JSONL, JSON, CSV, Parquet or text file"),
         (["--data", "empty.txt"], "the data set is empty: no record in empty.txt"),
         (
             ["--data", "bad.jsonl"],

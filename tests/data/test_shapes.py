@@ -78,7 +78,7 @@ def test_what_is_the_prompt_and_what_the_answer(fields: dict[str, Any], expected
         ({"prompt": "q\ud800", "completion": "a"}, "f:1: 'prompt' has \\ud800, which is half of a character; it"),
         (
             {"messages": [{"role": "user", "content": "\udfff"}]},
-            "f:1: messages[0] has \\udfff, which is half of a character",
+            "f:1: messages[0] has \\udfff, which is half",
         ),
         ({"prompt": "q", "history": ["q1"]}, "f:1: 'history' must be pairs of texts, got \"q1\""),
         ({"prompt": True}, "f:1: 'prompt' must be text, got true"),
