@@ -108,5 +108,13 @@ def check_command(words: list[str]) -> None:
 
 def test_every_link_to_a_file_of_the_repository_leads_there() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+            named = page.parent / target if target else page
+            assert named.exists(), f"{page.name}: {target}"
+            assert not heading or heading in anchors(named.read_text()), f"{page.name}: {target}#{heading}"
+
+
+def anchors(text: str) -> set[str]:
+    """What links to the headings of a page end in, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
