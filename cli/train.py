@@ -22,7 +22,7 @@ Next:
 
     nptool convert               # a GGUF of it
     nptool generate --compare    # one of the held-out questions, beside autoregressive decoding
-    nptool chat                  # tables and questions like those in runs/text-to-sql/heldout.jsonl: it knows no other words
+    nptool chat                  # like runs/text-to-sql/heldout.jsonl: it knows no words but these
 """
 
 train_app = typer.Typer(
@@ -43,7 +43,7 @@ def train(context: typer.Context, as_json: AsJson = False) -> None:
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. 11 minutes on 2 cores "
+        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. 12 minutes on 2 cores "
         "with AVX512-BF16, longer on others; run the same command again to resume.",
         err=True,
     )
