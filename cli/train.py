@@ -17,6 +17,14 @@ from nptool.cli.train_heads import train_heads
 if TYPE_CHECKING:
     from nptool.pipeline.default import DefaultResult
 
+NEXT = """
+Next:
+
+    nptool convert               # a GGUF of it
+    nptool generate --compare    # one of the held-out questions, beside autoregressive decoding
+    nptool chat                  # like runs/text-to-sql/heldout.jsonl: it knows no words but these
+"""
+
 train_app = typer.Typer(
     name="train",
     no_args_is_help=False,
@@ -35,7 +43,7 @@ def train(context: typer.Context, as_json: AsJson = False) -> None:
     from nptool.pipeline.default import train_default
 
     typer.echo(
-        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. 11 minutes on 2 cores "
+        "text-to-SQL from scratch: examples, base model, trajectories, CLLM, heads, scores. 12 minutes on 2 cores "
         "with AVX512-BF16, longer on others; run the same command again to resume.",
         err=True,
     )
@@ -69,4 +77,5 @@ def _print_result(result: DefaultResult) -> None:
     if after.heads is not None:
         count = len(after.heads.acceptance) + 1
         console.print(f"{count} heads on the same answers: {chain_figures(after.heads)}", highlight=False)
-    console.print(f"{result.model} ({result.seconds / 60:.1f} minutes). Next: nptool convert", highlight=False)
+    console.print(f"{result.model} ({result.seconds / 60:.1f} minutes)", highlight=False)
+    typer.echo(NEXT)

@@ -23,8 +23,8 @@ def test_the_python_examples_run(tiny_gguf: Callable[..., Path], monkeypatch: py
         return opened[-1]
 
     monkeypatch.setattr(nptool, "load", small, raising=False)
-    texts = [page.read_text() for page in (ROOT / "README.md", DOCS / "python.md")]
-    blocks = [re.findall(r"```python\n(.*?)```", text, re.S) for text in texts]
+    texts = [page.read_text() for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))]
+    blocks = [found for text in texts if (found := re.findall(r"```python\n(.*?)```", text, re.S))]
     assert [len(found) for found in blocks] == [1, 9]
     for found in blocks:
         names: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,7 @@ def test_every_path_of_contributing_exists() -> None:
 
 
 def test_every_command_of_the_documents_exists_with_its_options() -> None:
-    checked = [check_command(words) for page in PAGES for words in commands_of(page.read_text())]
-    assert len(checked) > 40
+    assert sum(check_commands(page.read_text()) for page in PAGES) > 40
 
 
 @pytest.mark.parametrize(
@@ -46,24 +45,49 @@ def test_every_command_of_the_documents_exists_with_its_options() -> None:
         ("    nptool train clm --data x", "nptool train clm"),
         ("`nptool chat --jacobbi`", "--jacobbi"),
         ("    accelerate launch -m nptool convert --fast    # now", "--fast"),
+        ("    nptool trian && nptool convert", "nptool trian"),
+        ("    pip install x && nptool doctor --deep | head", "--deep"),
+        ("```\nnptool trian\n```", "nptool trian"),
+        ("```sh\nnptool bench --speed=9\n```", "--speed"),
+        ("1. text\n\n       nptool trian", "nptool trian"),
+        ("| `nptool train heads --heds 8` | x |", "--heds"),
+        ("`nptool --fast`", "--fast"),
+        ("a command that\nwraps: `nptool\ntrian`", "nptool trian"),
     ],
 )
 def test_an_unknown_command_or_option_is_found(text: str, message: str) -> None:
-    (words,) = commands_of(text)
     with pytest.raises(AssertionError, match=message):
-        check_command(words)
+        check_commands(text)
+
+
+def test_python_and_words_about_nptool_are_no_commands() -> None:
+    assert [*commands_of("```python\nimport nptool\n```\nnptool is `nptool/cli`, `nptool.load`, `NPTOOL_CACHE`.")] == []
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """The words after `nptool` of every command in code, in blocks and inline."""
+    """The words after `nptool` of every command in code, in indented and fenced blocks and inline."""
     text = re.sub(r"```python\n.*?```", "", text, flags=re.S)
-    blocks = re.findall(r"^    (?:.* )?nptool (\S.*)$", text, re.M)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^    .*$", "", text, flags=re.M))
-    inline = [found[1] for span in spans if (found := re.match(r"(?:.* )?nptool (\S.*)$", span))]
-    for command in blocks + inline:
-        words = shlex.split(command, comments=True)
-        # A pipe or a second command on the line.
-        yield list(takewhile(lambda word: word not in ("|", "&&", ";"), words))
+    fenced = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    indented = re.findall(r"^    +(\S.*)$", text, re.M)
+    paragraphs = re.sub(r"^    .*$", "", text, flags=re.M).split("\n\n")
+    inline = [span for one in paragraphs for span in re.findall(r"`([^`]+)`", one.replace("\n", " "))]
+    for code in fenced + indented + inline:
+        if re.search(r"(^| )nptool \S", code):
+            words = shlex.split(code, comments=True)
+            # Several commands on the line.
+            for ends, command in groupby(words, lambda word: word in ("|", "&&", "||", ";")):
+                found = [*command]
+                if not ends and "nptool" in found:
+                    yield found[found.index("nptool") + 1 :]
+
+
+def check_commands(text: str) -> int:
+    """Check every command of a page; returns how many there are."""
+    commands = [*commands_of(text)]
+    for words in commands:
+        check_command(words)
+    return len(commands)
 
 
 def check_command(words: list[str]) -> None:
@@ -77,11 +101,20 @@ def check_command(words: list[str]) -> None:
         command = command.commands[word]
     known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
     for word in words:
-        if re.match(r"--?[a-zA-Z]", word):
-            assert word in known | {"--help"}, f"{' '.join(path)} has no {word}"
+        name = word.partition("=")[0]
+        if re.match(r"--?[a-zA-Z]", name):
+            assert name in known | {"--help"}, f"{' '.join(path)} has no {name}"
 
 
 def test_every_link_to_a_file_of_the_repository_leads_there() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+            named = page.parent / target if target else page
+            assert named.exists(), f"{page.name}: {target}"
+            assert not heading or heading in anchors(named.read_text()), f"{page.name}: {target}#{heading}"
+
+
+def anchors(text: str) -> set[str]:
+    """What links to the headings of a page end in, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

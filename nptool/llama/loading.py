@@ -91,6 +91,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        # Callers write names of files as texts too.
+        object.__setattr__(self, "lora", tuple(map(Path, self.lora)))
+        if self.chat_template_file is not None:
+            object.__setattr__(self, "chat_template_file", Path(self.chat_template_file))
         if self.chat_template is not None and self.chat_template_file is not None:
             raise UsageError("--chat-template and --chat-template-file are two templates; give one of them")
         if self.ubatch_size is not None and self.ubatch_size > self.batch_size:

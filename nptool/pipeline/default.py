@@ -62,8 +62,9 @@ class DefaultConfig:
             "context": 1024,
             "loss": "all",
             "prompt_share": 0.3,
+            "optimizer": "muon",
             "batch_tokens": 1024,
-            "lr": 1.2e-3,
+            "lr": 2.5e-3,
         }
     )
     """Further settings of `nptool train base`. Few layers with wide feed-forwards make wide batches cheap: a larger
@@ -135,11 +136,10 @@ def train_default(progress: Progress = silent, config: DefaultConfig | None = No
 
 
 def native_precision() -> Precision:
-    """bfloat16 on a GPU and on a CPU with AVX512-BF16, float32 elsewhere, where bfloat16 is emulated."""
-    import torch
+    """bfloat16 where it is native, float32 elsewhere."""
+    from nptool.training.arguments import native_bfloat16
 
-    native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native else "float32"
+    return "bfloat16" if native_bfloat16() else "float32"
 
 
 def _check_settings(base: Run, config: DefaultConfig) -> None:

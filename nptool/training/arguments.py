@@ -67,6 +67,11 @@ def uses_bfloat16(precision: Precision) -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
+def native_bfloat16() -> bool:
+    """Whether there is a GPU, or a CPU with AVX512-BF16. On others bfloat16 is emulated and slow."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
+
 def frozen_type(precision: Precision, described: PretrainedConfig) -> torch.dtype:
     """The type that weights which are not trained are kept in.
 

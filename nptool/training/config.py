@@ -16,7 +16,7 @@ LossTokens = Literal["all", "response"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimizer (AdamW), schedule (warm-up, then cosine to a floor), precision, checkpoints."""
+    """Optimizer, schedule (warm-up, then cosine to a floor), precision, checkpoints."""
 
     KIND: ClassVar[str]
     """Kind of training, saved with the run."""
@@ -30,6 +30,8 @@ class TrainingConfig:
     epochs: float | None = option(None, "passes over the data", shown="{config.DEFAULT_PASSES:g}", within=POSITIVE)
     lr: float | None = option(None, "peak learning rate", within=POSITIVE)
     """None is the default of the kind of training."""
+    optimizer: Literal["adamw", "muon"] = option("adamw", "muon learns in fewer steps, and a step takes longer")
+    """See `nptool.training.muon`."""
     min_lr_ratio: float = limited(0.03, SHARE)
     """Final learning rate, as a share of the peak (2404.19737: cosine to 3 %)."""
     warmup: float = limited(0.03, SHARE)

@@ -72,6 +72,8 @@ class BaseConfig(DataOptions, TrainingConfig):
         super().__post_init__()
         if not self.data:
             raise UsageError("--data is missing; name the files to train on")
+        if self.optimizer == "muon" and self.heads not in (None, 1):
+            raise UsageError("--optimizer muon is for a model without extra heads; omit it, or --heads")
         if self.model is None:
             self._check_shape()
         else:

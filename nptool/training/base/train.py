@@ -32,6 +32,7 @@ from nptool.training.heads.checkpoint import load_heads, save_heads
 from nptool.training.heads.evaluation import evaluate_heads
 from nptool.training.heads.model import MultiHead, move_layers
 from nptool.training.heads.trainer import HeadsTrainer
+from nptool.training.muon import optimizers
 from nptool.training.sequences import Sequences, make_sequences
 from nptool.training.trainer import BatchList, PlannedTrainer, pad_id, run_trainer, state_dict_of
 from nptool.training.units import Unit, unit_texts, write_heldout
@@ -189,7 +190,7 @@ def _trainer(
         batches = BatchList(len(plan), lambda index: heads_batch(train, plan[index], pad, model.count))
         return HeadsTrainer(model, args=arguments, train_dataset=batches)
     batches = BatchList(len(plan), lambda index: train.batch(plan[index], pad))
-    return PlannedTrainer(model=model, args=arguments, train_dataset=batches)
+    return PlannedTrainer(model=model, args=arguments, train_dataset=batches, optimizers=optimizers(config, model))
 
 
 def _save_and_evaluate(

@@ -27,6 +27,7 @@ from nptool.training.cllm.planning import plan
 from nptool.training.cllm.trainer import AUTOREGRESSIVE, CONSISTENCY, RIGHT, CllmTrainer
 from nptool.training.continuation import TrainingResult, finish_run, open_run, read_result
 from nptool.training.lora import add_adapters, merge_adapters
+from nptool.training.muon import optimizers
 from nptool.training.responses.data import (
     Source,
     data_digest,
@@ -105,6 +106,7 @@ def train_cllm(
         model=model,
         args=training_arguments(config, run, count // batches_per_step(config)),
         train_dataset=BatchList(count, lambda index: cast("dict[str, Tensor]", batches.batch(index, pad))),
+        optimizers=optimizers(config, model),
         callbacks=[] if meter is None else [meter],
     )
     # Measuring the curve is not part of the training time.

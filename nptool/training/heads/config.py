@@ -31,6 +31,7 @@ class HeadsConfig(ResponsesConfig):
 
     n: int | None = field(default=None, metadata=CONFIG_FILE_ONLY)
     """Block length of a collection made here."""
+    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata=CONFIG_FILE_ONLY)
     batch_tokens: int = 2048
     """Small, since collections are small."""
     kind: Literal["shared", "separate", "nextn"] = option(
@@ -57,6 +58,8 @@ class HeadsConfig(ResponsesConfig):
             raise UsageError(
                 f"--heads is {self.heads}; the model's own last layer is head 1, so a multi-head model has at least 2"
             )
+        if self.optimizer == "muon":
+            raise UsageError("--optimizer muon is for a model without extra heads; heads are trained by adamw")
         if self.kind == SHARED and self.count > SHARED_LIMIT:
             raise UsageError(f"--heads is {self.heads}; one shared layer has at most {SHARED_LIMIT} heads")
         if self.kind != SHARED and self.rank != HeadsConfig.rank:

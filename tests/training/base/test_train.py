@@ -146,18 +146,19 @@ def test_progress_says_loss_and_speed(tiny: TINY) -> None:
     assert re.fullmatch(r"loss \d\.\d{3}, [\d,]+ tokens/s", notes[0])
 
 
-def test_going_on_after_an_interruption_gives_the_same_weights(tiny: TINY) -> None:
-    train_base(tiny(name="whole"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_going_on_after_an_interruption_gives_the_same_weights(tiny: TINY, optimizer: str) -> None:
+    train_base(tiny(name="whole", optimizer=optimizer))
     handler = signal.getsignal(signal.SIGINT)  # not always Python's: a job in the background ignores the signal
     with pytest.raises(KeyboardInterrupt) as interrupt:
-        train_base(tiny(name="cut"), Recorder(interrupt_at=7))
+        train_base(tiny(name="cut", optimizer=optimizer), Recorder(interrupt_at=7))
     assert str(interrupt.value) == (
         "interrupted at step 7 of 12, which is saved in runs/cut; the same command goes on from there"
     )
     assert not Path("runs/cut/model").exists()
     assert Path("runs/latest").read_text() == "whole\n"  # a run without a model is nobody's default
     recorder = Recorder()
-    train_base(tiny(name="cut"), recorder)
+    train_base(tiny(name="cut", optimizer=optimizer), recorder)
     assert recorder.steps() == [7, 8, 9, 10, 11, 12]
     assert_same_weights("runs/whole", "runs/cut")
     assert signal.getsignal(signal.SIGINT) is handler
